@@ -1,0 +1,26 @@
+//! The status answers: the banner, the agent line, and HTTP. Everything here runs on network threads, or is
+//! pure; what it knows of PostgreSQL comes through the bridge as [`facts::Facts`].
+//!
+//! Three kinds of ports, because a server-first and a client-first protocol cannot share one, and an agent
+//! line must end in a newline while the banner must not.
+
+#![forbid(unsafe_code)]
+
+mod agent;
+mod answer;
+mod banner;
+pub mod facts;
+mod health;
+mod http;
+mod lag;
+mod lsn;
+mod metrics;
+mod serve;
+pub mod shared;
+mod upstream;
+
+pub use health::{Health, Problem, Role};
+pub use lag::LagClock;
+pub use lsn::Lsn;
+pub use serve::start;
+pub use upstream::{Ask, AskFor, SyncState, UpstreamFacts};

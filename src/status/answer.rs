@@ -1,0 +1,392 @@
+//! From a request's method, path and query to an answer: Patroni's paths and codes with a small JSON body. Pure,
+//! so that every path is tested without a socket; `http` serves it.
+
+use super::facts::Facts;
+use super::health::{Health, Role};
+use super::metrics;
+use super::shared::{Shared, kind_name};
+use super::upstream::UpstreamFacts;
+use crate::settings::{LagLimit, Settings};
+use serde_json::{Map, Value, json};
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Main samples every second; when it has not for this long, the worker is not alive.
+const STUCK: Duration = Duration::from_secs(10);
+
+/// Bytes of a query that are looked at.
+const QUERY_MAX: usize = 256;
+
+/// What the path asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Check {
+    Primary,
+    Replica,
+    ReadOnly,
+    Sync,
+    Async,
+    StandbyLeader,
+    Health,
+    Readiness,
+    Liveness,
+    Status,
+    Stats,
+    Metrics,
+}
+
+impl Check {
+    pub fn from_path(path: &str) -> Option<Self> {
+        Some(match path {
+            "/" | "/primary" | "/master" | "/read-write" | "/leader" => Self::Primary,
+            "/replica" => Self::Replica,
+            "/read-only" => Self::ReadOnly,
+            "/sync" | "/synchronous" => Self::Sync,
+            "/async" | "/asynchronous" => Self::Async,
+            "/standby-leader" => Self::StandbyLeader,
+            "/health" => Self::Health,
+            "/readiness" => Self::Readiness,
+            "/liveness" => Self::Liveness,
+            "/status" => Self::Status,
+            "/stats" => Self::Stats,
+            "/metrics" => Self::Metrics,
+            _ => return None,
+        })
+    }
+
+    /// Whether the answer depends on what only the primary knows.
+    pub fn needs_upstream(self, facts: &Facts, limit: Option<LagLimit>) -> bool {
+        let judged = !matches!(self, Self::Primary | Self::Health | Self::Liveness);
+        let unknown = limit.is_some() || !facts.is_streaming();
+        let asks = matches!(self, Self::Sync | Self::Async | Self::StandbyLeader);
+        facts.in_recovery && facts.takes_connections() && (asks || (judged && unknown))
+    }
+}
+
+/// The `lag=` of a query, where it is given: `lag=16MB`, `lag=10s`, `lag=1048576`.
+///
+/// # Errors
+/// When its value is no limit; the text is for the client.
+pub fn lag_of_query(query: Option<&str>) -> Result<Option<LagLimit>, String> {
+    let Some(query) = query else { return Ok(None) };
+    if query.len() > QUERY_MAX {
+        return Err(format!("the query is longer than {QUERY_MAX} bytes"));
+    }
+    match query.split('&').find_map(|pair| pair.strip_prefix("lag=")) {
+        Some(value) => value.parse().map(Some).map_err(|e: crate::settings::Error| e.to_string()),
+        None => Ok(None),
+    }
+}
+
+/// All that an answer is made from.
+pub struct Snapshot<'a> {
+    pub facts: &'a Facts,
+    /// Since main took the facts.
+    pub age: Duration,
+    pub upstream: Option<&'a Result<UpstreamFacts, String>>,
+    pub settings: &'a Settings,
+    pub shared: &'a Shared,
+}
+
+/// Status code, content type and body.
+#[derive(Debug, PartialEq)]
+pub struct Answer {
+    pub code: u16,
+    pub content_type: &'static str,
+    pub body: String,
+}
+
+/// Answers; `lag` is the query's limit, which goes before the setting's.
+pub fn answer(check: Check, lag: Option<LagLimit>, snapshot: &Snapshot<'_>) -> Answer {
+    let facts = snapshot.facts;
+    let limit = lag.or(snapshot.settings.max_lag);
+    let health = Health::of(facts, limit, snapshot.upstream);
+    let verdict = match check {
+        Check::Metrics => {
+            return Answer { code: 200, content_type: metrics::CONTENT_TYPE, body: metrics::text(snapshot, &health) };
+        }
+        Check::Stats => return json_answer(200, stats(snapshot)),
+        Check::Status => return status(snapshot, &health),
+        Check::Primary => primary(&health),
+        Check::Replica => replica(&health),
+        Check::ReadOnly | Check::Readiness => healthy(&health),
+        Check::Health => {
+            if facts.takes_connections() { Ok(()) } else { healthy(&health) }
+        }
+        Check::Liveness => liveness(snapshot.age),
+        Check::Sync => replica(&health).and_then(|()| synchronous(snapshot, true)),
+        Check::Async => replica(&health).and_then(|()| synchronous(snapshot, false)),
+        Check::StandbyLeader => replica(&health).and_then(|()| standby_leader(snapshot)),
+    };
+    let mut body = node(snapshot, &health);
+    let code = match verdict {
+        Ok(()) => 200,
+        Err(reason) => {
+            body.insert("reason".to_owned(), reason.into());
+            503
+        }
+    };
+    json_answer(code, Value::Object(body))
+}
+
+/// An answer to a request that is not one of ours.
+pub fn refusal(code: u16, reason: &str) -> Answer {
+    json_answer(code, json!({ "reason": reason }))
+}
+
+type Verdict = Result<(), String>;
+
+fn healthy(health: &Health) -> Verdict {
+    health.problem.as_ref().map_or(Ok(()), |problem| Err(problem.to_string()))
+}
+
+fn primary(health: &Health) -> Verdict {
+    healthy_as(Role::Primary, health, "this server is a standby")
+}
+
+fn replica(health: &Health) -> Verdict {
+    healthy_as(Role::Standby, health, "this server is the primary")
+}
+
+/// The role is said first: that a standby is late is no reason why it is not the primary.
+fn healthy_as(role: Role, health: &Health, otherwise: &str) -> Verdict {
+    if health.role == role { healthy(health) } else { Err(otherwise.to_owned()) }
+}
+
+fn liveness(age: Duration) -> Verdict {
+    if age < STUCK { Ok(()) } else { Err(format!("the status worker has taken no sample for {} s", age.as_secs())) }
+}
+
+fn said<'a>(snapshot: &Snapshot<'a>) -> Result<&'a UpstreamFacts, String> {
+    match snapshot.upstream {
+        Some(Ok(said)) => Ok(said),
+        Some(Err(error)) => Err(format!("only its primary knows, and it could not be asked: {error}")),
+        None => Err("only its primary knows, and it was not asked".to_owned()),
+    }
+}
+
+fn synchronous(snapshot: &Snapshot<'_>, wanted: bool) -> Verdict {
+    let state = said(snapshot)?.sync.as_ref().map_err(|e| format!("only its primary knows, and does not say: {e}"))?;
+    match (state.is_synchronous(), wanted) {
+        (true, false) => Err("its primary replicates to it synchronously".to_owned()),
+        (false, true) => Err("its primary replicates to it asynchronously".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+/// The head of a standby cluster follows a server of another cluster; `cluster_name` tells clusters apart.
+fn standby_leader(snapshot: &Snapshot<'_>) -> Verdict {
+    let (own, other) = (&snapshot.settings.server.cluster_name, &said(snapshot)?.cluster_name);
+    if own.is_empty() || other.is_empty() {
+        Err("cluster_name must be set here and on the server that it follows to tell two clusters apart".to_owned())
+    } else if own == other {
+        Err(format!("it follows a server of its own cluster \"{own}\""))
+    } else {
+        Ok(())
+    }
+}
+
+/// What every body says of the node. Names are Patroni's where Patroni has one.
+fn node(snapshot: &Snapshot<'_>, health: &Health) -> Map<String, Value> {
+    let facts = snapshot.facts;
+    let role = match health.role {
+        Role::Primary => "primary",
+        Role::Standby => "replica",
+    };
+    let mut body = Map::new();
+    let mut put = |key: &str, value: Value| drop(body.insert(key.to_owned(), value));
+    put("state", facts.server.name().into());
+    put("role", role.into());
+    put("server_version", facts.server_version.into());
+    put("timeline", facts.timeline.into());
+    put("database_system_identifier", facts.system_identifier.to_string().into());
+    put("xlog", xlog(facts));
+    if health.role == Role::Standby {
+        put("replication_state", if facts.is_streaming() { "streaming" } else { "not streaming" }.into());
+        put("lag_bytes", health.lag_bytes.into());
+        put("lag_seconds", facts.lag.map(|lag| lag.as_secs_f64()).into());
+    }
+    put("postern", json!({ "version": env!("CARGO_PKG_VERSION") }));
+    body
+}
+
+fn xlog(facts: &Facts) -> Value {
+    match &facts.replay {
+        Some(replay) => json!({
+            "received_location": replay.received.0,
+            "replayed_location": replay.replayed.0,
+            "replayed_timestamp": replay.last_commit.map(unix_seconds),
+            "paused": replay.paused,
+        }),
+        None => json!({ "location": facts.written.map(|lsn| lsn.0) }),
+    }
+}
+
+pub(super) fn unix_seconds(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+/// Every part's state; 500 when something is wrong.
+fn status(snapshot: &Snapshot<'_>, health: &Health) -> Answer {
+    let mut problems: Vec<String> = Vec::new();
+    problems.extend(healthy(health).err());
+    problems.extend(liveness(snapshot.age).err());
+    for listener in snapshot.shared.listeners.report() {
+        if let Some(error) = listener.error() {
+            problems.push(format!("{} does not listen on {}: {error}", kind_name(listener.kind), listener.address));
+        }
+    }
+    let code = if problems.is_empty() { 200 } else { 500 };
+    let body = json!({
+        "status": if problems.is_empty() { "ok" } else { "failing" },
+        "problems": problems,
+        "parts": {
+            "server": Value::Object(node(snapshot, health)),
+            "status": {
+                "state": if liveness(snapshot.age).is_ok() { "running" } else { "stuck" },
+                "listeners": listeners(snapshot.shared),
+            },
+        },
+    });
+    json_answer(code, body)
+}
+
+fn listeners(shared: &Shared) -> Value {
+    let one = |l: crate::net::slots::SlotReport| {
+        json!({
+            "kind": kind_name(l.kind),
+            "address": l.address,
+            "listening": l.listening,
+            "error": l.error(),
+            "served": l.served,
+            "refused": l.refused,
+            "failed": l.failed,
+        })
+    };
+    shared.listeners.report().into_iter().map(one).collect()
+}
+
+fn stats(snapshot: &Snapshot<'_>) -> Value {
+    let (facts, shared) = (snapshot.facts, snapshot.shared);
+    json!({
+        "clients": { "connected": facts.clients, "capacity": facts.client_capacity },
+        "status": {
+            "worker": { "pid": shared.worker.pid.load(Relaxed), "starts": shared.worker.starts.load(Relaxed) },
+            "listeners": listeners(shared),
+            "log_lines_dropped": shared.log_dropped.load(Relaxed),
+        },
+    })
+}
+
+fn json_answer(code: u16, body: Value) -> Answer {
+    Answer { code, content_type: "application/json", body: format!("{body}\n") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::facts::ServerState;
+    use super::super::health::tests::{primary, standby, upstream};
+    use super::super::upstream::SyncState;
+    use super::*;
+    use crate::settings::ServerSettings;
+    use proptest::prelude::*;
+
+    type Said = Option<Result<UpstreamFacts, String>>;
+
+    fn get(path: &str, facts: &Facts, said: Said) -> Answer {
+        let settings = Settings {
+            server: ServerSettings { cluster_name: "here".into(), ..Default::default() },
+            ..Default::default()
+        };
+        let (path, query) = path.split_once('?').map_or((path, None), |(p, q)| (p, Some(q)));
+        let check = Check::from_path(path).unwrap();
+        let snapshot = Snapshot {
+            facts,
+            age: Duration::ZERO,
+            upstream: said.as_ref(),
+            settings: &settings,
+            shared: &Shared::default(),
+        };
+        answer(check, lag_of_query(query).unwrap(), &snapshot)
+    }
+
+    fn reason(answer: &Answer) -> String {
+        let body: Value = serde_json::from_str(&answer.body).unwrap();
+        body["reason"].as_str().unwrap_or_default().to_owned()
+    }
+
+    #[test]
+    fn codes_are_patronis() {
+        let stopping = Facts { server: ServerState::Stopping, ..primary() };
+        let cut = Facts { receiver: None, ..standby() };
+        //   path            primary standby stopping not-streaming
+        for (path, codes) in [
+            ("/", [200, 503, 503, 503]),
+            ("/primary", [200, 503, 503, 503]),
+            ("/read-write", [200, 503, 503, 503]),
+            ("/leader", [200, 503, 503, 503]),
+            ("/replica", [503, 200, 503, 503]),
+            ("/replica?lag=100", [503, 200, 503, 503]),
+            ("/replica?lag=99", [503, 503, 503, 503]),
+            ("/replica?lag=1s", [503, 503, 503, 503]),
+            ("/read-only", [200, 200, 503, 503]),
+            ("/read-only?lag=99", [200, 503, 503, 503]),
+            ("/health", [200, 200, 503, 200]),
+            ("/readiness", [200, 200, 503, 503]),
+            ("/liveness", [200, 200, 200, 200]),
+            ("/status", [200, 200, 500, 500]),
+            ("/stats", [200, 200, 200, 200]),
+            ("/metrics", [200, 200, 200, 200]),
+        ] {
+            for (facts, code) in [primary(), standby(), stopping.clone(), cut.clone()].iter().zip(codes) {
+                let answer = get(path, facts, None);
+                assert_eq!(answer.code, code, "{path} {answer:?}");
+                if code == 503 {
+                    assert!(!reason(&answer).is_empty(), "{path} {answer:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_only_the_primary_knows_is_asked_or_refused_with_the_reason() {
+        let with = |sync| Some(Ok(UpstreamFacts { sync, ..upstream() }));
+        assert_eq!(get("/sync", &standby(), with(Ok(SyncState::Sync))).code, 200);
+        assert_eq!(get("/sync", &standby(), with(Ok(SyncState::Quorum))).code, 200);
+        assert_eq!(get("/sync", &standby(), with(Ok(SyncState::Potential))).code, 503);
+        assert_eq!(get("/async", &standby(), with(Ok(SyncState::Sync))).code, 503);
+        assert_eq!(get("/async", &standby(), with(Ok(SyncState::Async))).code, 200);
+        assert!(reason(&get("/sync", &standby(), with(Err("no pg_hba.conf entry".into())))).contains("pg_hba.conf"));
+        assert!(reason(&get("/async", &standby(), Some(Err("refused".into())))).contains("refused"));
+        assert!(reason(&get("/sync", &primary(), None)).contains("is the primary"));
+    }
+
+    #[test]
+    fn a_standby_leader_follows_another_cluster() {
+        let of = |name: &str| Some(Ok(UpstreamFacts { cluster_name: name.into(), ..upstream() }));
+        assert_eq!(get("/standby-leader", &standby(), of("there")).code, 200);
+        assert!(reason(&get("/standby-leader", &standby(), of("here"))).contains("its own cluster"));
+        assert!(reason(&get("/standby-leader", &standby(), of(""))).contains("cluster_name must be set"));
+    }
+
+    #[test]
+    fn liveness_says_when_main_is_stuck() {
+        let snapshot = |age| Snapshot {
+            facts: &primary(),
+            age,
+            upstream: None,
+            settings: &Settings::default(),
+            shared: &Shared::default(),
+        }
+        .age;
+        assert!(liveness(snapshot(STUCK - Duration::from_millis(1))).is_ok());
+        assert!(liveness(snapshot(STUCK)).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_query_of_the_network_panics(query in "\\PC{0,300}") {
+            let _ = lag_of_query(Some(&query));
+            let _ = lag_of_query(Some(&format!("lag={query}")));
+        }
+    }
+}

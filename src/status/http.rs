@@ -1,0 +1,242 @@
+//! Serving HTTP/1 for `answer`, and the agent line: one task a connection on the HTTP thread, each bounded in time
+//! and memory.
+//!
+//! At the limit of connections the oldest one is ended for a new one: a client that is silent or slow loses its
+//! place, a check that is answered in a millisecond never does.
+
+use super::answer::{Answer, Check, Snapshot, answer, lag_of_query, refusal};
+use super::facts::Facts;
+use super::health::Health;
+use super::shared::Shared;
+use super::upstream::{AskFor, Upstream, UpstreamFacts};
+use super::{agent, serve};
+use crate::bridge::{Bridge, Level, Stamped};
+use crate::net::linger;
+use crate::net::listener::{Accepted, Listener, Peer, Stream};
+use crate::net::slots::Slot;
+use crate::settings::LagLimit;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+/// Connections of one listener at once.
+pub const MAX_CONNECTIONS: usize = 256;
+
+/// A sample older than this is renewed before it is used.
+const FRESH: Duration = Duration::from_millis(50);
+
+/// How long an answer waits for main.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// From the first byte that we wait for to the end of the request's head; also how long an idle connection is kept.
+const HEAD_TIME: Duration = Duration::from_secs(5);
+
+/// The longest life of one connection, requests and slow reading included.
+const LIFE: Duration = Duration::from_secs(60);
+
+/// Bytes of a request's head, and of what is buffered of an answer. hyper's least is 8 kB.
+const BUFFER: usize = 16 * 1024;
+
+/// Lines of a request's head.
+const HEADERS: usize = 64;
+
+/// How long a closing connection may go on sending.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Pause after an accept that failed for lack of descriptors or memory.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Answers agent and HTTP checks; cloned for each listener and connection.
+#[derive(Clone)]
+pub struct Checks {
+    pub bridge: Bridge<Facts>,
+    pub shared: &'static Shared,
+    pub upstream: Upstream,
+}
+
+impl Checks {
+    /// Serves an HTTP listener until it is dropped.
+    pub async fn serve_http(self, listener: Listener, slot: &'static Slot) {
+        let checks = self.clone();
+        self.serve(listener, slot, "http", move |stream| checks.clone().http_connection(stream, slot)).await;
+    }
+
+    /// Serves an agent listener until it is dropped.
+    pub async fn serve_agent(self, listener: Listener, slot: &'static Slot) {
+        let checks = self.clone();
+        self.serve(listener, slot, "agent", move |stream| checks.clone().agent_connection(stream, slot)).await;
+    }
+
+    async fn serve<W>(
+        &self,
+        listener: Listener,
+        slot: &'static Slot,
+        name: &str,
+        connection: impl Fn(Stream) -> W,
+    ) where
+        W: Future<Output = ()> + Send + 'static,
+    {
+        let mut open = JoinSet::new();
+        let mut oldest_first = VecDeque::new();
+        let mut said = false;
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                Some(ended) = open.join_next() => {
+                    if let Err(error) = ended && error.is_panic() {
+                        // The worker ends and is started again: a panic may have left anything behind.
+                        return self.bridge.fail(format!("a {name} connection {error}"));
+                    }
+                    continue;
+                }
+            };
+            match accepted.and_then(|client| self.admit(client, slot)) {
+                Ok(Some(stream)) => {
+                    if open.len() >= MAX_CONNECTIONS {
+                        end_oldest(&mut oldest_first, slot);
+                    }
+                    oldest_first.retain(|task: &tokio::task::AbortHandle| !task.is_finished());
+                    oldest_first.push_back(open.spawn(connection(stream)));
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    slot.failed.fetch_add(1, Relaxed);
+                    if !std::mem::replace(&mut said, true) {
+                        self.bridge.log(Level::Warning, format!("status {name} could not accept a check: {error}"));
+                    }
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn admit(&self, client: Accepted, slot: &Slot) -> std::io::Result<Option<Stream>> {
+        if let Peer::Tcp(address) = client.peer {
+            if !self.bridge.settings().allow.permits(address) {
+                slot.refused.fetch_add(1, Relaxed);
+                return Ok(None);
+            }
+        }
+        client.into_stream().map(Some)
+    }
+
+    async fn agent_connection(self, mut stream: Stream, slot: &'static Slot) {
+        let line = self.agent_line().await;
+        match timeout(LINGER, stream.write_all(line.as_bytes())).await {
+            Ok(Ok(())) => slot.served.fetch_add(1, Relaxed),
+            _ => slot.failed.fetch_add(1, Relaxed),
+        };
+        linger::close(&mut stream, LINGER).await;
+    }
+
+    async fn agent_line(&self) -> String {
+        let facts = self.facts().await.value;
+        let limit = self.bridge.settings().max_lag;
+        // Its judgement is that of /readiness, so it needs the same.
+        let said = self.ask_upstream(Check::Readiness, &facts, limit).await;
+        agent::line(&facts, &Health::of(&facts, limit, said.as_ref()), limit)
+    }
+
+    async fn http_connection(self, mut stream: Stream, slot: &'static Slot) {
+        let answer = service_fn(|request| self.respond(request, slot));
+        let serving = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIME)
+            .max_buf_size(BUFFER)
+            .max_headers(HEADERS)
+            .serve_connection(TokioIo::new(&mut stream), answer);
+        if !matches!(timeout(LIFE, serving).await, Ok(Ok(()))) {
+            slot.failed.fetch_add(1, Relaxed);
+        }
+        linger::close(&mut stream, LINGER).await;
+    }
+
+    async fn respond(
+        &self,
+        request: Request<Incoming>,
+        slot: &Slot,
+    ) -> Result<Response<Full<Bytes>>, Infallible> {
+        let (method, uri) = (request.method(), request.uri());
+        if !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS) {
+            let mut response = response(refusal(405, "only GET, HEAD and OPTIONS are answered"));
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD, OPTIONS"));
+            return Ok(response);
+        }
+        serve::break_on_purpose(uri.path(), &self.bridge);
+        let answer = match (Check::from_path(uri.path()), lag_of_query(uri.query())) {
+            (Some(check), Ok(lag)) => self.check(check, lag).await,
+            (Some(_), Err(error)) => refusal(400, &error),
+            (None, _) => refusal(404, "no such check; see the README for the paths"),
+        };
+        slot.served.fetch_add(1, Relaxed);
+        Ok(response(answer))
+    }
+
+    async fn check(&self, check: Check, lag: Option<LagLimit>) -> Answer {
+        let facts = self.facts().await;
+        let settings = self.bridge.settings();
+        let said = self.ask_upstream(check, &facts.value, lag.or(settings.max_lag)).await;
+        let snapshot = Snapshot {
+            facts: &facts.value,
+            age: facts.at.elapsed(),
+            upstream: said.as_ref(),
+            settings: &settings,
+            shared: self.shared,
+        };
+        answer(check, lag, &snapshot)
+    }
+
+    async fn facts(&self) -> Stamped<Facts> {
+        self.bridge.fresh_facts(FRESH, PATIENCE).await
+    }
+
+    async fn ask_upstream(
+        &self,
+        check: Check,
+        facts: &Facts,
+        limit: Option<LagLimit>,
+    ) -> Option<Result<UpstreamFacts, String>> {
+        if !check.needs_upstream(facts, limit) {
+            return None;
+        }
+        let settings = self.bridge.settings();
+        if settings.server.primary_conninfo.is_empty() {
+            return Some(Err("primary_conninfo is not set".to_owned()));
+        }
+        let question = AskFor {
+            conninfo: settings.server.primary_conninfo.clone(),
+            cluster_name: settings.server.cluster_name.clone(),
+            slot: facts.receiver.as_ref().map_or(String::new(), |r| r.slot.clone()),
+        };
+        Some(self.upstream.ask(question).await)
+    }
+}
+
+fn end_oldest(oldest_first: &mut VecDeque<tokio::task::AbortHandle>, slot: &Slot) {
+    while let Some(task) = oldest_first.pop_front() {
+        if !task.is_finished() {
+            task.abort();
+            slot.failed.fetch_add(1, Relaxed);
+            return;
+        }
+    }
+}
+
+fn response(answer: Answer) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(answer.body)));
+    *response.status_mut() = StatusCode::from_u16(answer.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

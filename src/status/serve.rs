@@ -1,0 +1,72 @@
+//! The status worker's network threads: one for the banner alone, one for agent line and HTTP. Called by main
+//! after it has blocked every signal.
+
+use super::banner::Banner;
+use super::facts::Facts;
+use super::http::Checks;
+use super::shared::{AGENT, BANNER, HTTP, Shared};
+use super::upstream::{Ask, Upstream};
+use crate::bridge::Bridge;
+use crate::net::keeper::{Family, keep};
+use crate::net::threads::Threads;
+
+const BANNERS: Family = Family {
+    kind: BANNER,
+    name: "status banner",
+    setting: "postern.status_listen",
+    addresses: |settings| &settings.banner,
+};
+
+const AGENTS: Family = Family {
+    kind: AGENT,
+    name: "status agent",
+    setting: "postern.agent_listen",
+    addresses: |settings| &settings.agent,
+};
+
+const HTTPS: Family =
+    Family { kind: HTTP, name: "status http", setting: "postern.http_listen", addresses: |settings| &settings.http };
+
+/// Starts the threads; dropping what is returned ends them within [`Threads::END`].
+///
+/// # Errors
+/// When the system gives no thread or no epoll instance.
+pub fn start(bridge: &Bridge<Facts>, shared: &'static Shared, asker: Box<dyn Ask>) -> std::io::Result<Threads> {
+    let mut threads = Threads::new(bridge);
+    let to_banner = bridge.clone();
+    threads.spawn("postern banner", bridge, move || {
+        let banner = Banner { bridge: to_banner.clone(), shared };
+        keep(to_banner, BANNERS, &shared.listeners, move |listener, slot| banner.clone().serve(listener, slot))
+    })?;
+    let to_http = bridge.clone();
+    threads.spawn("postern http", bridge, move || async move {
+        let (upstream, asking) = Upstream::new(asker, to_http.stop());
+        let checks = Checks { bridge: to_http.clone(), shared, upstream };
+        let (agent, http) = (checks.clone(), checks);
+        let slots = &shared.listeners;
+        tokio::join!(
+            asking,
+            keep(to_http.clone(), AGENTS, slots, move |listener, slot| agent.clone().serve_agent(listener, slot)),
+            keep(to_http, HTTPS, slots, move |listener, slot| http.clone().serve_http(listener, slot)),
+        );
+    })?;
+    Ok(threads)
+}
+
+/// Lets tests break the worker as a defect would: only in a library built for them.
+#[cfg(feature = "pg_test")]
+pub(super) fn break_on_purpose(path: &str, bridge: &Bridge<Facts>) {
+    use crate::bridge::{LOG_QUEUE, Level};
+    match path {
+        "/test/panic" => panic!("on purpose"),
+        "/test/fail" => bridge.fail("on purpose"),
+        "/test/flood-log" => {
+            // Faster than main can write them, so the queue must overflow.
+            (0..LOG_QUEUE * 40).for_each(|i| bridge.log(Level::Log, format!("flood {i}")));
+        }
+        _ => {}
+    }
+}
+
+#[cfg(not(feature = "pg_test"))]
+pub(super) fn break_on_purpose(_path: &str, _bridge: &Bridge<Facts>) {}

@@ -1,0 +1,110 @@
+//! What the status worker shares with every process, as words in shared memory. The worker's main thread and its
+//! network threads write, backends and the HTTP answers read.
+
+use super::facts::Facts;
+use super::health::Role;
+use crate::net::slots::{Kind, Slots};
+use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering::*};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Kinds of listeners, as numbered in [`Slots`].
+pub const BANNER: Kind = 1;
+pub const AGENT: Kind = 2;
+pub const HTTP: Kind = 3;
+
+/// How a kind is called in views and metrics.
+pub fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        BANNER => "banner",
+        AGENT => "agent",
+        HTTP => "http",
+        _ => "unknown",
+    }
+}
+
+/// All-zero bytes are a valid initial state: no worker yet, the banner says STANDBY.
+#[repr(C)]
+#[derive(Default)]
+pub struct Shared {
+    /// 1 while this server takes writes; what the banner reads.
+    master: AtomicU32,
+    /// The postmaster had no place for the worker.
+    pub no_worker_slot: AtomicU32,
+    pub worker: WorkerWords,
+    /// Milliseconds; -1 when not known.
+    lag_ms: AtomicI64,
+    /// Log lines that found the queue full.
+    pub log_dropped: AtomicU64,
+    pub listeners: Slots,
+}
+
+/// One background worker.
+#[repr(C)]
+#[derive(Default)]
+pub struct WorkerWords {
+    /// 0 while it does not run.
+    pub pid: AtomicI32,
+    /// How often it was started since the server's (re)start.
+    pub starts: AtomicU64,
+    /// Microseconds since 1970.
+    started_at: AtomicI64,
+}
+
+impl Shared {
+    /// Main: what the banner and the view need of a sample.
+    pub fn publish(&self, facts: &Facts) {
+        self.master.store(u32::from(Role::of(facts) == Role::Primary && facts.takes_connections()), Release);
+        let lag = facts.lag.map_or(-1, |lag| i64::try_from(lag.as_millis()).unwrap_or(i64::MAX));
+        self.lag_ms.store(lag, Relaxed);
+    }
+
+    /// The one read that the banner makes.
+    pub fn is_master(&self) -> bool {
+        self.master.load(Acquire) == 1
+    }
+
+    /// The lag of the last sample, in milliseconds.
+    pub fn lag_ms(&self) -> Option<i64> {
+        Some(self.lag_ms.load(Relaxed)).filter(|lag| *lag >= 0)
+    }
+}
+
+impl WorkerWords {
+    pub fn started(&self, pid: i32) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.started_at.store(i64::try_from(now.as_micros()).unwrap_or(i64::MAX), Relaxed);
+        self.starts.fetch_add(1, Relaxed);
+        self.pid.store(pid, Release);
+    }
+
+    pub fn ended(&self) {
+        self.pid.store(0, Release);
+    }
+
+    /// Microseconds since 1970; `None` before the first start.
+    pub fn started_at(&self) -> Option<i64> {
+        Some(self.started_at.load(Relaxed)).filter(|at| *at > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::facts::ServerState;
+    use super::*;
+
+    #[test]
+    fn only_a_server_that_takes_writes_is_master() {
+        let shared = Shared::default();
+        assert!(!shared.is_master(), "before the first sample");
+        for (server, in_recovery, master) in [
+            (ServerState::Ready, false, true),
+            (ServerState::Ready, true, false),
+            (ServerState::Starting, true, false),
+            (ServerState::ColdStandby, true, false),
+            (ServerState::Stopping, false, false),
+        ] {
+            shared.publish(&Facts { server, in_recovery, ..Default::default() });
+            assert_eq!(shared.is_master(), master, "{server:?} {in_recovery}");
+        }
+    }
+}

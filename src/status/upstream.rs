@@ -1,0 +1,216 @@
+//! What a standby cannot know by itself, it asks its primary, through `primary_conninfo` and only when a check
+//! needs it. One task on a network thread; the asking itself blocks and runs on a blocking thread.
+//!
+//! The answer is kept for a second, so any number of checks cost the primary one short query a second at most;
+//! the connection is closed when nobody has asked for a while.
+
+use super::lsn::Lsn;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+/// How old an answer may be that a check uses.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// How long a check waits for the primary. haproxy gives an agent check its check interval, 2 s by default.
+const PATIENCE: Duration = Duration::from_millis(800);
+
+/// How old an answer may be that is used when the primary does not answer in time.
+const STALE: Duration = Duration::from_secs(5);
+
+/// After this long without a question the connection is closed.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// What the primary (or, in a cascade, the standby above) says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpstreamFacts {
+    pub system_identifier: u64,
+    pub timeline: u32,
+    /// How far it has written.
+    pub position: Lsn,
+    pub in_recovery: bool,
+    pub cluster_name: String,
+    /// How it replicates to this standby, or why it would not say.
+    pub sync: Result<SyncState, String>,
+}
+
+/// `pg_stat_replication.sync_state`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SyncState {
+    Async,
+    Potential,
+    Sync,
+    Quorum,
+}
+
+impl SyncState {
+    pub fn from_name(name: &str) -> Option<Self> {
+        Some(match name {
+            "async" => Self::Async,
+            "potential" => Self::Potential,
+            "sync" => Self::Sync,
+            "quorum" => Self::Quorum,
+            _ => return None,
+        })
+    }
+
+    /// Whether a commit on the primary may be waiting for this standby.
+    pub fn is_synchronous(self) -> bool {
+        matches!(self, Self::Sync | Self::Quorum)
+    }
+}
+
+/// Whom to ask, and who we are to it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AskFor {
+    /// `primary_conninfo`.
+    pub conninfo: String,
+    /// `cluster_name`, which a WAL receiver uses as its application name when it has no other.
+    pub cluster_name: String,
+    /// The replication slot of our WAL receiver, or empty.
+    pub slot: String,
+}
+
+/// Asks over a connection that it keeps. Blocks, on a thread of its own, but ends soon after `stop`.
+pub trait Ask: Send + 'static {
+    /// # Errors
+    /// A sentence for the operator, without the password.
+    fn ask(&mut self, question: &AskFor, stop: &CancellationToken) -> Result<UpstreamFacts, String>;
+
+    /// Closes the connection.
+    fn close(&mut self);
+}
+
+/// An answer and when it came.
+#[derive(Clone)]
+struct Answered {
+    at: Instant,
+    question: AskFor,
+    result: Result<UpstreamFacts, String>,
+}
+
+/// The checks' side.
+#[derive(Clone)]
+pub struct Upstream {
+    answer: watch::Receiver<Option<Answered>>,
+    question: watch::Sender<Option<AskFor>>,
+    wanted: Arc<Notify>,
+}
+
+impl Upstream {
+    /// Makes the checks' side and the task that asks; the task runs until `stop`.
+    pub fn new(asker: Box<dyn Ask>, stop: CancellationToken) -> (Self, impl Future<Output = ()> + Send) {
+        let (answers, answer) = watch::channel(None);
+        let question = watch::Sender::new(None);
+        let wanted = Arc::new(Notify::new());
+        let task = run(asker, question.subscribe(), Arc::clone(&wanted), answers, stop);
+        (Self { answer, question, wanted }, task)
+    }
+
+    /// What the primary says: at most a second old when it answers, at most five when it hangs.
+    ///
+    /// # Errors
+    /// Why it could not be asked.
+    pub async fn ask(&self, question: AskFor) -> Result<UpstreamFacts, String> {
+        let mut answer = self.answer.clone();
+        let asked = Instant::now();
+        let usable = |given: &Option<Answered>, age: Duration| {
+            given.as_ref().filter(|a| a.question == question && a.at + age >= asked).map(|a| a.result.clone())
+        };
+        if let Some(result) = usable(&answer.borrow(), FRESH) {
+            return result;
+        }
+        self.question.send_replace(Some(question.clone()));
+        self.wanted.notify_one();
+        let _ = tokio::time::timeout(PATIENCE, answer.wait_for(|given| usable(given, Duration::ZERO).is_some())).await;
+        usable(&answer.borrow(), STALE).unwrap_or_else(|| Err("its primary does not answer in time".to_owned()))
+    }
+}
+
+async fn run(
+    mut asker: Box<dyn Ask>,
+    question: watch::Receiver<Option<AskFor>>,
+    wanted: Arc<Notify>,
+    answers: watch::Sender<Option<Answered>>,
+    stop: CancellationToken,
+) {
+    let mut connected = false;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(IDLE), if connected => {
+                asker.close();
+                connected = false;
+                continue;
+            }
+            () = wanted.notified() => {}
+        }
+        let Some(question) = question.borrow().clone() else { continue };
+        let asking = {
+            let (question, stop) = (question.clone(), stop.clone());
+            tokio::task::spawn_blocking(move || {
+                let result = asker.ask(&question, &stop);
+                (asker, result)
+            })
+        };
+        let Ok((back, result)) = asking.await else { return };
+        asker = back;
+        connected = true;
+        answers.send_replace(Some(Answered { at: Instant::now(), question, result }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::health::tests::upstream;
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    struct Fake {
+        asked: Arc<AtomicU32>,
+        hangs: bool,
+    }
+
+    impl Ask for Fake {
+        fn ask(&mut self, _: &AskFor, stop: &CancellationToken) -> Result<UpstreamFacts, String> {
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            while self.hangs && !stop.is_cancelled() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Ok(upstream())
+        }
+
+        fn close(&mut self) {}
+    }
+
+    fn question() -> AskFor {
+        AskFor { conninfo: "host=a".into(), cluster_name: String::new(), slot: String::new() }
+    }
+
+    #[tokio::test]
+    async fn a_hundred_checks_ask_once() {
+        let asked = Arc::new(AtomicU32::new(0));
+        let stop = CancellationToken::new();
+        let (upstream, task) = Upstream::new(Box::new(Fake { asked: Arc::clone(&asked), hangs: false }), stop.clone());
+        let task = tokio::spawn(task);
+        for _ in 0..100 {
+            assert_eq!(upstream.ask(question()).await.unwrap().timeline, 1);
+        }
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+        stop.cancel();
+        task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_primary_that_hangs_delays_a_check_by_a_bounded_time() {
+        let stop = CancellationToken::new();
+        let (upstream, task) = Upstream::new(Box::new(Fake { asked: Arc::default(), hangs: true }), stop.clone());
+        let task = tokio::spawn(task);
+        let before = Instant::now();
+        assert!(upstream.ask(question()).await.unwrap_err().contains("does not answer in time"));
+        assert!(before.elapsed() < PATIENCE * 3, "{:?}", before.elapsed());
+        stop.cancel();
+        task.await.unwrap();
+    }
+}
