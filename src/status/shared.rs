@@ -5,7 +5,7 @@ use super::facts::Facts;
 use super::health::Role;
 use crate::net::slots::{Kind, Slots};
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering::*};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Kinds of listeners, as numbered in [`Slots`].
 pub const BANNER: Kind = 1;
@@ -33,6 +33,8 @@ pub struct Shared {
     pub worker: WorkerWords,
     /// Milliseconds; -1 when not known.
     lag_ms: AtomicI64,
+    /// The process id of the WAL receiver that streams; 0 when none does.
+    streaming: AtomicI32,
     /// Log lines that found the queue full.
     pub log_dropped: AtomicU64,
     pub listeners: Slots,
@@ -56,6 +58,13 @@ impl Shared {
         self.master.store(u32::from(Role::of(facts) == Role::Primary && facts.takes_connections()), Release);
         let lag = facts.lag.map_or(-1, |lag| i64::try_from(lag.as_millis()).unwrap_or(i64::MAX));
         self.lag_ms.store(lag, Relaxed);
+        let streaming = facts.receiver.as_ref().filter(|receiver| receiver.streaming);
+        self.streaming.store(streaming.map_or(0, |receiver| receiver.pid), Relaxed);
+    }
+
+    /// Whether that WAL receiver streamed at the last sample.
+    pub fn is_streaming(&self, receiver: i32) -> bool {
+        receiver != 0 && self.streaming.load(Relaxed) == receiver
     }
 
     /// The one read that the banner makes.
@@ -63,9 +72,9 @@ impl Shared {
         self.master.load(Acquire) == 1
     }
 
-    /// The lag of the last sample, in milliseconds.
-    pub fn lag_ms(&self) -> Option<i64> {
-        Some(self.lag_ms.load(Relaxed)).filter(|lag| *lag >= 0)
+    /// The lag of the last sample.
+    pub fn lag(&self) -> Option<Duration> {
+        u64::try_from(self.lag_ms.load(Relaxed)).ok().map(Duration::from_millis)
     }
 }
 

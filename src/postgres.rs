@@ -1,0 +1,24 @@
+//! The only room that knows PostgreSQL. Everything here runs on a PostgreSQL thread: the postmaster's, a backend's,
+//! or a worker's main thread. The one exception is [`libpq`], a client library, which runs on a blocking thread.
+//!
+//! - `init`: what happens when the server loads the library
+//! - `guc`: the settings as PostgreSQL knows them
+//! - `shmem`: mapping the shared words
+//! - `worker`: the status worker's main loop
+//! - `sample`: taking facts from the server
+//! - `libpq`: asking the primary
+//! - `functions`: what SQL can call
+//! - `versions`: every difference between major versions
+
+mod functions;
+mod guc;
+mod init;
+mod libpq;
+mod sample;
+mod shmem;
+mod signals;
+mod versions;
+mod worker;
+
+#[cfg(any(test, feature = "pg_test"))]
+mod in_server_tests;

@@ -1,0 +1,82 @@
+//! What happens when the server loads the library: settings, shared memory, the worker's registration. Runs in the
+//! postmaster, so there is no thread, no runtime and no socket here.
+
+use super::{guc, shmem, worker};
+use pgrx::prelude::*;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+/// How long after its end the worker is started again: load balancers depend on it.
+const RESTART_TIME: Duration = Duration::from_secs(1);
+
+#[pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    // SAFETY: a plain flag of the server, set before any library is loaded.
+    if !unsafe { pg_sys::process_shared_preload_libraries_in_progress } {
+        // Loaded by CREATE EXTENSION or LOAD without being preloaded: the functions say what to do.
+        return;
+    }
+    guc::define();
+    shmem::reserve();
+    register(worker::NAME, worker::FUNCTION);
+}
+
+/// Registers a worker from the postmaster's start on. Where `max_worker_processes` leaves no place for it the
+/// server only logs a line that does not say whose worker it was, so we say it.
+fn register(name: &str, function: &str) {
+    use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
+    let watch = RefusalWatch::start();
+    BackgroundWorkerBuilder::new(name)
+        .set_type(name)
+        .set_library("postern")
+        .set_function(function)
+        .set_start_time(BgWorkerStartTime::PostmasterStart)
+        .set_restart_time(Some(RESTART_TIME))
+        .enable_shmem_access(None)
+        .load();
+    if watch.refused() {
+        shmem::NO_WORKER_SLOT.store(true, Relaxed);
+        // SAFETY: an int setting, read in the postmaster.
+        let places = unsafe { pg_sys::max_worker_processes };
+        ereport!(
+            PgLogLevel::WARNING,
+            PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+            format!("background worker \"{name}\" has no place, so Postern gives no status answers"),
+            format!("max_worker_processes is {places}; raise it by at least one and restart the server.")
+        );
+    }
+}
+
+/// RegisterBackgroundWorker() returns nothing. That it refused can be seen by the line that it logs.
+struct RefusalWatch {
+    previous: pg_sys::emit_log_hook_type,
+}
+
+static REFUSED: AtomicBool = AtomicBool::new(false);
+
+impl RefusalWatch {
+    fn start() -> Self {
+        REFUSED.store(false, Relaxed);
+        // SAFETY: the postmaster has one thread, and the hook is put back before anything else can set it.
+        unsafe {
+            let previous = pg_sys::emit_log_hook;
+            pg_sys::emit_log_hook = Some(see_log_line);
+            Self { previous }
+        }
+    }
+
+    fn refused(self) -> bool {
+        // SAFETY: as above.
+        unsafe { pg_sys::emit_log_hook = self.previous };
+        REFUSED.load(Relaxed)
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn see_log_line(line: *mut pg_sys::ErrorData) {
+    // SAFETY: the server passes a valid line for the time of the call.
+    let code = unsafe { (*line).sqlerrcode };
+    if code == PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED as i32 {
+        REFUSED.store(true, Relaxed);
+    }
+}
