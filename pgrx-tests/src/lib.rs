@@ -1,1 +1,33 @@
-//! rig
+//! The test rig: real servers that are thrown away. Runs in test, demo and benchmark programs, never in a server.
+//!
+//! - [`machine`]: packages, the unprivileged user, the place for everything that is written
+//! - [`installation`]: a private copy of the distribution's server with Postern in it
+//! - [`cluster`]: initdb, start, stop, kill, standby, promote, the log
+//! - [`haproxy`]: a real haproxy in front
+//! - [`probe`]: what a checker does: banner, agent line, HTTP
+//! - [`process`], [`ports`], [`wait`]: children that never outlive us, free ports, waiting for a condition
+//! - [`in_server`]: runs `#[pg_test]`s; pgrx's macro calls [`run_test`] of a crate of this name
+//!
+//! ```no_run
+//! # fn main() -> anyhow::Result<()> {
+//! use pgrx_tests::cluster::{Cluster, Stop};
+//! let primary = Cluster::new("primary")?.start()?;
+//! let standby = primary.standby("standby")?.start()?;
+//! primary.stop(Stop::Fast)?;
+//! standby.promote()?;
+//! assert_eq!(pgrx_tests::probe::banner(standby.banner_port)?, "MASTER");
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod cluster;
+pub mod haproxy;
+pub mod in_server;
+pub mod installation;
+pub mod machine;
+pub mod ports;
+pub mod probe;
+pub mod process;
+pub mod wait;
+
+pub use in_server::run_test;

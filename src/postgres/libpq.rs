@@ -74,13 +74,11 @@ impl Open {
         let system = ask("IDENTIFY_SYSTEM")?;
         let [id, timeline, position, ..] = system.as_slice() else { return Err(odd("IDENTIFY_SYSTEM")) };
         let recovery = ask("SHOW in_hot_standby")?;
-        let cluster = ask("SHOW cluster_name")?;
         Ok(UpstreamFacts {
             system_identifier: id.parse().map_err(|_| odd("IDENTIFY_SYSTEM"))?,
             timeline: timeline.parse().map_err(|_| odd("IDENTIFY_SYSTEM"))?,
             position: position.parse::<Lsn>().map_err(|()| odd("IDENTIFY_SYSTEM"))?,
             in_recovery: recovery.first().is_some_and(|value| value == "on"),
-            cluster_name: cluster.into_iter().next().unwrap_or_default(),
             sync: self.sync_state(question, wait),
         })
     }

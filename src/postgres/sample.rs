@@ -87,6 +87,7 @@ pub(super) fn snapshot() -> Facts {
         written,
         replay: in_recovery.then(replay),
         receiver: if in_recovery { receiver().map(|(receiver, _)| receiver) } else { None },
+        standbys: standbys(),
         clients,
         client_capacity,
         lag: None,
@@ -155,15 +156,32 @@ fn receiver() -> Option<(Receiver, pg_sys::TimestampTz)> {
     }
 }
 
+/// WAL senders that stream: how many standbys follow this server.
+fn standbys() -> u32 {
+    // SAFETY: the table has `max_wal_senders` entries in shared memory. Unlocked reads of aligned words: a sender that
+    // comes or goes at this moment is counted or not.
+    unsafe {
+        let all = (&raw const (*pg_sys::WalSndCtl).walsnds).cast::<pg_sys::WalSnd>();
+        let streams = |i: &usize| {
+            let sender = all.add(*i);
+            (&raw const (*sender).pid).read_volatile() != 0
+                && (&raw const (*sender).state).read_volatile() == pg_sys::WalSndState::WALSNDSTATE_STREAMING
+        };
+        (0..pg_sys::max_wal_senders.max(0) as usize).filter(streams).count() as u32
+    }
+}
+
 /// Client connections in use, and how many there may be. The first `max_connections` places of the process table are
-/// those of ordinary clients (InitProcGlobal(), src/backend/storage/lmgr/proc.c): when none is free, a login fails.
+/// those of ordinary clients (InitProcGlobal(), src/backend/storage/lmgr/proc.c): when none is free, a login fails. A
+/// place is in use while its latch has an owner; its pid stays behind on 15.
 fn clients() -> (u32, u32) {
     // SAFETY: the table has at least `MaxConnections` entries and stays where it is; a pid is an aligned int, so that
     // an unlocked read gives the old or the new one.
     unsafe {
         let places = pg_sys::MaxConnections.max(0) as usize;
         let all = (*pg_sys::ProcGlobal).allProcs;
-        let used = (0..places).filter(|i| (&raw const (*all.add(*i)).pid).read_volatile() != 0).count();
+        let owner = |i: usize| (&raw const (*all.add(i)).procLatch.owner_pid).read_volatile();
+        let used = (0..places).filter(|i| owner(*i) != 0).count();
         let capacity = (pg_sys::MaxConnections - reserved_connections()).max(1);
         (used as u32, capacity as u32)
     }

@@ -173,13 +173,13 @@ fn synchronous(snapshot: &Snapshot<'_>, wanted: bool) -> Verdict {
     }
 }
 
-/// The head of a standby cluster follows a server of another cluster; `cluster_name` tells clusters apart.
+/// The head of a cascade: it follows a primary, and standbys follow it. PostgreSQL knows no other mark of a standby
+/// cluster's leader; `cluster_name` is none, because people give each server its own.
 fn standby_leader(snapshot: &Snapshot<'_>) -> Verdict {
-    let (own, other) = (&snapshot.settings.server.cluster_name, &said(snapshot)?.cluster_name);
-    if own.is_empty() || other.is_empty() {
-        Err("cluster_name must be set here and on the server that it follows to tell two clusters apart".to_owned())
-    } else if own == other {
-        Err(format!("it follows a server of its own cluster \"{own}\""))
+    if said(snapshot)?.in_recovery {
+        Err("it follows another standby, so it is not the head of a standby cluster".to_owned())
+    } else if snapshot.facts.standbys == 0 {
+        Err("no standby follows it, so it is not the head of a standby cluster".to_owned())
     } else {
         Ok(())
     }
@@ -287,16 +287,12 @@ mod tests {
     use super::super::health::tests::{primary, standby, upstream};
     use super::super::upstream::SyncState;
     use super::*;
-    use crate::settings::ServerSettings;
     use proptest::prelude::*;
 
     type Said = Option<Result<UpstreamFacts, String>>;
 
     fn get(path: &str, facts: &Facts, said: Said) -> Answer {
-        let settings = Settings {
-            server: ServerSettings { cluster_name: "here".into(), ..Default::default() },
-            ..Default::default()
-        };
+        let settings = Settings::default();
         let (path, query) = path.split_once('?').map_or((path, None), |(p, q)| (p, Some(q)));
         let check = Check::from_path(path).unwrap();
         let snapshot = Snapshot {
@@ -361,11 +357,12 @@ mod tests {
     }
 
     #[test]
-    fn a_standby_leader_follows_another_cluster() {
-        let of = |name: &str| Some(Ok(UpstreamFacts { cluster_name: name.into(), ..upstream() }));
-        assert_eq!(get("/standby-leader", &standby(), of("there")).code, 200);
-        assert!(reason(&get("/standby-leader", &standby(), of("here"))).contains("its own cluster"));
-        assert!(reason(&get("/standby-leader", &standby(), of(""))).contains("cluster_name must be set"));
+    fn a_standby_leader_follows_a_primary_and_is_followed() {
+        let of = |in_recovery| Some(Ok(UpstreamFacts { in_recovery, ..upstream() }));
+        let followed = Facts { standbys: 1, ..standby() };
+        assert_eq!(get("/standby-leader", &followed, of(false)).code, 200);
+        assert!(reason(&get("/standby-leader", &followed, of(true))).contains("follows another standby"));
+        assert!(reason(&get("/standby-leader", &standby(), of(false))).contains("no standby follows it"));
     }
 
     #[test]

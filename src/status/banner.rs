@@ -15,7 +15,7 @@ use std::time::Duration;
 
 /// While this server is no master, a sample older than this is renewed before a check is answered, so that a
 /// promotion shows at once. A master stays one for as long as the worker lives, and a stop is seen by main's tick.
-const STANDBY_FRESH: Duration = Duration::from_millis(20);
+const STANDBY_FRESH: Duration = Duration::from_millis(1);
 
 /// How long a check waits for main. Main answers in well under a millisecond unless the machine is starved.
 const PATIENCE: Duration = Duration::from_millis(100);

@@ -25,6 +25,8 @@ pub struct Facts {
     pub replay: Option<Replay>,
     /// The WAL receiver, when there is one.
     pub receiver: Option<Receiver>,
+    /// Streaming standbys (or other receivers of WAL) that follow this server.
+    pub standbys: u32,
     /// Ordinary client connections in use, and how many there may be (less the reserved ones).
     pub clients: u32,
     pub client_capacity: u32,

@@ -1,7 +1,7 @@
 //! The judgement: from facts to "healthy" or a reason why not. Pure; the agent line, the HTTP answers and the
 //! view all take it from here, so they never disagree.
 
-use super::facts::{Facts, ServerState};
+use super::facts::{Facts, ReceiverState, ServerState};
 use super::lsn::Lsn;
 use super::upstream::UpstreamFacts;
 use crate::settings::LagLimit;
@@ -114,7 +114,12 @@ fn not_streaming(facts: &Facts, upstream: Option<&Result<UpstreamFacts, String>>
     if facts.is_streaming() {
         return None;
     }
-    let state = facts.receiver.as_ref().map_or("stopped", |receiver| receiver.state.name());
+    let state = match facts.receiver.as_ref().map(|receiver| receiver.state) {
+        None => "stopped",
+        // It calls itself so, but has neither got anything yet nor lived long enough to be believed.
+        Some(ReceiverState::Streaming) => "only just connected",
+        Some(state) => state.name(),
+    };
     Some(match upstream {
         Some(Ok(said)) if said.system_identifier != facts.system_identifier => Problem::OtherSystem,
         Some(Ok(said)) if said.timeline != facts.timeline => {
@@ -140,7 +145,7 @@ fn too_late(facts: &Facts, lag_bytes: Option<u64>, limit: Option<LagLimit>) -> O
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::facts::{Receiver, ReceiverState, Replay};
+    use super::super::facts::{Receiver, Replay};
     use super::super::upstream::SyncState;
     use super::*;
 
@@ -179,7 +184,6 @@ pub(super) mod tests {
             timeline: 1,
             position: Lsn(5000),
             in_recovery: false,
-            cluster_name: String::new(),
             sync: Ok(SyncState::Async),
         }
     }

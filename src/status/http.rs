@@ -34,7 +34,7 @@ use tokio::time::timeout;
 pub const MAX_CONNECTIONS: usize = 256;
 
 /// A sample older than this is renewed before it is used.
-const FRESH: Duration = Duration::from_millis(50);
+const FRESH: Duration = Duration::from_millis(5);
 
 /// How long an answer waits for main.
 const PATIENCE: Duration = Duration::from_millis(500);

@@ -30,7 +30,6 @@ pub struct UpstreamFacts {
     /// How far it has written.
     pub position: Lsn,
     pub in_recovery: bool,
-    pub cluster_name: String,
     /// How it replicates to this standby, or why it would not say.
     pub sync: Result<SyncState, String>,
 }

@@ -1,0 +1,474 @@
+//! A throw-away PostgreSQL server with Postern loaded, on free ports. Dropping it, also in a panic, ends the server and
+//! removes its files; the kernel ends it when the whole program dies.
+
+use crate::installation::{Build, Installation, install, run};
+use crate::process::{self, Process};
+use crate::{machine, ports, wait};
+use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+/// How a server is asked to stop (pg_ctl's modes).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    Smart,
+    Fast,
+    Immediate,
+}
+
+impl Stop {
+    fn signal(self) -> Signal {
+        match self {
+            Self::Smart => Signal::TERM,
+            Self::Fast => Signal::INT,
+            Self::Immediate => Signal::QUIT,
+        }
+    }
+}
+
+/// A cluster and, when started, its server.
+pub struct Cluster {
+    pub name: String,
+    /// The server's port; clients of the rig use its Unix socket.
+    pub port: u16,
+    pub banner_port: u16,
+    pub http_port: u16,
+    pub agent_port: u16,
+    installation: &'static Installation,
+    directory: Directory,
+    server: Mutex<Option<Process>>,
+}
+
+/// Files of one cluster: `data`, `log`, and a socket directory whose path is short enough. Removed on drop.
+struct Directory {
+    path: PathBuf,
+    sockets: PathBuf,
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.path);
+        let _ = fs::remove_dir_all(&self.sockets);
+    }
+}
+
+/// Settings of every throw-away server: fast, small, and with a standby in mind.
+const SETTINGS: &str = "\
+fsync = off
+shared_buffers = 16MB
+max_connections = 40
+max_wal_senders = 5
+wal_level = replica
+wal_keep_size = 64MB
+hot_standby = on
+wal_retrieve_retry_interval = 500ms
+log_min_messages = warning
+log_line_prefix = '%m [%p] %b '
+shared_preload_libraries = 'postern'
+";
+
+impl Cluster {
+    /// A new cluster on the test build, not started. `name` is its `cluster_name` and part of its path.
+    ///
+    /// # Errors
+    /// When the library cannot be built, or initdb fails.
+    pub fn new(name: &str) -> Result<Self> {
+        Self::with(install(Build::Test)?, name)
+    }
+
+    /// [`Cluster::new`] on an installation of one's own.
+    ///
+    /// # Errors
+    /// As [`Cluster::new`].
+    pub fn with(installation: &'static Installation, name: &str) -> Result<Self> {
+        let cluster = Self::empty(installation, name)?;
+        let template = template(installation)?;
+        run(Command::new("cp").arg("-a").arg(template).arg(cluster.data()))?;
+        cluster.write_settings()?;
+        Ok(cluster)
+    }
+
+    fn empty(installation: &'static Installation, name: &str) -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let label = format!("{}-{}-{name}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let clusters = machine::base()?.join("clusters");
+        sweep(&clusters);
+        let path = clusters.join(&label);
+        let sockets = std::env::temp_dir().join(format!("postern-{label}"));
+        for directory in [&path, &sockets] {
+            fs::create_dir_all(directory)?;
+            machine::give_to_server_user(directory)?;
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            port: ports::free()?,
+            banner_port: ports::free()?,
+            http_port: ports::free()?,
+            agent_port: ports::free()?,
+            installation,
+            directory: Directory { path, sockets },
+            server: Mutex::new(None),
+        })
+    }
+
+    fn write_settings(&self) -> Result<()> {
+        let own = format!(
+            "{SETTINGS}port = {}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = '{}'\n\
+             cluster_name = '{}'\npostern.status_listen = '127.0.0.1:{}'\npostern.http_listen = '127.0.0.1:{}'\n\
+             postern.agent_listen = '127.0.0.1:{}'\n",
+            self.port,
+            self.socket_directory().display(),
+            self.name,
+            self.banner_port,
+            self.http_port,
+            self.agent_port
+        );
+        fs::write(self.data().join("postgresql.auto.conf"), "")?;
+        fs::write(self.data().join("postgresql.conf"), own)?;
+        for file in ["postgresql.auto.conf", "postgresql.conf"] {
+            machine::give_to_server_user(&self.data().join(file))?;
+        }
+        Ok(())
+    }
+
+    /// Sets something in postgresql.conf; the last word wins. Takes effect at start or [`Cluster::reload`].
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn set(&self, name: &str, value: &str) -> Result<&Self> {
+        let mut file = fs::OpenOptions::new().append(true).open(self.data().join("postgresql.conf"))?;
+        writeln!(file, "{name} = '{}'", value.replace('\'', "''"))?;
+        Ok(self)
+    }
+
+    /// Replaces pg_hba.conf.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn set_hba(&self, lines: &str) -> Result<()> {
+        Ok(fs::write(self.data().join("pg_hba.conf"), lines)?)
+    }
+
+    /// Starts the server and waits until it takes connections.
+    ///
+    /// # Errors
+    /// With the end of the log, when it does not.
+    pub fn start(self) -> Result<Self> {
+        self.launch()?;
+        self.wait_ready()?;
+        Ok(self)
+    }
+
+    /// Starts the server of a cluster that was stopped or killed, and waits until it takes connections.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`].
+    pub fn start_again(&self) -> Result<()> {
+        self.launch()?;
+        self.wait_ready()
+    }
+
+    /// Starts the server without waiting for anything.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn launch(&self) -> Result<()> {
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.log_file())?;
+        let mut command = self.program("postgres");
+        command.arg("-D").arg(self.data()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        *self.server() = Some(process::start(command, Signal::QUIT)?);
+        Ok(())
+    }
+
+    /// Until it takes connections, and the status worker has had time to listen where it can.
+    fn wait_ready(&self) -> Result<()> {
+        let mut ended = false;
+        let ready = wait::until("the server takes connections", || {
+            ended = self.server().as_mut().is_none_or(|server| !matches!(server.ended(), Ok(None)));
+            ended || self.state() == "ready"
+        });
+        if ended || ready.is_err() {
+            bail!("server \"{}\" did not start:\n{}", self.name, self.log_tail());
+        }
+        let heads = || self.log().matches("status http listens on").count() >= self.log().matches("starting PostgreSQL").count();
+        let _ = wait::until_within(Duration::from_secs(1), "the status worker listens", heads);
+        Ok(())
+    }
+
+    /// The postmaster's word in postmaster.pid: starting, ready, standby or stopping; empty when there is none.
+    pub fn state(&self) -> String {
+        let text = fs::read_to_string(self.data().join("postmaster.pid")).unwrap_or_default();
+        text.lines().nth(7).unwrap_or_default().trim().to_owned()
+    }
+
+    /// Stops the server and waits for its end.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub fn stop(&self, mode: Stop) -> Result<()> {
+        self.request_stop(mode)?;
+        self.wait_end()
+    }
+
+    /// Asks for a stop and does not wait.
+    ///
+    /// # Errors
+    /// When the server is not running.
+    pub fn request_stop(&self, mode: Stop) -> Result<()> {
+        self.server().as_ref().context("the server is not running")?.signal(mode.signal())
+    }
+
+    /// Waits for the end of a server that was told to stop.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub fn wait_end(&self) -> Result<()> {
+        if let Some(mut server) = self.server().take() {
+            server.wait(Duration::from_secs(60)).with_context(|| self.log_tail())?;
+        }
+        Ok(())
+    }
+
+    /// Kills the postmaster with SIGKILL. Its children notice and end by themselves.
+    ///
+    /// # Errors
+    /// When the server is not running.
+    pub fn kill(&self) -> Result<()> {
+        let mut server = self.server().take().context("the server is not running")?;
+        server.signal(Signal::KILL)?;
+        server.wait(wait::LIMIT)?;
+        Ok(())
+    }
+
+    /// Stops and starts.
+    ///
+    /// # Errors
+    /// When either does not work in time.
+    pub fn restart(&self, mode: Stop) -> Result<()> {
+        self.stop(mode)?;
+        self.start_again()
+    }
+
+    /// Makes the server read its configuration again. What follows from it takes a moment.
+    ///
+    /// # Errors
+    /// When the server is not running.
+    pub fn reload(&self) -> Result<()> {
+        self.server().as_ref().context("the server is not running")?.signal(Signal::HUP)
+    }
+
+    /// A streaming standby of this running server, by pg_basebackup, not started. It has a slot of its name.
+    ///
+    /// # Errors
+    /// When the backup fails.
+    pub fn standby(&self, name: &str) -> Result<Self> {
+        let standby = Self::empty(self.installation, name)?;
+        let slot = format!("slot_{}", name.replace(|c: char| !c.is_ascii_alphanumeric(), "_"));
+        let mut backup = self.program("pg_basebackup");
+        backup.args(["-h", &self.socket_directory().to_string_lossy(), "-p", &self.port.to_string()]);
+        backup.args(["-U", "postgres", "-c", "fast", "-C", "-S", &slot, "-D"]).arg(standby.data());
+        run(&mut backup)?;
+        standby.write_settings()?;
+        standby.follow(self)?;
+        Ok(standby)
+    }
+
+    /// Makes this stopped cluster a standby of another; its slot there is made when it is missing.
+    ///
+    /// # Errors
+    /// When the slot cannot be made.
+    pub fn follow(&self, primary: &Cluster) -> Result<()> {
+        let slot = format!("slot_{}", self.name.replace(|c: char| !c.is_ascii_alphanumeric(), "_"));
+        primary.sql(&format!(
+            "SELECT pg_create_physical_replication_slot('{slot}') \
+             WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = '{slot}')"
+        ))?;
+        self.set("primary_conninfo", &format!("host=127.0.0.1 port={} user=postgres", primary.port))?;
+        self.set("primary_slot_name", &slot)?;
+        let signal = self.data().join("standby.signal");
+        fs::write(&signal, "")?;
+        machine::give_to_server_user(&signal)
+    }
+
+    /// Waits until this standby streams.
+    ///
+    /// # Errors
+    /// With the end of the log, when it does not in time.
+    pub fn wait_streaming(&self) -> Result<()> {
+        wait::until("the standby streams", || {
+            self.sql("SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'").is_ok_and(|n| n == "1")
+        })
+        .with_context(|| self.log_tail())
+    }
+
+    /// Waits until this standby has replayed all that `primary` has written so far.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub fn wait_caught_up(&self, primary: &Cluster) -> Result<()> {
+        let written = primary.sql("SELECT pg_current_wal_lsn()")?;
+        wait::until("the standby has caught up", || {
+            self.sql(&format!("SELECT pg_last_wal_replay_lsn() >= '{written}'")).is_ok_and(|yes| yes == "t")
+        })
+    }
+
+    /// Promotes this standby and waits until it takes writes.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub fn promote(&self) -> Result<()> {
+        self.sql("SELECT pg_promote()").map(drop)
+    }
+
+    /// A connection as superuser to database `postgres`, over the Unix socket.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    pub fn connect(&self) -> Result<postgres::Client> {
+        Ok(self.config().connect(postgres::NoTls)?)
+    }
+
+    /// What [`Cluster::connect`] uses, to be changed.
+    pub fn config(&self) -> postgres::Config {
+        let mut config = postgres::Config::new();
+        config.host_path(self.socket_directory()).port(self.port).user("postgres").dbname("postgres");
+        config.connect_timeout(Duration::from_secs(5));
+        config
+    }
+
+    /// Runs statements on a new connection; the last row's values, joined by `|`, as psql -At shows them.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    pub fn sql(&self, sql: &str) -> Result<String> {
+        let mut last = String::new();
+        for message in self.connect()?.simple_query(sql)? {
+            if let postgres::SimpleQueryMessage::Row(row) = message {
+                let values: Vec<_> = (0..row.len()).map(|i| row.get(i).unwrap_or_default()).collect();
+                last = values.join("|");
+            }
+        }
+        Ok(last)
+    }
+
+    /// `CREATE EXTENSION postern`.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    pub fn create_extension(&self) -> Result<()> {
+        self.sql("CREATE EXTENSION postern").map(drop)
+    }
+
+    /// Everything that the server has logged.
+    pub fn log(&self) -> String {
+        fs::read(self.log_file()).map_or(String::new(), |bytes| String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// Waits until the log has a text.
+    ///
+    /// # Errors
+    /// With the end of the log, when it does not in time.
+    pub fn wait_log(&self, text: &str) -> Result<()> {
+        wait::until(&format!("the log says {text:?}"), || self.log().contains(text)).with_context(|| self.log_tail())
+    }
+
+    /// The last lines of the log.
+    pub fn log_tail(&self) -> String {
+        let log = self.log();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+
+    /// Process id of the postmaster.
+    ///
+    /// # Errors
+    /// When the server is not running.
+    pub fn pid(&self) -> Result<i32> {
+        Ok(self.server().as_ref().context("the server is not running")?.pid())
+    }
+
+    /// Process id of the status worker.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn worker_pid(&self) -> Result<i32> {
+        let children = process::children(self.pid()?);
+        let worker = children.into_iter().find(|(_, line)| line.contains("postern status"));
+        worker.map(|(pid, _)| pid).context("there is no status worker")
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.directory.path.join("data")
+    }
+
+    /// Where Unix sockets are; its path is short.
+    pub fn socket_directory(&self) -> &Path {
+        &self.directory.sockets
+    }
+
+    /// A program of the server, to run as the user that owns it.
+    pub fn program(&self, name: &str) -> Command {
+        let mut command = Command::new(self.installation.bin.join(name));
+        // The user may not be allowed into our own directory.
+        command.current_dir("/").env_remove("PGDATA").env_remove("PGPORT").env_remove("PGHOST");
+        let _ = machine::as_server_user(&mut command);
+        command
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.directory.path.join("log")
+    }
+
+    fn server(&self) -> MutexGuard<'_, Option<Process>> {
+        self.server.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the log of \"{}\" ends with:\n{}", self.name, self.log_tail());
+        }
+        // The server before its files.
+        self.server().take();
+    }
+}
+
+/// initdb takes a second: it is done once and copied.
+fn template(installation: &Installation) -> Result<PathBuf> {
+    let template = machine::base()?.join(format!("template-{}", installation.major));
+    if template.exists() {
+        return Ok(template);
+    }
+    let aside = template.with_extension(format!("new-{}", std::process::id()));
+    fs::create_dir_all(&aside)?;
+    machine::give_to_server_user(&aside)?;
+    let mut initdb = Command::new(installation.bin.join("initdb"));
+    initdb.current_dir("/").args(["-A", "trust", "-U", "postgres", "-N", "-E", "UTF8", "--locale=C", "-D"]).arg(&aside);
+    machine::as_server_user(&mut initdb)?;
+    run(&mut initdb)?;
+    // Another test may have been faster; then its template is as good.
+    if fs::rename(&aside, &template).is_err() {
+        fs::remove_dir_all(&aside)?;
+    }
+    Ok(template)
+}
+
+/// Removes what programs left behind that were killed.
+fn sweep(clusters: &Path) {
+    let Ok(entries) = fs::read_dir(clusters) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let owner = name.split('-').next().and_then(|pid| pid.parse::<i32>().ok());
+        if owner.is_some_and(|pid| !process::is_running(pid)) {
+            let _ = fs::remove_dir_all(entry.path());
+            let _ = fs::remove_dir_all(std::env::temp_dir().join(format!("postern-{name}")));
+        }
+    }
+}

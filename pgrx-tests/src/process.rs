@@ -1,0 +1,123 @@
+//! Child processes that never outlive this program, whatever ends it.
+
+use crate::machine;
+use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
+
+/// A running child. Dropping it sends `end` and, if that does not help in time, SIGKILL.
+pub struct Process {
+    child: Child,
+    end: Signal,
+}
+
+/// Starts a program as the unprivileged user, in a process group of its own. It gets the signal `end` when this
+/// program dies.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn start(mut command: Command, end: Signal) -> Result<Process> {
+    machine::as_server_user(&mut command)?;
+    command.process_group(0);
+    // SAFETY: between fork and exec only prctl(2) is called.
+    unsafe {
+        command.pre_exec(move || {
+            rustix::process::set_parent_process_death_signal(Some(end)).map_err(Into::into)
+        });
+    }
+    let (reply, started) = channel();
+    spawner().lock().map_err(|_| anyhow::anyhow!("the spawner has panicked"))?.send((command, reply))?;
+    let child = started.recv()??;
+    Ok(Process { child, end })
+}
+
+type Order = (Command, Sender<std::io::Result<Child>>);
+
+/// The death signal comes when the starting *thread* ends, so children are started by one that never does.
+fn spawner() -> &'static Mutex<Sender<Order>> {
+    static SPAWNER: OnceLock<Mutex<Sender<Order>>> = OnceLock::new();
+    SPAWNER.get_or_init(|| {
+        let (orders, todo) = channel::<Order>();
+        std::thread::spawn(move || {
+            for (mut command, reply) in todo {
+                let _ = reply.send(command.spawn());
+            }
+        });
+        Mutex::new(orders)
+    })
+}
+
+impl Process {
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    /// # Errors
+    /// When the process is gone.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        signal_pid(self.pid(), signal)
+    }
+
+    /// The exit status, if it has ended.
+    ///
+    /// # Errors
+    /// When the system cannot tell.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Errors
+    /// When it does not come within the limit.
+    pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let mut status = None;
+        crate::wait::until_within(limit, "the process ends", || {
+            status = self.child.try_wait().ok().flatten();
+            status.is_some()
+        })?;
+        status.context("the process has ended without a status")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = self.signal(self.end);
+            if self.wait(Duration::from_secs(5)).is_err() {
+                let _ = self.child.kill();
+                let _ = self.child.wait();
+            }
+        }
+    }
+}
+
+/// # Errors
+/// When there is no such process.
+pub fn signal_pid(pid: i32, signal: Signal) -> Result<()> {
+    let pid = Pid::from_raw(pid).context("not a process id")?;
+    rustix::process::kill_process(pid, signal).with_context(|| format!("signalling process {pid:?}"))
+}
+
+/// Whether a process is there (and not a zombie).
+pub fn is_running(pid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| !rest.starts_with('Z')))
+}
+
+/// Process ids of the direct children of `parent`, with their command lines.
+pub fn children(parent: i32) -> Vec<(i32, String)> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter_map(|pid| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let its_parent: i32 = stat.rsplit(") ").next()?.split(' ').nth(1)?.parse().ok()?;
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        (its_parent == parent).then(|| (pid, String::from_utf8_lossy(&line).replace('\0', " ")))
+    })
+    .collect()
+}

@@ -1,0 +1,9 @@
+//! Tests on real servers. One program, so that it links once; a file a subject.
+
+mod agent;
+mod banner;
+mod failover;
+mod honest;
+mod http;
+mod lifecycle;
+mod view;

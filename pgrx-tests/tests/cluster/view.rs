@@ -1,0 +1,49 @@
+//! `postern.status` and its neighbours, as a DBA reads them.
+
+use anyhow::Result;
+use pgrx_tests::cluster::{Cluster, Stop};
+use pgrx_tests::{probe, wait};
+
+#[test]
+fn the_view_shows_both_sides_of_replication() -> Result<()> {
+    let primary = Cluster::new("primary")?.start()?;
+    primary.create_extension()?;
+    let standby = primary.standby("standby")?.start()?;
+    standby.wait_streaming()?;
+    let on_primary = primary.sql(
+        "SELECT role, state, healthy, reason, timeline, written_lsn > '0/0', lag_bytes, wal_receiver, \
+                worker_starts, worker_pid IS NOT NULL, worker_problem FROM postern.status",
+    )?;
+    assert_eq!(on_primary, "primary|running|t||1|t|||1|t|");
+    let healthy = "SELECT role, healthy, wal_receiver, lag_bytes >= 0, lag IS NOT NULL, replayed_lsn <= primary_lsn, \
+                          sender LIKE '127.0.0.1:%', written_lsn FROM postern.status";
+    wait::until("the standby is healthy", || standby.sql(healthy).is_ok_and(|row| row == "standby|t|streaming|t|t|t|t|"))?;
+    primary.stop(Stop::Immediate)?;
+    wait::until("the view says why it is not", || {
+        standby.sql("SELECT reason FROM postern.status").is_ok_and(|reason| reason.starts_with("not streaming"))
+    })
+}
+
+#[test]
+fn each_listener_counts_its_checks() -> Result<()> {
+    let primary = Cluster::new("primary")?.start()?;
+    primary.create_extension()?;
+    probe::banner(primary.banner_port)?;
+    probe::banner(primary.banner_port)?;
+    probe::get(primary.http_port, "/primary")?;
+    let counted = "SELECT string_agg(kind || ':' || served, ' ' ORDER BY kind) FROM postern.listeners WHERE listening";
+    wait::until("all are counted", || primary.sql(counted).is_ok_and(|row| row == "agent:0 banner:2 http:1"))?;
+    assert_eq!(primary.sql("SELECT jsonb_array_length(listeners) FROM postern.status")?, "3");
+    Ok(())
+}
+
+#[test]
+fn without_preloading_the_functions_say_what_to_do() -> Result<()> {
+    let cluster = Cluster::new("unloaded")?;
+    cluster.set("shared_preload_libraries", "")?;
+    let cluster = cluster.start()?;
+    cluster.create_extension()?;
+    let error = format!("{:?}", cluster.sql("SELECT * FROM postern.status").unwrap_err());
+    assert!(error.contains("postern is not loaded") && error.contains("shared_preload_libraries"), "{error}");
+    Ok(())
+}
