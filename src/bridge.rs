@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 use crate::settings::Settings;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -60,6 +60,9 @@ struct Inner<F> {
     /// Lines that found the queue full; lives in shared memory, so that it survives this worker.
     dropped: &'static AtomicU64,
     sample_wanted: AtomicBool,
+    /// When main last sampled, for threads without a runtime.
+    sampled: Mutex<Instant>,
+    sampled_news: Condvar,
     failure: Mutex<Option<String>>,
     wake: Box<dyn Fn() + Send + Sync>,
     stop: CancellationToken,
@@ -85,6 +88,8 @@ pub fn bridge<F: Clone + Send + Sync + 'static>(
         log,
         dropped,
         sample_wanted: AtomicBool::new(false),
+        sampled: Mutex::new(Instant::now()),
+        sampled_news: Condvar::new(),
         failure: Mutex::new(None),
         wake: Box::new(wake),
         stop: CancellationToken::new(),
@@ -107,19 +112,26 @@ impl<F: Clone + Send + Sync + 'static> Bridge<F> {
     /// Facts no older than `max_age`: asks main for a sample when they are, and waits for it up to `patience`.
     /// When main does not answer in time, the old facts are returned; their age tells.
     pub async fn fresh_facts(&self, max_age: Duration, patience: Duration) -> Stamped<F> {
-        self.refresh(max_age, patience).await;
+        if self.facts_age() > max_age {
+            let asked = Instant::now();
+            let mut news = self.inner.facts.subscribe();
+            self.want_sample();
+            let _ = tokio::time::timeout(patience, news.wait_for(|facts| facts.at >= asked)).await;
+        }
         self.facts()
     }
 
-    /// [`Bridge::fresh_facts`] without the facts.
-    pub async fn refresh(&self, max_age: Duration, patience: Duration) {
-        if self.facts_age() <= max_age {
+    /// Asks main for a sample when the last one is older than `max_age`, and blocks until it is taken, at most for
+    /// `patience`. For a thread that runs no tasks; it leans on no runtime, so that it ends while one is ending.
+    pub fn refresh_blocking(&self, max_age: Duration, patience: Duration) {
+        let asked = Instant::now();
+        let mut sampled = self.inner.sampled.lock();
+        if sampled.elapsed() <= max_age {
             return;
         }
-        let asked = Instant::now();
-        let mut news = self.inner.facts.subscribe();
         self.want_sample();
-        let _ = tokio::time::timeout(patience, news.wait_for(|facts| facts.at >= asked)).await;
+        let too_old = |at: &mut Instant| *at < asked;
+        self.inner.sampled_news.wait_while_until(&mut sampled, too_old, asked + patience);
     }
 
     /// Asks main for a sample soon; does not wait.
@@ -171,7 +183,10 @@ impl<F: Clone + Send + Sync + 'static> Bridge<F> {
 impl<F: Clone + Send + Sync + 'static> MainEnd<F> {
     /// Gives the threads a new sample.
     pub fn publish(&self, facts: F) {
-        self.bridge.inner.facts.send_replace(Stamped { at: Instant::now(), value: facts });
+        let at = Instant::now();
+        self.bridge.inner.facts.send_replace(Stamped { at, value: facts });
+        *self.bridge.inner.sampled.lock() = at;
+        self.bridge.inner.sampled_news.notify_all();
     }
 
     /// Whether a thread asked for a sample since the last call. The asking is taken.
@@ -259,6 +274,24 @@ mod tests {
         }
         main.publish(7);
         assert_eq!(asking.await.unwrap(), 7);
+    }
+
+    #[test]
+    fn a_thread_without_a_runtime_waits_too_but_not_for_ever() {
+        static WAKES: AtomicUsize = AtomicUsize::new(0);
+        static DROPPED: AtomicU64 = AtomicU64::new(0);
+        let (main, threads) = make(&WAKES, &DROPPED);
+        threads.refresh_blocking(Duration::ZERO, Duration::from_millis(20));
+        assert!(main.sample_wanted(), "main is stuck, and was asked");
+        let asking = std::thread::spawn(move || {
+            threads.refresh_blocking(Duration::ZERO, Duration::from_secs(60));
+            threads.facts().value
+        });
+        while !main.sample_wanted() {
+            std::thread::yield_now();
+        }
+        main.publish(7);
+        assert_eq!(asking.join().unwrap(), 7);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::either::Either;
@@ -34,6 +35,13 @@ impl fmt::Display for Endpoint {
 /// An open listener. Closing is dropping; a Unix socket's file goes with it.
 pub struct Listener {
     socket: AsyncFd<Socket>,
+    file: Option<SocketFile>,
+}
+
+/// A listener for a thread of its own, whose accept blocks.
+pub struct Blocking {
+    socket: Socket,
+    closed: AtomicBool,
     _file: Option<SocketFile>,
 }
 
@@ -72,7 +80,7 @@ impl Listener {
         // unsafe, which this room forbids.
         #[allow(deprecated)]
         let socket = AsyncFd::new(socket).map_err(Error::Listen)?;
-        Ok(Self { socket, _file: file })
+        Ok(Self { socket, file })
     }
 
     /// Waits for the next client.
@@ -88,6 +96,43 @@ impl Listener {
                 Err(_would_block) => {}
             }
         }
+    }
+}
+
+impl Listener {
+    /// Takes it from the runtime.
+    ///
+    /// # Errors
+    /// When the system does not let the socket block.
+    pub fn into_blocking(self) -> io::Result<Blocking> {
+        let socket = self.socket.into_inner();
+        socket.set_nonblocking(false)?;
+        Ok(Blocking { socket, closed: AtomicBool::new(false), _file: self.file })
+    }
+}
+
+impl Blocking {
+    /// Waits for the next client, or for [`Blocking::close`].
+    ///
+    /// # Errors
+    /// As [`Listener::accept`], and any error at all once it is closed.
+    pub fn accept(&self) -> io::Result<Accepted> {
+        loop {
+            match accept(&self.socket) {
+                Err(e) if is_the_clients(&e) && !self.is_closed() => {}
+                accepted => return accepted,
+            }
+        }
+    }
+
+    /// Ends every accept, from any thread: shutdown(2) of a listening socket makes accept(2) fail with EINVAL.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        let _ = self.socket.shutdown(std::net::Shutdown::Both);
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 }
 
@@ -218,6 +263,21 @@ mod tests {
         assert!(matches!(Listener::open(&Endpoint::Unix(path.clone()), 0o777), Err(Error::NotASocket)));
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
         std::fs::remove_file(&path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn closing_wakes_a_blocked_accept_and_frees_the_address() {
+        let path = scratch("blocking");
+        let tcp = Endpoint::Tcp("127.0.0.1:0".parse().unwrap());
+        for endpoint in [tcp, Endpoint::Unix(path.clone())] {
+            let listener = std::sync::Arc::new(Listener::open(&endpoint, 0o777).unwrap().into_blocking().unwrap());
+            let accepting = std::sync::Arc::clone(&listener);
+            let thread = std::thread::spawn(move || accepting.accept().map(drop));
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            listener.close();
+            assert!(thread.join().unwrap().is_err(), "{endpoint}");
+        }
+        assert!(!path.exists());
     }
 
     #[tokio::test]

@@ -1,4 +1,4 @@
-//! The status worker's network threads: one for the banner alone, one for agent line and HTTP. Called by main
+//! The status worker's network threads: those of the banner, and one for agent line and HTTP. Called by main
 //! after it has blocked every signal.
 
 use super::banner::Banner;

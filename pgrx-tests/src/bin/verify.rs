@@ -1,2 +1,134 @@
-//! x
-fn main() {}
+//! `cargo verify [FILTER]`: every test. Sets up what the system lacks, then runs the pure tests, the in-server tests, the
+//! check of the SQL script, and the cluster tests; with a filter only the tests whose names contain it.
+
+use anyhow::{Context, Result};
+use pgrx_tests::installation::{major, pg_config};
+use pgrx_tests::machine;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+/// Cluster tests at once: each has servers of its own, and mostly waits.
+const AT_ONCE: &str = "4";
+
+fn main() -> ExitCode {
+    match verify() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("verify: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn verify() -> Result<bool> {
+    let filter: Vec<String> = std::env::args().skip(1).filter(|a| a != "--").collect();
+    let major = major();
+    machine::install(&machine::test_packages(major), |what| println!("{what}"))?;
+    let server = format!("pg{major},pg_test");
+    let mut groups = vec![
+        Group::new("pure", &["test", "--package", "postern", "--lib"]),
+        Group::new("in-server", &["test", "--package", "postern", "--lib", "--features", &server]).only("in_server_tests"),
+        Group::new("rig", &["test", "--package", "pgrx-tests", "--lib", "--bins"]),
+        Group::new("cluster", &["test", "--package", "pgrx-tests", "--test", "cluster"]),
+    ];
+    let mut all_well = true;
+    if filter.is_empty() {
+        println!("=== the SQL script is what the library says");
+        let schema = ["run", "--quiet", "--package", "pgrx-tests", "--features", "schema", "--bin", "schema"];
+        all_well &= cargo().args(schema).args(["--", "--check"]).status()?.success();
+    }
+    for group in &mut groups {
+        group.run(&filter)?;
+        all_well &= group.succeeded;
+    }
+    println!("\n=== PostgreSQL {major}");
+    for group in &groups {
+        let Group { name, passed, failed, seconds, .. } = group;
+        println!("{name:<10} {passed:>4} passed {failed:>3} failed {seconds:>6.1} s");
+    }
+    let passed: u32 = groups.iter().map(|g| g.passed).sum();
+    let failed: u32 = groups.iter().map(|g| g.failed).sum();
+    println!("{passed} passed, {failed} failed");
+    Ok(all_well && failed == 0)
+}
+
+struct Group {
+    name: &'static str,
+    arguments: Vec<String>,
+    /// A part of the name that every test of the group has.
+    only: Option<&'static str>,
+    passed: u32,
+    failed: u32,
+    seconds: f64,
+    succeeded: bool,
+}
+
+impl Group {
+    fn new(name: &'static str, arguments: &[&str]) -> Self {
+        let arguments = arguments.iter().map(|a| (*a).to_owned()).collect();
+        Self { name, arguments, only: None, passed: 0, failed: 0, seconds: 0.0, succeeded: false }
+    }
+
+    fn only(mut self, part: &'static str) -> Self {
+        self.only = Some(part);
+        self
+    }
+
+    /// Shows what cargo shows, and counts from its closing lines.
+    fn run(&mut self, filter: &[String]) -> Result<()> {
+        println!("=== {}", self.name);
+        let started = Instant::now();
+        let mut command = cargo();
+        command.args(&self.arguments).args(["--", "--test-threads", AT_ONCE]);
+        match self.only {
+            // The harness takes several filters for "any of them", so a filter goes before the group's own.
+            Some(_) if !filter.is_empty() => command.args(filter),
+            Some(part) => command.arg(part),
+            None => command.args(filter),
+        };
+        let mut child = command.stdout(Stdio::piped()).spawn().context("running cargo")?;
+        for line in BufReader::new(child.stdout.take().context("stdout")?).lines() {
+            let line = line?;
+            println!("{line}");
+            self.count(&line);
+        }
+        self.succeeded = child.wait()?.success();
+        self.seconds = started.elapsed().as_secs_f64();
+        Ok(())
+    }
+
+    /// `test result: ok. 48 passed; 0 failed; ...`
+    fn count(&mut self, line: &str) {
+        let Some(counts) = line.strip_prefix("test result: ") else { return };
+        let number = |word: &str| -> u32 {
+            let before = counts.split(&format!(" {word}")).next().unwrap_or_default();
+            before.rsplit([' ', ';', '.']).next().and_then(|n| n.parse().ok()).unwrap_or(0)
+        };
+        self.passed += number("passed");
+        self.failed += number("failed");
+    }
+}
+
+fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(machine::checkout());
+    if let Ok(config) = pg_config(major()) {
+        cargo.env("PGRX_PG_CONFIG_PATH", config);
+    }
+    cargo
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closing_lines_are_counted() {
+        let mut group = Group::new("x", &[]);
+        group.count("test result: FAILED. 37 passed; 11 failed; 0 ignored; 0 measured; 0 filtered out; finished in 160s");
+        group.count("test result: ok. 5 passed; 0 failed; 0 ignored");
+        assert_eq!((group.passed, group.failed), (42, 11));
+    }
+}

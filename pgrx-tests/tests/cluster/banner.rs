@@ -167,9 +167,27 @@ fn a_taken_port_is_logged_by_name_and_retried_and_harms_nobody() -> Result<()> {
 }
 
 #[test]
-fn a_server_in_crash_recovery_says_standby() -> Result<()> {
+fn a_server_in_crash_recovery_says_standby_and_then_master() -> Result<()> {
     let primary = Cluster::new("crash")?.start()?;
-    primary.sql("CREATE TABLE t AS SELECT g FROM generate_series(1, 1000) g")?;
+    primary.sql("CREATE TABLE t AS SELECT g, repeat('x', 100) FROM generate_series(1, 1000000) g")?;
+    primary.kill()?;
+    primary.launch()?;
+    let mut said = Vec::new();
+    wait::until("the server is up", || {
+        let now = probe::banner(primary.banner_port).unwrap_or_default();
+        if said.last() != Some(&now) && !now.is_empty() {
+            said.push(now);
+        }
+        said.last().is_some_and(|text| text == "MASTER")
+    })?;
+    assert_eq!(said, ["STANDBY", "MASTER"], "{}", primary.log_tail());
+    assert!(primary.log().contains("automatic recovery in progress"));
+    Ok(())
+}
+
+#[test]
+fn a_recovery_that_lasts_is_told_on_every_port() -> Result<()> {
+    let primary = Cluster::new("recovery")?.start()?;
     primary.stop(Stop::Immediate)?;
     // A recovery that lasts: the startup process is held up in a restore of the next segment.
     let gate = primary.socket_directory().join("gate");

@@ -38,6 +38,26 @@ fn each_listener_counts_its_checks() -> Result<()> {
 }
 
 #[test]
+fn a_mistaken_value_is_refused_with_what_would_be_right() -> Result<()> {
+    let cluster = Cluster::new("mistakes")?.start()?;
+    for (setting, value, detail) in [
+        ("postern.status_listen", "5400", "\"5400\" has no valid port: write host:port with a port from 1 to 65535."),
+        ("postern.http_listen", "::1:80", "write host:port, *:port, [ipv6]:port or the path of a Unix socket."),
+        ("postern.status_allow", "10.0.0.0/33", "write \"all\" or a list like 10.0.0.0/8, ::1/128."),
+        ("postern.status_max_lag", "16 parsecs", "write bytes (\"16MB\"), a time (\"10s\") or 0 for none"),
+        ("bgw_replstatus.bind", "a b", "\"a b:1\" is not an address"),
+    ] {
+        let error = cluster.sql(&format!("ALTER SYSTEM SET {setting} = '{value}'")).unwrap_err();
+        let error = error.downcast::<postgres::Error>()?;
+        let told = error.as_db_error().map(|e| (e.message().to_owned(), e.detail().unwrap_or_default().to_owned()));
+        let (message, told) = told.unwrap_or_default();
+        assert_eq!(message, format!("invalid value for parameter \"{setting}\": \"{value}\""));
+        assert!(told.contains(detail), "{told}");
+    }
+    Ok(())
+}
+
+#[test]
 fn without_preloading_the_functions_say_what_to_do() -> Result<()> {
     let cluster = Cluster::new("unloaded")?;
     cluster.set("shared_preload_libraries", "")?;
