@@ -120,7 +120,10 @@ fn latency(server: &Cluster) -> Result<()> {
             p99s.push(at(0.99));
         }
         let (p50, p99) = (median(&p50s), median(&p99s));
-        println!("banner-latency     128 checkers, {name}: p50 {p50:.2} ms, p99 {p99:.2} ms, p99/p50 {:.2}", p99 / p50);
+        println!(
+            "banner-latency     128 checkers, {name}: p50 {p50:.2} ms, p99 {p99:.2} ms, p99/p50 {:.2}",
+            p99 / p50
+        );
     }
     Ok(())
 }
@@ -134,7 +137,10 @@ fn idle(server: &Cluster) -> Result<()> {
     std::thread::sleep(time);
     let per_second = (self::switches(worker)? - switches) as f64 / time.as_secs_f64();
     let used = (processor_ticks(worker)? - ticks) as f64 * 10.0;
-    println!("idle               {per_second:.2} wake-ups/s, {used:.0} ms of processor time in {} s", time.as_secs());
+    println!(
+        "idle               {per_second:.2} wake-ups/s, {used:.0} ms of processor time in {} s",
+        time.as_secs()
+    );
     Ok(())
 }
 

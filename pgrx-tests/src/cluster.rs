@@ -45,6 +45,24 @@ pub struct Cluster {
     server: Mutex<Option<Process>>,
 }
 
+/// The ports of one cluster.
+#[derive(Debug, Clone, Copy)]
+pub struct Ports {
+    pub server: u16,
+    pub banner: u16,
+    pub http: u16,
+    pub agent: u16,
+}
+
+impl Ports {
+    /// # Errors
+    /// When there are none.
+    pub fn free() -> Result<Self> {
+        let free = ports::free;
+        Ok(Self { server: free()?, banner: free()?, http: free()?, agent: free()? })
+    }
+}
+
 /// Files of one cluster: `data`, `log`, and a socket directory whose path is short enough. Removed on drop.
 struct Directory {
     path: PathBuf,
@@ -87,14 +105,22 @@ impl Cluster {
     /// # Errors
     /// As [`Cluster::new`].
     pub fn with(installation: &'static Installation, name: &str) -> Result<Self> {
-        let cluster = Self::empty(installation, name)?;
+        Self::on_ports(installation, name, Ports::free()?)
+    }
+
+    /// [`Cluster::with`] on given ports.
+    ///
+    /// # Errors
+    /// As [`Cluster::new`].
+    pub fn on_ports(installation: &'static Installation, name: &str, ports: Ports) -> Result<Self> {
+        let cluster = Self::empty(installation, name, ports)?;
         let template = template(installation)?;
         run(Command::new("cp").arg("-a").arg(template).arg(cluster.data()))?;
         cluster.write_settings()?;
         Ok(cluster)
     }
 
-    fn empty(installation: &'static Installation, name: &str) -> Result<Self> {
+    fn empty(installation: &'static Installation, name: &str, ports: Ports) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let label = format!("{}-{}-{name}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let clusters = machine::base()?.join("clusters");
@@ -107,10 +133,10 @@ impl Cluster {
         }
         Ok(Self {
             name: name.to_owned(),
-            port: ports::free()?,
-            banner_port: ports::free()?,
-            http_port: ports::free()?,
-            agent_port: ports::free()?,
+            port: ports.server,
+            banner_port: ports.banner,
+            http_port: ports.http,
+            agent_port: ports.agent,
             installation,
             directory: Directory { path, sockets },
             server: Mutex::new(None),
@@ -196,7 +222,10 @@ impl Cluster {
         if ended || ready.is_err() {
             bail!("server \"{}\" did not start:\n{}", self.name, self.log_tail());
         }
-        let heads = || self.log().matches("status http listens on").count() >= self.log().matches("starting PostgreSQL").count();
+        let heads = || {
+            self.log().matches("status http listens on").count()
+                >= self.log().matches("starting PostgreSQL").count()
+        };
         let _ = wait::until_within(Duration::from_secs(1), "the status worker listens", heads);
         Ok(())
     }
@@ -268,8 +297,16 @@ impl Cluster {
     /// # Errors
     /// When the backup fails.
     pub fn standby(&self, name: &str) -> Result<Self> {
-        let standby = Self::empty(self.installation, name)?;
-        let slot = format!("slot_{}", name.replace(|c: char| !c.is_ascii_alphanumeric(), "_"));
+        self.standby_on(name, Ports::free()?)
+    }
+
+    /// [`Cluster::standby`] on given ports.
+    ///
+    /// # Errors
+    /// As [`Cluster::standby`].
+    pub fn standby_on(&self, name: &str, ports: Ports) -> Result<Self> {
+        let standby = Self::empty(self.installation, name, ports)?;
+        let slot = standby.slot();
         let mut backup = self.program("pg_basebackup");
         backup.args(["-h", &self.socket_directory().to_string_lossy(), "-p", &self.port.to_string()]);
         backup.args(["-U", "postgres", "-c", "fast", "-C", "-S", &slot, "-D"]).arg(standby.data());
@@ -284,7 +321,7 @@ impl Cluster {
     /// # Errors
     /// When the slot cannot be made.
     pub fn follow(&self, primary: &Cluster) -> Result<()> {
-        let slot = format!("slot_{}", self.name.replace(|c: char| !c.is_ascii_alphanumeric(), "_"));
+        let slot = self.slot();
         primary.sql(&format!(
             "SELECT pg_create_physical_replication_slot('{slot}') \
              WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = '{slot}')"
@@ -296,13 +333,19 @@ impl Cluster {
         machine::give_to_server_user(&signal)
     }
 
+    /// The replication slot of this node on whatever it follows.
+    fn slot(&self) -> String {
+        format!("slot_{}", self.name.replace(|c: char| !c.is_ascii_alphanumeric(), "_"))
+    }
+
     /// Waits until this standby streams.
     ///
     /// # Errors
     /// With the end of the log, when it does not in time.
     pub fn wait_streaming(&self) -> Result<()> {
         wait::until("the standby streams", || {
-            self.sql("SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'").is_ok_and(|n| n == "1")
+            self.sql("SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'")
+                .is_ok_and(|n| n == "1")
         })
         .with_context(|| self.log_tail())
     }
@@ -375,7 +418,8 @@ impl Cluster {
     /// # Errors
     /// With the end of the log, when it does not in time.
     pub fn wait_log(&self, text: &str) -> Result<()> {
-        wait::until(&format!("the log says {text:?}"), || self.log().contains(text)).with_context(|| self.log_tail())
+        wait::until(&format!("the log says {text:?}"), || self.log().contains(text))
+            .with_context(|| self.log_tail())
     }
 
     /// The last lines of the log.
@@ -450,7 +494,10 @@ fn template(installation: &Installation) -> Result<PathBuf> {
     fs::create_dir_all(&aside)?;
     machine::give_to_server_user(&aside)?;
     let mut initdb = Command::new(installation.bin.join("initdb"));
-    initdb.current_dir("/").args(["-A", "trust", "-U", "postgres", "-N", "-E", "UTF8", "--locale=C", "-D"]).arg(&aside);
+    initdb
+        .current_dir("/")
+        .args(["-A", "trust", "-U", "postgres", "-N", "-E", "UTF8", "--locale=C", "-D"])
+        .arg(&aside);
     machine::as_server_user(&mut initdb)?;
     run(&mut initdb)?;
     // Another test may have been faster; then its template is as good.

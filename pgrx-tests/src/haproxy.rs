@@ -70,7 +70,8 @@ impl Haproxy {
         let mut text = String::new();
         socket.read_to_string(&mut text)?;
         let mut rows = text.lines();
-        let header: Vec<&str> = rows.next().context("no header")?.trim_start_matches("# ").split(',').collect();
+        let header: Vec<&str> =
+            rows.next().context("no header")?.trim_start_matches("# ").split(',').collect();
         let column = |name: &str| header.iter().position(|h| *h == name).context("no such column");
         let (server, status, weight) = (column("svname")?, column("status")?, column("weight")?);
         let cells = rows.map(|row| row.split(',').collect::<Vec<_>>());

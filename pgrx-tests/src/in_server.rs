@@ -40,7 +40,8 @@ fn call(client: &mut Client, function: &str) -> Result<(), postgres::Error> {
 fn server() -> Result<&'static Cluster> {
     static SERVER: OnceLock<Cluster> = OnceLock::new();
     static STARTING: Mutex<()> = Mutex::new(());
-    let _one_starts_it = STARTING.lock().map_err(|_| anyhow::anyhow!("the server for in-server tests did not start"))?;
+    let _one_starts_it =
+        STARTING.lock().map_err(|_| anyhow::anyhow!("the server for in-server tests did not start"))?;
     if SERVER.get().is_none() {
         let cluster = Cluster::new("in-server")?.start()?;
         cluster.create_extension()?;

@@ -47,7 +47,13 @@ pub fn install(packages: &[String], say: impl Fn(&str)) -> Result<()> {
     let apt = |arguments: &[&str]| -> Result<()> {
         let mut command = if sudo { Command::new("sudo") } else { Command::new("env") };
         // RUNLEVEL=1: no service is started; the system's own server stays as it is.
-        command.args(["DEBIAN_FRONTEND=noninteractive", "RUNLEVEL=1", "apt-get", "-qq", "-o=Dpkg::Use-Pty=0"]);
+        command.args([
+            "DEBIAN_FRONTEND=noninteractive",
+            "RUNLEVEL=1",
+            "apt-get",
+            "-qq",
+            "-o=Dpkg::Use-Pty=0",
+        ]);
         let output = command.args(arguments).output().context("apt-get")?;
         if !output.status.success() {
             let error = String::from_utf8_lossy(&output.stderr);
@@ -64,7 +70,10 @@ pub fn install(packages: &[String], say: impl Fn(&str)) -> Result<()> {
 /// The packages that are not installed; all of the server's when its two are not of one version.
 fn missing(packages: &[String]) -> Vec<String> {
     let version = |package: &str| -> Option<String> {
-        let query = Command::new("dpkg-query").args(["-W", "-f=${db:Status-Abbrev}${Version}", package]).output().ok()?;
+        let query = Command::new("dpkg-query")
+            .args(["-W", "-f=${db:Status-Abbrev}${Version}", package])
+            .output()
+            .ok()?;
         let text = String::from_utf8(query.stdout).ok()?;
         text.strip_prefix("ii ").map(str::to_owned)
     };
@@ -159,7 +168,9 @@ fn server_user() -> Result<Option<User>> {
             (fields[0] == wanted).then(|| User { name: wanted.to_owned(), uid, gid })
         })
     };
-    let user = find("postgres").or_else(|| find("nobody")).context("there is no user \"postgres\" to run servers as")?;
+    let user = find("postgres")
+        .or_else(|| find("nobody"))
+        .context("there is no user \"postgres\" to run servers as")?;
     Ok(Some(user))
 }
 

@@ -42,7 +42,9 @@ pub fn for_value<T>(what: &str, mut give: impl FnMut() -> Result<T>) -> Result<T
     loop {
         match give() {
             Ok(value) => return Ok(value),
-            Err(error) if Instant::now() >= deadline => return Err(error.context(format!("not in time: {what}"))),
+            Err(error) if Instant::now() >= deadline => {
+                return Err(error.context(format!("not in time: {what}")));
+            }
             Err(_) => std::thread::sleep(STEP),
         }
     }

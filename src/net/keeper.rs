@@ -134,7 +134,10 @@ impl<F: Clone + Send + Sync + 'static> One<F> {
         let Family { kind, name, setting, .. } = self.family;
         let Some(slot) = slots.claim(kind, &self.endpoint.to_string()) else {
             let error = Error::NoSlot(SLOTS);
-            self.bridge.log(Level::Warning, format!("{name} does not listen on {} ({setting}): {error}", self.endpoint));
+            self.bridge.log(
+                Level::Warning,
+                format!("{name} does not listen on {} ({setting}): {error}", self.endpoint),
+            );
             return self.endpoint;
         };
         let mut said = None;
@@ -194,8 +197,12 @@ mod tests {
     use std::sync::atomic::AtomicU64;
 
     static DROPPED: AtomicU64 = AtomicU64::new(0);
-    const FAMILY: Family =
-        Family { kind: 0, name: "test port", setting: "postern.test", addresses: |settings| &settings.banner };
+    const FAMILY: Family = Family {
+        kind: 0,
+        name: "test port",
+        setting: "postern.test",
+        addresses: |settings| &settings.banner,
+    };
 
     fn wanting(list: &str) -> Settings {
         Settings { banner: list.parse().unwrap(), ..Default::default() }
@@ -229,7 +236,9 @@ mod tests {
         assert!(!listening(&taken_address));
         let mut log = String::new();
         main.drain_log(|line| log.push_str(&line.text));
-        let expected = format!("test port could not listen on {taken_address} (postern.test): could not listen: Address");
+        let expected = format!(
+            "test port could not listen on {taken_address} (postern.test): could not listen: Address"
+        );
         assert!(log.contains(&expected), "{log}");
         drop(taken);
         eventually("the taken port is opened when it is free", || listening(&taken_address)).await;
@@ -238,7 +247,11 @@ mod tests {
         main.reload(wanting(&spare));
         eventually("the other is closed", || slots.report().len() == 1).await;
         assert!(listening(&spare));
-        assert_eq!(opened.load(std::sync::atomic::Ordering::Relaxed), before, "the one that stays is not opened anew");
+        assert_eq!(
+            opened.load(std::sync::atomic::Ordering::Relaxed),
+            before,
+            "the one that stays is not opened anew"
+        );
         main.stop();
         keeper.await.unwrap();
     }

@@ -270,7 +270,8 @@ mod tests {
         let path = scratch("blocking");
         let tcp = Endpoint::Tcp("127.0.0.1:0".parse().unwrap());
         for endpoint in [tcp, Endpoint::Unix(path.clone())] {
-            let listener = std::sync::Arc::new(Listener::open(&endpoint, 0o777).unwrap().into_blocking().unwrap());
+            let listener =
+                std::sync::Arc::new(Listener::open(&endpoint, 0o777).unwrap().into_blocking().unwrap());
             let accepting = std::sync::Arc::clone(&listener);
             let thread = std::thread::spawn(move || accepting.accept().map(drop));
             std::thread::sleep(std::time::Duration::from_millis(50));

@@ -39,7 +39,8 @@ pub(super) async fn resolve(list: &ListenList) -> Wanted {
     let mut wanted = Wanted { endpoints: HashMap::new(), unresolved: Vec::new() };
     for entry in list.iter() {
         let mut want = |ip: IpAddr, port: u16, optional: bool| {
-            let literal = wanted.endpoints.entry(Endpoint::Tcp(SocketAddr::new(ip, port))).or_insert(optional);
+            let literal =
+                wanted.endpoints.entry(Endpoint::Tcp(SocketAddr::new(ip, port))).or_insert(optional);
             *literal &= optional;
         };
         match entry {

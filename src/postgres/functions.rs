@@ -118,7 +118,9 @@ fn loaded() -> &'static Shared {
 
 fn worker_problem(shared: &Shared, pid: i32) -> Option<String> {
     if shared.no_worker_slot.load(Relaxed) != 0 {
-        return Some("the status worker has no place: raise max_worker_processes and restart the server".to_owned());
+        return Some(
+            "the status worker has no place: raise max_worker_processes and restart the server".to_owned(),
+        );
     }
     (pid == 0).then(|| "the status worker is not running; it is started again within a second".to_owned())
 }
@@ -127,4 +129,8 @@ fn epoch(time: SystemTime) -> f64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
-pgrx::extension_sql_file!("../../sql/views.sql", name = "views", requires = [server_status, status_listeners]);
+pgrx::extension_sql_file!(
+    "../../sql/views.sql",
+    name = "views",
+    requires = [server_status, status_listeners]
+);

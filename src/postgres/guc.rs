@@ -11,7 +11,8 @@ use std::fmt::Display;
 
 const DEFAULT_STATUS_LISTEN: &CStr = c"*:5400";
 
-static STATUS_LISTEN: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(DEFAULT_STATUS_LISTEN));
+static STATUS_LISTEN: GucSetting<Option<CString>> =
+    GucSetting::<Option<CString>>::new(Some(DEFAULT_STATUS_LISTEN));
 static STATUS_ALLOW: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"all"));
 static STATUS_MAX_LAG: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"0"));
 static AGENT_LISTEN: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
@@ -19,7 +20,8 @@ static HTTP_LISTEN: GucSetting<Option<CString>> = GucSetting::<Option<CString>>:
 static OLD_PORT: GucSetting<i32> = GucSetting::<i32>::new(0);
 static OLD_BIND: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 
-const LIST_HELP: &CStr = c"A list host:port[,host:port]; * is every IPv4 and IPv6 interface, a path is a Unix socket, \
+const LIST_HELP: &CStr =
+    c"A list host:port[,host:port]; * is every IPv4 and IPv6 interface, a path is a Unix socket, \
     empty is off. At most 8 entries. Takes effect on reload.";
 
 /// Defines every setting. Postmaster, while libraries are preloaded.
@@ -111,25 +113,32 @@ pub(super) fn settings() -> Result<Settings, crate::settings::Error> {
 }
 
 fn server_settings() -> ServerSettings {
-    // SAFETY: string settings of the server, null or terminated, that only this thread's reload changes; copied.
-    let copy = |text: *const c_char| {
-        if text.is_null() { String::new() } else { unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned() }
-    };
-    // SAFETY: settings of the server, read on the thread that reloads them.
+    // SAFETY: settings of the server, read on the thread that reloads them; strings are null or terminated.
     unsafe {
         ServerSettings {
-            primary_conninfo: copy(pg_sys::PrimaryConnInfo),
-            cluster_name: copy(pg_sys::cluster_name),
+            primary_conninfo: copied(pg_sys::PrimaryConnInfo),
+            cluster_name: copied(pg_sys::cluster_name),
             socket_mode: pg_sys::Unix_socket_permissions as u32,
         }
     }
+}
+
+/// # Safety
+/// `text` is null or a terminated string that stays for the call.
+unsafe fn copied(text: *const c_char) -> String {
+    if text.is_null() {
+        return String::new();
+    }
+    // SAFETY: by the caller.
+    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }
 
 fn value(setting: &GucSetting<Option<CString>>) -> String {
     setting.get().map_or(String::new(), |text| text.to_string_lossy().into_owned())
 }
 
-type CheckHook = unsafe extern "C-unwind" fn(*mut *mut c_char, *mut *mut c_void, pg_sys::GucSource::Type) -> bool;
+type CheckHook =
+    unsafe extern "C-unwind" fn(*mut *mut c_char, *mut *mut c_void, pg_sys::GucSource::Type) -> bool;
 
 fn text(
     name: &'static CStr,

@@ -1,6 +1,7 @@
 //! `#[pg_test]`s: run inside a backend of a server that has the library loaded, each in a transaction of its own.
 
 #[pgrx::pg_schema]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use pgrx::prelude::*;
 
@@ -11,7 +12,9 @@ mod tests {
     #[pg_test]
     fn the_view_shows_a_primary() {
         assert_eq!(one::<String>("SELECT role FROM postern.status"), "primary");
-        assert!(one::<bool>("SELECT written_lsn <= pg_current_wal_flush_lsn() AND lag IS NULL FROM postern.status"));
+        assert!(one::<bool>(
+            "SELECT written_lsn <= pg_current_wal_flush_lsn() AND lag IS NULL FROM postern.status"
+        ));
         assert!(one::<bool>("SELECT clients >= 1 AND client_capacity > 1 FROM postern.status"));
     }
 

@@ -115,7 +115,11 @@ impl Open {
 fn application_name(question: &AskFor) -> Result<String, String> {
     let given = option_of(&question.conninfo, c"application_name")?;
     Ok(given.unwrap_or_else(|| {
-        if question.cluster_name.is_empty() { "walreceiver".to_owned() } else { question.cluster_name.clone() }
+        if question.cluster_name.is_empty() {
+            "walreceiver".to_owned()
+        } else {
+            question.cluster_name.clone()
+        }
     }))
 }
 
@@ -208,7 +212,9 @@ impl Connection {
                 _ if bad => return Err(connection.error()),
                 pq::PostgresPollingStatusType::PGRES_POLLING_OK => return Ok(connection),
                 pq::PostgresPollingStatusType::PGRES_POLLING_FAILED => return Err(connection.error()),
-                pq::PostgresPollingStatusType::PGRES_POLLING_READING => connection.wait(wait, libc::POLLIN)?,
+                pq::PostgresPollingStatusType::PGRES_POLLING_READING => {
+                    connection.wait(wait, libc::POLLIN)?
+                }
                 _ => connection.wait(wait, libc::POLLOUT)?,
             }
             // SAFETY: as above.
@@ -255,7 +261,8 @@ impl Connection {
                 return Err("its primary gave no row".to_owned());
             }
             let columns = pq::PQnfields(result);
-            let value = |column| CStr::from_ptr(pq::PQgetvalue(result, 0, column)).to_string_lossy().into_owned();
+            let value =
+                |column| CStr::from_ptr(pq::PQgetvalue(result, 0, column)).to_string_lossy().into_owned();
             Ok((0..columns).map(value).collect())
         }
     }

@@ -97,7 +97,8 @@ pub(super) fn snapshot() -> Facts {
 /// The postmaster keeps its state in the last line of postmaster.pid; shared memory does not show it. Every process
 /// of the server has the data directory as its working directory.
 fn server_state() -> ServerState {
-    std::fs::read_to_string("postmaster.pid").map_or(ServerState::Stopping, |text| ServerState::from_pid_file(&text))
+    std::fs::read_to_string("postmaster.pid")
+        .map_or(ServerState::Stopping, |text| ServerState::from_pid_file(&text))
 }
 
 fn replay() -> Replay {

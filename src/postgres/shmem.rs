@@ -52,8 +52,8 @@ unsafe extern "C-unwind" fn make() {
             pg_sys::ffi::pg_guard_ffi_boundary(|| previous());
         }
         let mut found = false;
-        let place =
-            pg_sys::ShmemInitStruct(c"postern status".as_ptr(), size_of::<Shared>(), &mut found).cast::<Shared>();
+        let place = pg_sys::ShmemInitStruct(c"postern status".as_ptr(), size_of::<Shared>(), &mut found)
+            .cast::<Shared>();
         if !found {
             place.write(Shared::default());
             (*place).no_worker_slot.store(u32::from(NO_WORKER_SLOT.load(Relaxed)), Relaxed);

@@ -50,7 +50,10 @@ fn run(shared: &'static Shared) -> i32 {
     let settings = match guc::settings() {
         Ok(settings) => settings,
         Err(error) => {
-            log(LogLine { level: Level::Warning, text: format!("could not read Postern's settings: {error}") });
+            log(LogLine {
+                level: Level::Warning,
+                text: format!("could not read Postern's settings: {error}"),
+            });
             return 1;
         }
     };
@@ -100,7 +103,10 @@ impl Main {
             }
             end.drain_log(log);
             if let Some(reason) = end.failure() {
-                log(LogLine { level: Level::Warning, text: format!("status worker ends to be started again: {reason}") });
+                log(LogLine {
+                    level: Level::Warning,
+                    text: format!("status worker ends to be started again: {reason}"),
+                });
                 return 1;
             }
             terminated |= BackgroundWorker::sigterm_received();
@@ -139,7 +145,8 @@ impl Main {
         let millis = self.tick().as_millis() as std::ffi::c_long;
         // SAFETY: our own latch, on the thread that owns it.
         let happened = unsafe {
-            let happened = pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, millis, pg_sys::PG_WAIT_EXTENSION);
+            let happened =
+                pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, millis, pg_sys::PG_WAIT_EXTENSION);
             pg_sys::ResetLatch(pg_sys::MyLatch);
             happened
         };
@@ -151,11 +158,15 @@ impl Main {
         unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
         match guc::settings() {
             Ok(settings) => {
-                self.idle = settings.banner.is_empty() && settings.agent.is_empty() && settings.http.is_empty();
+                self.idle =
+                    settings.banner.is_empty() && settings.agent.is_empty() && settings.http.is_empty();
                 end.reload(settings);
             }
             Err(error) => {
-                log(LogLine { level: Level::Warning, text: format!("Postern keeps its old settings: {error}") });
+                log(LogLine {
+                    level: Level::Warning,
+                    text: format!("Postern keeps its old settings: {error}"),
+                });
             }
         }
     }

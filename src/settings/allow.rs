@@ -6,17 +6,12 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 /// `postern.status_allow`. Unix sockets are not asked: there, the file's permissions decide.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Allow {
+    #[default]
     All,
     /// Only these ranges; an empty list lets nobody in over TCP.
     Ranges(Vec<IpNet>),
-}
-
-impl Default for Allow {
-    fn default() -> Self {
-        Self::All
-    }
 }
 
 impl Allow {
@@ -72,7 +67,10 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         for text in ["10.0.0.0/33", "localhost", "all, 10.0.0.0/8", "10.0.0.0/8;::1"] {
-            assert!(text.parse::<Allow>().unwrap_err().to_string().contains("is not an address range"), "{text}");
+            assert!(
+                text.parse::<Allow>().unwrap_err().to_string().contains("is not an address range"),
+                "{text}"
+            );
         }
     }
 }

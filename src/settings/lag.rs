@@ -118,8 +118,12 @@ mod tests {
 
     #[test]
     fn mistakes_are_named() {
-        for text in ["", "MB", "-1", "1.5MB", "16m", "99999999999999999999", "18446744073709551615TB", "10s;"] {
-            assert!(text.parse::<LagLimit>().unwrap_err().to_string().contains("is not a lag limit"), "{text}");
+        for text in ["", "MB", "-1", "1.5MB", "16m", "99999999999999999999", "18446744073709551615TB", "10s;"]
+        {
+            assert!(
+                text.parse::<LagLimit>().unwrap_err().to_string().contains("is not a lag limit"),
+                "{text}"
+            );
         }
     }
 

@@ -103,7 +103,11 @@ impl FromStr for ListenAddress {
             }
             return Ok(Self::Ip(ip, port));
         }
-        if is_host_name(host) { Ok(Self::Name(host.to_owned(), port)) } else { Err(Error::Address(text.to_owned())) }
+        if is_host_name(host) {
+            Ok(Self::Name(host.to_owned(), port))
+        } else {
+            Err(Error::Address(text.to_owned()))
+        }
     }
 }
 

@@ -11,7 +11,9 @@ use crate::settings::LagLimit;
 pub fn line(facts: &Facts, health: &Health, limit: Option<LagLimit>) -> String {
     match &health.problem {
         None => format!("up ready {}%\n", weight(facts, health, limit)),
-        Some(problem @ (Problem::Starting | Problem::ColdStandby)) => format!("down ready #{}\n", comment(problem)),
+        Some(problem @ (Problem::Starting | Problem::ColdStandby)) => {
+            format!("down ready #{}\n", comment(problem))
+        }
         // What is connected may finish; nobody new is sent here.
         Some(problem) => format!("up drain #{}\n", comment(problem)),
     }
@@ -75,7 +77,8 @@ mod tests {
 
     #[test]
     fn every_line_is_one_whole_state() {
-        let states = [ServerState::Starting, ServerState::Stopping, ServerState::ColdStandby, ServerState::Ready];
+        let states =
+            [ServerState::Starting, ServerState::Stopping, ServerState::ColdStandby, ServerState::Ready];
         for server in states {
             let line = said(&Facts { server, receiver: None, ..standby() }, None);
             assert!(line.ends_with('\n') && line.matches('\n').count() == 1, "{line:?}");

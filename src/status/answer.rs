@@ -102,7 +102,11 @@ pub fn answer(check: Check, lag: Option<LagLimit>, snapshot: &Snapshot<'_>) -> A
     let health = Health::of(facts, limit, snapshot.upstream);
     let verdict = match check {
         Check::Metrics => {
-            return Answer { code: 200, content_type: metrics::CONTENT_TYPE, body: metrics::text(snapshot, &health) };
+            return Answer {
+                code: 200,
+                content_type: metrics::CONTENT_TYPE,
+                body: metrics::text(snapshot, &health),
+            };
         }
         Check::Stats => return json_answer(200, stats(snapshot)),
         Check::Status => return status(snapshot, &health),
@@ -110,7 +114,11 @@ pub fn answer(check: Check, lag: Option<LagLimit>, snapshot: &Snapshot<'_>) -> A
         Check::Replica => replica(&health),
         Check::ReadOnly | Check::Readiness => healthy(&health),
         Check::Health => {
-            if facts.takes_connections() { Ok(()) } else { healthy(&health) }
+            if facts.takes_connections() {
+                Ok(())
+            } else {
+                healthy(&health)
+            }
         }
         Check::Liveness => liveness(snapshot.age),
         Check::Sync => replica(&health).and_then(|()| synchronous(snapshot, true)),
@@ -153,7 +161,11 @@ fn healthy_as(role: Role, health: &Health, otherwise: &str) -> Verdict {
 }
 
 fn liveness(age: Duration) -> Verdict {
-    if age < STUCK { Ok(()) } else { Err(format!("the status worker has taken no sample for {} s", age.as_secs())) }
+    if age < STUCK {
+        Ok(())
+    } else {
+        Err(format!("the status worker has taken no sample for {} s", age.as_secs()))
+    }
 }
 
 fn said<'a>(snapshot: &Snapshot<'a>) -> Result<&'a UpstreamFacts, String> {
@@ -165,7 +177,10 @@ fn said<'a>(snapshot: &Snapshot<'a>) -> Result<&'a UpstreamFacts, String> {
 }
 
 fn synchronous(snapshot: &Snapshot<'_>, wanted: bool) -> Verdict {
-    let state = said(snapshot)?.sync.as_ref().map_err(|e| format!("only its primary knows, and does not say: {e}"))?;
+    let state = said(snapshot)?
+        .sync
+        .as_ref()
+        .map_err(|e| format!("only its primary knows, and does not say: {e}"))?;
     match (state.is_synchronous(), wanted) {
         (true, false) => Err("its primary replicates to it synchronously".to_owned()),
         (false, true) => Err("its primary replicates to it asynchronously".to_owned()),
@@ -232,7 +247,11 @@ fn status(snapshot: &Snapshot<'_>, health: &Health) -> Answer {
     problems.extend(liveness(snapshot.age).err());
     for listener in snapshot.shared.listeners.report() {
         if let Some(error) = listener.error() {
-            problems.push(format!("{} does not listen on {}: {error}", kind_name(listener.kind), listener.address));
+            problems.push(format!(
+                "{} does not listen on {}: {error}",
+                kind_name(listener.kind),
+                listener.address
+            ));
         }
     }
     let code = if problems.is_empty() { 200 } else { 500 };
@@ -351,7 +370,10 @@ mod tests {
         assert_eq!(get("/sync", &standby(), with(Ok(SyncState::Potential))).code, 503);
         assert_eq!(get("/async", &standby(), with(Ok(SyncState::Sync))).code, 503);
         assert_eq!(get("/async", &standby(), with(Ok(SyncState::Async))).code, 200);
-        assert!(reason(&get("/sync", &standby(), with(Err("no pg_hba.conf entry".into())))).contains("pg_hba.conf"));
+        assert!(
+            reason(&get("/sync", &standby(), with(Err("no pg_hba.conf entry".into()))))
+                .contains("pg_hba.conf")
+        );
         assert!(reason(&get("/async", &standby(), Some(Err("refused".into())))).contains("refused"));
         assert!(reason(&get("/sync", &primary(), None)).contains("is the primary"));
     }
@@ -367,14 +389,16 @@ mod tests {
 
     #[test]
     fn liveness_says_when_main_is_stuck() {
-        let snapshot = |age| Snapshot {
-            facts: &primary(),
-            age,
-            upstream: None,
-            settings: &Settings::default(),
-            shared: &Shared::default(),
-        }
-        .age;
+        let snapshot = |age| {
+            Snapshot {
+                facts: &primary(),
+                age,
+                upstream: None,
+                settings: &Settings::default(),
+                shared: &Shared::default(),
+            }
+            .age
+        };
         assert!(liveness(snapshot(STUCK - Duration::from_millis(1))).is_ok());
         assert!(liveness(snapshot(STUCK)).is_err());
     }

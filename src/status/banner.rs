@@ -63,7 +63,8 @@ impl Banner {
                 Err(error) => {
                     slot.failed.fetch_add(1, Relaxed);
                     if !std::mem::replace(&mut said, true) {
-                        self.bridge.log(Level::Warning, format!("status banner could not accept a check: {error}"));
+                        self.bridge
+                            .log(Level::Warning, format!("status banner could not accept a check: {error}"));
                     }
                     std::thread::sleep(PAUSE);
                 }
@@ -83,7 +84,8 @@ impl Banner {
         }
         let text: &[u8] = if self.shared.is_master() { b"MASTER" } else { b"STANDBY" };
         // Seven bytes always fit a new socket's buffer, so the send is whole or the peer is gone.
-        let counter = match rustix::net::send(&client.socket, text, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+        let counter = match rustix::net::send(&client.socket, text, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
+        {
             Ok(sent) if sent == text.len() => &slot.served,
             _ => &slot.failed,
         };
@@ -98,14 +100,20 @@ struct AcceptThread {
 }
 
 impl AcceptThread {
-    fn start(banner: Banner, listener: Listener, slot: &'static Slot) -> std::io::Result<(Self, oneshot::Receiver<()>)> {
+    fn start(
+        banner: Banner,
+        listener: Listener,
+        slot: &'static Slot,
+    ) -> std::io::Result<(Self, oneshot::Receiver<()>)> {
         let listener = Arc::new(listener.into_blocking()?);
         let (alive, ended) = oneshot::channel::<()>();
         let accepting = Arc::clone(&listener);
-        let thread = std::thread::Builder::new().name("postern banner".to_owned()).stack_size(STACK).spawn(move || {
-            let _alive = alive;
-            banner.accept_loop(&accepting, slot);
-        })?;
+        let thread = std::thread::Builder::new().name("postern banner".to_owned()).stack_size(STACK).spawn(
+            move || {
+                let _alive = alive;
+                banner.accept_loop(&accepting, slot);
+            },
+        )?;
         Ok((Self { listener, thread: Some(thread) }, ended))
     }
 }

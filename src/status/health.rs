@@ -37,23 +37,37 @@ pub enum Problem {
     /// The text says more, when more is known.
     NotStreaming(String),
     OtherSystem,
-    OtherTimeline { own: u32, primary: u32 },
-    LagBytes { lag: u64, limit: LagLimit },
-    LagTime { lag: Duration, limit: LagLimit },
+    OtherTimeline {
+        own: u32,
+        primary: u32,
+    },
+    LagBytes {
+        lag: u64,
+        limit: LagLimit,
+    },
+    LagTime {
+        lag: Duration,
+        limit: LagLimit,
+    },
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use crate::settings::{ByteSize, Span};
         match self {
-            Self::Starting => f.write_str("the server is starting up or in recovery: it takes no connections yet"),
+            Self::Starting => {
+                f.write_str("the server is starting up or in recovery: it takes no connections yet")
+            }
             Self::ColdStandby => f.write_str("cold standby: hot_standby is off, it takes no connections"),
             Self::Stopping => f.write_str("the server is shutting down"),
             Self::NotStreaming(more) if more.is_empty() => f.write_str("not streaming from its primary"),
             Self::NotStreaming(more) => write!(f, "not streaming from its primary: {more}"),
             Self::OtherSystem => f.write_str("not streaming: its primary is another database system"),
             Self::OtherTimeline { own, primary } => {
-                write!(f, "not streaming: this server is on timeline {own}, its primary is on timeline {primary}")
+                write!(
+                    f,
+                    "not streaming: this server is on timeline {own}, its primary is on timeline {primary}"
+                )
             }
             Self::LagBytes { lag, limit } => write!(f, "lag {} is beyond {limit}", ByteSize(*lag)),
             Self::LagTime { lag, limit } => write!(f, "lag {} is beyond {limit}", Span(*lag)),
@@ -73,7 +87,11 @@ pub struct Health {
 
 impl Health {
     /// Judges. `upstream` is what the primary said when it was asked, if it was.
-    pub fn of(facts: &Facts, limit: Option<LagLimit>, upstream: Option<&Result<UpstreamFacts, String>>) -> Self {
+    pub fn of(
+        facts: &Facts,
+        limit: Option<LagLimit>,
+        upstream: Option<&Result<UpstreamFacts, String>>,
+    ) -> Self {
         let role = Role::of(facts);
         let own_end = facts.primary_end();
         let primary_end = match upstream {
@@ -188,7 +206,11 @@ pub(super) mod tests {
         }
     }
 
-    fn problem(facts: &Facts, limit: Option<LagLimit>, upstream: Option<Result<UpstreamFacts, String>>) -> String {
+    fn problem(
+        facts: &Facts,
+        limit: Option<LagLimit>,
+        upstream: Option<Result<UpstreamFacts, String>>,
+    ) -> String {
         Health::of(facts, limit, upstream.as_ref()).problem.map_or(String::new(), |p| p.to_string())
     }
 
@@ -218,9 +240,14 @@ pub(super) mod tests {
         assert!(problem(&with(ServerState::ColdStandby), None, None).contains("cold standby"));
         let cut = Facts { receiver: None, ..standby() };
         assert!(problem(&cut, None, None).contains("WAL receiver is stopped"));
-        assert!(problem(&cut, None, Some(Err("connection refused".into()))).ends_with(": connection refused"));
+        assert!(
+            problem(&cut, None, Some(Err("connection refused".into()))).ends_with(": connection refused")
+        );
         let promoted = UpstreamFacts { timeline: 2, ..upstream() };
-        assert!(problem(&cut, None, Some(Ok(promoted.clone()))).contains("on timeline 1, its primary is on timeline 2"));
+        assert!(
+            problem(&cut, None, Some(Ok(promoted.clone())))
+                .contains("on timeline 1, its primary is on timeline 2")
+        );
         let other = UpstreamFacts { system_identifier: 43, ..upstream() };
         assert!(problem(&cut, None, Some(Ok(other))).contains("another database system"));
         assert_eq!(problem(&standby(), None, Some(Ok(promoted))), "", "it streams, so it will follow");

@@ -75,7 +75,8 @@ impl Checks {
     /// Serves an agent listener until it is dropped.
     pub async fn serve_agent(self, listener: Listener, slot: &'static Slot) {
         let checks = self.clone();
-        self.serve(listener, slot, "agent", move |stream| checks.clone().agent_connection(stream, slot)).await;
+        self.serve(listener, slot, "agent", move |stream| checks.clone().agent_connection(stream, slot))
+            .await;
     }
 
     async fn serve<W>(
@@ -113,7 +114,8 @@ impl Checks {
                 Err(error) => {
                     slot.failed.fetch_add(1, Relaxed);
                     if !std::mem::replace(&mut said, true) {
-                        self.bridge.log(Level::Warning, format!("status {name} could not accept a check: {error}"));
+                        self.bridge
+                            .log(Level::Warning, format!("status {name} could not accept a check: {error}"));
                     }
                     tokio::time::sleep(PAUSE).await;
                 }
@@ -122,11 +124,11 @@ impl Checks {
     }
 
     fn admit(&self, client: Accepted, slot: &Slot) -> std::io::Result<Option<Stream>> {
-        if let Peer::Tcp(address) = client.peer {
-            if !self.bridge.settings().allow.permits(address) {
-                slot.refused.fetch_add(1, Relaxed);
-                return Ok(None);
-            }
+        if let Peer::Tcp(address) = client.peer
+            && !self.bridge.settings().allow.permits(address)
+        {
+            slot.refused.fetch_add(1, Relaxed);
+            return Ok(None);
         }
         client.into_stream().map(Some)
     }

@@ -21,13 +21,23 @@ fn collect(snapshot: &Snapshot<'_>, health: &Health) -> prometheus::Result<Strin
     let standby = health.role == Role::Standby;
     let replay = facts.replay.as_ref();
 
-    page.labelled_gauge("postern_info", "Postern's version; always 1.", &["version"], &[(
-        &[env!("CARGO_PKG_VERSION")],
-        1.0,
-    )])?;
-    page.gauge("postern_server_takes_connections", "1 when a login can succeed.", flag(facts.takes_connections()))?;
+    page.labelled_gauge(
+        "postern_info",
+        "Postern's version; always 1.",
+        &["version"],
+        &[(&[env!("CARGO_PKG_VERSION")], 1.0)],
+    )?;
+    page.gauge(
+        "postern_server_takes_connections",
+        "1 when a login can succeed.",
+        flag(facts.takes_connections()),
+    )?;
     page.gauge("postern_server_in_recovery", "1 on a standby and in crash recovery.", flag(standby))?;
-    page.gauge("postern_server_healthy", "1 when the agent and HTTP checks call it healthy.", flag(health.is_healthy()))?;
+    page.gauge(
+        "postern_server_healthy",
+        "1 when the agent and HTTP checks call it healthy.",
+        flag(health.is_healthy()),
+    )?;
     page.gauge("postern_server_timeline", "The timeline written to or replayed.", f64::from(facts.timeline))?;
     page.gauge("postern_client_connections", "Client connections in use.", f64::from(facts.clients))?;
     page.gauge(
@@ -39,8 +49,16 @@ fn collect(snapshot: &Snapshot<'_>, health: &Health) -> prometheus::Result<Strin
         page.gauge("postern_wal_written_bytes", "Position up to which WAL is written.", written.0 as f64)?;
     }
     if let Some(replay) = replay {
-        page.gauge("postern_wal_received_bytes", "Position up to which WAL is received.", replay.received.0 as f64)?;
-        page.gauge("postern_wal_replayed_bytes", "Position up to which WAL is replayed.", replay.replayed.0 as f64)?;
+        page.gauge(
+            "postern_wal_received_bytes",
+            "Position up to which WAL is received.",
+            replay.received.0 as f64,
+        )?;
+        page.gauge(
+            "postern_wal_replayed_bytes",
+            "Position up to which WAL is replayed.",
+            replay.replayed.0 as f64,
+        )?;
         page.gauge("postern_wal_replay_paused", "1 when replay is paused.", flag(replay.paused))?;
         page.gauge("postern_wal_receiver_streaming", "1 when WAL streams in.", flag(facts.is_streaming()))?;
         if let Some(commit) = replay.last_commit {

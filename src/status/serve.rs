@@ -24,19 +24,29 @@ const AGENTS: Family = Family {
     addresses: |settings| &settings.agent,
 };
 
-const HTTPS: Family =
-    Family { kind: HTTP, name: "status http", setting: "postern.http_listen", addresses: |settings| &settings.http };
+const HTTPS: Family = Family {
+    kind: HTTP,
+    name: "status http",
+    setting: "postern.http_listen",
+    addresses: |settings| &settings.http,
+};
 
 /// Starts the threads; dropping what is returned ends them within [`Threads::END`].
 ///
 /// # Errors
 /// When the system gives no thread or no epoll instance.
-pub fn start(bridge: &Bridge<Facts>, shared: &'static Shared, asker: Box<dyn Ask>) -> std::io::Result<Threads> {
+pub fn start(
+    bridge: &Bridge<Facts>,
+    shared: &'static Shared,
+    asker: Box<dyn Ask>,
+) -> std::io::Result<Threads> {
     let mut threads = Threads::new(bridge);
     let to_banner = bridge.clone();
     threads.spawn("postern banner", bridge, move || {
         let banner = Banner { bridge: to_banner.clone(), shared };
-        keep(to_banner, BANNERS, &shared.listeners, move |listener, slot| banner.clone().serve(listener, slot))
+        keep(to_banner, BANNERS, &shared.listeners, move |listener, slot| {
+            banner.clone().serve(listener, slot)
+        })
     })?;
     let to_http = bridge.clone();
     threads.spawn("postern http", bridge, move || async move {
@@ -46,7 +56,9 @@ pub fn start(bridge: &Bridge<Facts>, shared: &'static Shared, asker: Box<dyn Ask
         let slots = &shared.listeners;
         tokio::join!(
             asking,
-            keep(to_http.clone(), AGENTS, slots, move |listener, slot| agent.clone().serve_agent(listener, slot)),
+            keep(to_http.clone(), AGENTS, slots, move |listener, slot| agent
+                .clone()
+                .serve_agent(listener, slot)),
             keep(to_http, HTTPS, slots, move |listener, slot| http.clone().serve_http(listener, slot)),
         );
     })?;

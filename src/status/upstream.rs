@@ -122,8 +122,11 @@ impl Upstream {
         }
         self.question.send_replace(Some(question.clone()));
         self.wanted.notify_one();
-        let _ = tokio::time::timeout(PATIENCE, answer.wait_for(|given| usable(given, Duration::ZERO).is_some())).await;
-        usable(&answer.borrow(), STALE).unwrap_or_else(|| Err("its primary does not answer in time".to_owned()))
+        let _ =
+            tokio::time::timeout(PATIENCE, answer.wait_for(|given| usable(given, Duration::ZERO).is_some()))
+                .await;
+        usable(&answer.borrow(), STALE)
+            .unwrap_or_else(|| Err("its primary does not answer in time".to_owned()))
     }
 }
 
@@ -191,7 +194,8 @@ mod tests {
     async fn a_hundred_checks_ask_once() {
         let asked = Arc::new(AtomicU32::new(0));
         let stop = CancellationToken::new();
-        let (upstream, task) = Upstream::new(Box::new(Fake { asked: Arc::clone(&asked), hangs: false }), stop.clone());
+        let (upstream, task) =
+            Upstream::new(Box::new(Fake { asked: Arc::clone(&asked), hangs: false }), stop.clone());
         let task = tokio::spawn(task);
         for _ in 0..100 {
             assert_eq!(upstream.ask(question()).await.unwrap().timeline, 1);
@@ -204,7 +208,8 @@ mod tests {
     #[tokio::test]
     async fn a_primary_that_hangs_delays_a_check_by_a_bounded_time() {
         let stop = CancellationToken::new();
-        let (upstream, task) = Upstream::new(Box::new(Fake { asked: Arc::default(), hangs: true }), stop.clone());
+        let (upstream, task) =
+            Upstream::new(Box::new(Fake { asked: Arc::default(), hangs: true }), stop.clone());
         let task = tokio::spawn(task);
         let before = Instant::now();
         assert!(upstream.ask(question()).await.unwrap_err().contains("does not answer in time"));

@@ -28,7 +28,8 @@ fn main() -> Result<()> {
 
 fn generate(library: &[u8], version: &str) -> Result<String> {
     let parsed = object::File::parse(library)?;
-    let entries = parsed.section_by_name(section::ELF_SECTION_NAME).context("the library has no schema section")?;
+    let entries =
+        parsed.section_by_name(section::ELF_SECTION_NAME).context("the library has no schema section")?;
     let control = ControlFile::from_path_with_cargo_version(checkout().join("postern.control"), version)
         .map_err(|error| anyhow::anyhow!("{error}"))?;
     let mut entities = vec![SqlGraphEntity::ExtensionRoot(control)];
@@ -43,7 +44,8 @@ fn generate(library: &[u8], version: &str) -> Result<String> {
 /// The order of what does not depend on each other is not fixed, so blocks are compared as a set.
 fn same(committed: &str, generated: &str) -> bool {
     let blocks = |text: &str| {
-        let mut blocks: Vec<String> = text.split("/* <begin connected objects> */").map(str::to_owned).collect();
+        let mut blocks: Vec<String> =
+            text.split("/* <begin connected objects> */").map(str::to_owned).collect();
         blocks.sort();
         blocks
     };

@@ -1,5 +1,6 @@
 //! `cargo verify [FILTER]`: every test. Sets up what the system lacks, then runs the pure tests, the in-server tests, the
 //! check of the SQL script, and the cluster tests; with a filter only the tests whose names contain it.
+//! `cargo verify --packages-only` stops after the set-up.
 
 use anyhow::{Context, Result};
 use pgrx_tests::installation::{major, pg_config};
@@ -26,10 +27,14 @@ fn verify() -> Result<bool> {
     let filter: Vec<String> = std::env::args().skip(1).filter(|a| a != "--").collect();
     let major = major();
     machine::install(&machine::test_packages(major), |what| println!("{what}"))?;
+    if filter.iter().any(|argument| argument == "--packages-only") {
+        return Ok(true);
+    }
     let server = format!("pg{major},pg_test");
     let mut groups = vec![
         Group::new("pure", &["test", "--package", "postern", "--lib"]),
-        Group::new("in-server", &["test", "--package", "postern", "--lib", "--features", &server]).only("in_server_tests"),
+        Group::new("in-server", &["test", "--package", "postern", "--lib", "--features", &server])
+            .only("in_server_tests"),
         Group::new("rig", &["test", "--package", "pgrx-tests", "--lib", "--bins"]),
         Group::new("cluster", &["test", "--package", "pgrx-tests", "--test", "cluster"]),
     ];

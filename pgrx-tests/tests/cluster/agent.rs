@@ -26,7 +26,11 @@ fn the_weight_follows_the_free_connections() -> Result<()> {
         probe::agent(primary.agent_port, "").is_ok_and(|line| line == "up ready 50%\n")
     })?;
     let more = (0..13).map(|_| primary.connect()).collect::<Result<Vec<_>>>()?;
-    assert_eq!(probe::agent(primary.agent_port, "")?, "up ready 1%\n", "full, but never 0, which would drain");
+    assert_eq!(
+        probe::agent(primary.agent_port, "")?,
+        "up ready 1%\n",
+        "full, but never 0, which would drain"
+    );
     drop((clients, more));
     wait::until("the weight comes back", || {
         probe::agent(primary.agent_port, "").is_ok_and(|line| line == "up ready 100%\n")
@@ -40,7 +44,9 @@ fn haproxy_takes_the_weight_the_drain_and_its_end() -> Result<()> {
     standby.set("postern.status_max_lag", "1MB")?;
     let standby = standby.start()?;
     standby.wait_streaming()?;
-    wait::until("the standby is healthy", || probe::agent(standby.agent_port, "").is_ok_and(|l| l.starts_with("up ready")))?;
+    wait::until("the standby is healthy", || {
+        probe::agent(standby.agent_port, "").is_ok_and(|l| l.starts_with("up ready"))
+    })?;
     let front = ports::free()?;
     let haproxy = Haproxy::start(
         "agent",
@@ -67,7 +73,9 @@ fn haproxy_takes_the_weight_the_drain_and_its_end() -> Result<()> {
 fn connections_beyond_the_limit_end_the_oldest_and_checks_go_on() -> Result<()> {
     let primary = Cluster::new("flood")?.start()?;
     // HTTP clients that never send anything; the agent port has the same limit in the same code.
-    let mut silent = (0..256).map(|_| TcpStream::connect(("127.0.0.1", primary.http_port))).collect::<Result<Vec<_>, _>>()?;
+    let mut silent = (0..256)
+        .map(|_| TcpStream::connect(("127.0.0.1", primary.http_port)))
+        .collect::<Result<Vec<_>, _>>()?;
     wait::until("all are accepted", || probe::code(primary.http_port, "/liveness") == 200)?;
     let mut first = silent.remove(0);
     first.set_read_timeout(Some(std::time::Duration::from_secs(2)))?;

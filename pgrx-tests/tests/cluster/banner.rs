@@ -63,8 +63,11 @@ fn bgw_replstatus_settings_work_as_they_are() -> Result<()> {
     let cluster = Cluster::new("old")?;
     // Its users have no postern.* settings: the default must give way.
     let settings = cluster.data().join("postgresql.conf");
-    let without: String =
-        std::fs::read_to_string(&settings)?.lines().filter(|l| !l.contains("status_listen")).map(|l| format!("{l}\n")).collect();
+    let without: String = std::fs::read_to_string(&settings)?
+        .lines()
+        .filter(|l| !l.contains("status_listen"))
+        .map(|l| format!("{l}\n"))
+        .collect();
     std::fs::write(&settings, without)?;
     let port = ports::free()?;
     cluster.set("bgw_replstatus.port", &port.to_string())?.set("bgw_replstatus.bind", "127.0.0.1")?;
@@ -112,7 +115,11 @@ fn a_reload_opens_and_closes_addresses_and_leaves_the_others_alone() -> Result<(
         failed
     });
     for round in 0..10 {
-        let with = if round % 2 == 0 { format!("127.0.0.1:{stays},127.0.0.1:{comes}") } else { format!("127.0.0.1:{stays}") };
+        let with = if round % 2 == 0 {
+            format!("127.0.0.1:{stays},127.0.0.1:{comes}")
+        } else {
+            format!("127.0.0.1:{stays}")
+        };
         cluster.set("postern.status_listen", &with)?;
         cluster.reload()?;
         let wanted = round % 2 == 0;
@@ -130,7 +137,9 @@ fn from_one_address_to_all_and_back_on_the_same_port() -> Result<()> {
         cluster.set("postern.status_listen", &list)?;
         cluster.reload()?;
         let wanted = list.replace('*', "0.0.0.0");
-        wait::until("the new address is served", || cluster.log().matches(&format!("listens on {wanted}")).count() > 0)?;
+        wait::until("the new address is served", || {
+            cluster.log().matches(&format!("listens on {wanted}")).count() > 0
+        })?;
         wait::until("it answers", || probe::banner(port).is_ok())?;
     }
     Ok(())
@@ -160,7 +169,9 @@ fn a_taken_port_is_logged_by_name_and_retried_and_harms_nobody() -> Result<()> {
     wait::until("/status says so", || probe::code(cluster.http_port, "/status") == 500)?;
     assert!(probe::get(cluster.http_port, "/status")?.body.contains(&format!("127.0.0.1:{port}: Address")));
     drop(taken);
-    wait::until("the port is served once it is free", || probe::banner(port).is_ok_and(|text| text == "MASTER"))?;
+    wait::until("the port is served once it is free", || {
+        probe::banner(port).is_ok_and(|text| text == "MASTER")
+    })?;
     let complaints = cluster.log().matches(&format!("could not listen on 127.0.0.1:{port}")).count();
     assert_eq!(complaints, 1, "an error is said once, not once a try");
     Ok(())
@@ -206,7 +217,9 @@ fn a_recovery_that_lasts_is_told_on_every_port() -> Result<()> {
     assert_eq!(probe::code(primary.http_port, "/liveness"), 200);
     assert!(probe::agent(primary.agent_port, "")?.starts_with("down ready #the server is starting up"));
     std::fs::remove_file(&gate)?;
-    wait::until("recovery ends in a master", || probe::banner(primary.banner_port).is_ok_and(|text| text == "MASTER"))
+    wait::until("recovery ends in a master", || {
+        probe::banner(primary.banner_port).is_ok_and(|text| text == "MASTER")
+    })
 }
 
 #[test]
@@ -215,7 +228,9 @@ fn a_cold_standby_says_standby() -> Result<()> {
     let standby = primary.standby("cold")?;
     standby.set("hot_standby", "off")?;
     standby.launch()?;
-    wait::until("the standby is up", || standby.state() == "standby" && probe::banner(standby.banner_port).is_ok())?;
+    wait::until("the standby is up", || {
+        standby.state() == "standby" && probe::banner(standby.banner_port).is_ok()
+    })?;
     assert_eq!(probe::banner(standby.banner_port)?, "STANDBY");
     assert!(probe::agent(standby.agent_port, "")?.starts_with("down ready #cold standby"));
     let health = probe::get(standby.http_port, "/health")?;

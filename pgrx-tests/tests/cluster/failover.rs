@@ -22,7 +22,8 @@ fn haproxy_moves_traffic_on_a_promotion_with_backups_in_line() -> Result<()> {
     for (index, node) in [&s1, &s2, &s3].iter().enumerate() {
         let (server, check) = (5500 + index, 5400 + index);
         configuration = configuration.replace(&format!(":{server} "), &format!(":{} ", node.port));
-        configuration = configuration.replace(&format!("port {check}"), &format!("port {}", node.banner_port));
+        configuration =
+            configuration.replace(&format!("port {check}"), &format!("port {}", node.banner_port));
     }
     let haproxy = Haproxy::start("failover", &configuration)?;
     let write = |id: i64| -> Result<String> {

@@ -42,7 +42,8 @@ fn a_fast_stop_is_told_for_as_long_as_it_takes() -> Result<()> {
     process::signal_pid(pid, Signal::STOP)?;
     primary.request_stop(Stop::Fast)?;
     let told = wait::until("the agent tells", || {
-        probe::agent(primary.agent_port, "").is_ok_and(|line| line == "up drain #the server is shutting down\n")
+        probe::agent(primary.agent_port, "")
+            .is_ok_and(|line| line == "up drain #the server is shutting down\n")
     });
     let answer = probe::get(primary.http_port, "/primary");
     process::signal_pid(pid, Signal::CONT)?;
@@ -88,7 +89,10 @@ fn a_diverged_old_primary_names_both_timelines() -> Result<()> {
     for _ in 0..200 {
         assert_eq!(probe::code(primary.http_port, "/replica"), 503, "however often its WAL receiver tries");
     }
-    assert!(probe::agent(primary.agent_port, "")?.starts_with("up drain #not streaming: this server is on timeline 1"));
+    assert!(
+        probe::agent(primary.agent_port, "")?
+            .starts_with("up drain #not streaming: this server is on timeline 1")
+    );
     assert_eq!(probe::code(primary.http_port, "/read-only"), 503);
     Ok(())
 }
@@ -120,9 +124,10 @@ fn lag_is_counted_from_the_primary_even_when_nothing_arrives() -> Result<()> {
     let receiver: i32 = standby.sql("SELECT pid FROM pg_stat_wal_receiver")?.parse()?;
     // A receiver that hangs: what has been received is replayed, and what has not is the lag.
     process::signal_pid(receiver, Signal::STOP)?;
-    let checked = primary
-        .sql("CREATE TABLE t AS SELECT repeat('x', 1000) FROM generate_series(1, 3000)")
-        .and_then(|_| wait::until("the lag is seen", || probe::code(standby.http_port, "/replica?lag=1MB") == 503));
+    let checked =
+        primary.sql("CREATE TABLE t AS SELECT repeat('x', 1000) FROM generate_series(1, 3000)").and_then(
+            |_| wait::until("the lag is seen", || probe::code(standby.http_port, "/replica?lag=1MB") == 503),
+        );
     process::signal_pid(receiver, Signal::CONT)?;
     checked?;
     wait::until("it is healthy again", || probe::code(standby.http_port, "/replica?lag=1MB") == 200)
@@ -133,7 +138,9 @@ fn an_idle_primary_that_writes_once_is_no_lag_of_an_hour() -> Result<()> {
     let (primary, standby) = pair()?;
     standby.wait_caught_up(&primary)?;
     std::thread::scope(|scope| {
-        let writer = scope.spawn(|| (0..30).try_for_each(|_| primary.sql("SELECT pg_switch_wal(), pg_sleep(0.05)").map(drop)));
+        let writer = scope.spawn(|| {
+            (0..30).try_for_each(|_| primary.sql("SELECT pg_switch_wal(), pg_sleep(0.05)").map(drop))
+        });
         while !writer.is_finished() {
             let answer = probe::get(standby.http_port, "/replica?lag=5s")?;
             assert_eq!(answer.code, 200, "{answer:?}");
@@ -154,8 +161,11 @@ fn what_only_the_primary_knows_is_asked_there() -> Result<()> {
     assert!(leader.code == 503 && leader.reason().contains("no standby follows it"), "{leader:?}");
     let below = standby.standby("below")?.start()?;
     below.wait_streaming()?;
-    wait::until("the head of the cascade is told", || probe::code(standby.http_port, "/standby-leader") == 200)?;
-    let answer = || probe::get(below.http_port, "/standby-leader").map(|answer| answer.reason()).unwrap_or_default();
+    wait::until("the head of the cascade is told", || {
+        probe::code(standby.http_port, "/standby-leader") == 200
+    })?;
+    let answer =
+        || probe::get(below.http_port, "/standby-leader").map(|answer| answer.reason()).unwrap_or_default();
     wait::until("the one below is not it", || answer().contains("it follows another standby"))
 }
 
@@ -171,6 +181,9 @@ fn where_the_primary_lets_only_replication_in_the_reason_says_so() -> Result<()>
     assert_eq!(answer.code, 503);
     assert!(answer.reason().contains("no pg_hba.conf entry"), "{answer:?}");
     let leader = probe::get(standby.http_port, "/standby-leader")?;
-    assert!(leader.reason().contains("no standby follows it"), "the replication protocol tells the rest: {leader:?}");
+    assert!(
+        leader.reason().contains("no standby follows it"),
+        "the replication protocol tells the rest: {leader:?}"
+    );
     Ok(())
 }

@@ -52,7 +52,9 @@ fn every_path_has_patronis_code_on_a_primary_and_on_a_standby() -> Result<()> {
 #[test]
 fn head_and_options_answer_like_get_and_others_are_refused() -> Result<()> {
     let primary = Cluster::new("primary")?.start()?;
-    let ask = |line: &str| probe::request(primary.http_port, &format!("{line}\r\nHost: x\r\nConnection: close\r\n\r\n"));
+    let ask = |line: &str| {
+        probe::request(primary.http_port, &format!("{line}\r\nHost: x\r\nConnection: close\r\n\r\n"))
+    };
     let head = ask("HEAD /primary HTTP/1.1")?;
     assert_eq!((head.code, head.body.as_str()), (200, ""));
     assert_eq!(ask("OPTIONS /primary HTTP/1.1")?.code, 200);
@@ -111,7 +113,10 @@ fn slow_and_silent_clients_are_ended_in_time_while_others_are_answered() -> Resu
     let mut slow = connect()?;
     slow.set_read_timeout(Some(Duration::from_millis(200)))?;
     let mut ended = false;
-    for byte in b"GET /primary HTTP/1.1\r\nX-Slow: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa".iter().cycle() {
+    for byte in b"GET /primary HTTP/1.1\r\nX-Slow: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+        .iter()
+        .cycle()
+    {
         let sent = slow.write_all(std::slice::from_ref(byte));
         assert_eq!(probe::code(primary.http_port, "/primary"), 200, "others are answered");
         let closed = matches!(slow.read(&mut [0; 512]), Ok(0));

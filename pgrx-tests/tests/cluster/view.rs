@@ -17,10 +17,14 @@ fn the_view_shows_both_sides_of_replication() -> Result<()> {
     assert_eq!(on_primary, "primary|running|t||1|t|||1|t|");
     let healthy = "SELECT role, healthy, wal_receiver, lag_bytes >= 0, lag IS NOT NULL, replayed_lsn <= primary_lsn, \
                           sender LIKE '127.0.0.1:%', written_lsn FROM postern.status";
-    wait::until("the standby is healthy", || standby.sql(healthy).is_ok_and(|row| row == "standby|t|streaming|t|t|t|t|"))?;
+    wait::until("the standby is healthy", || {
+        standby.sql(healthy).is_ok_and(|row| row == "standby|t|streaming|t|t|t|t|")
+    })?;
     primary.stop(Stop::Immediate)?;
     wait::until("the view says why it is not", || {
-        standby.sql("SELECT reason FROM postern.status").is_ok_and(|reason| reason.starts_with("not streaming"))
+        standby
+            .sql("SELECT reason FROM postern.status")
+            .is_ok_and(|reason| reason.starts_with("not streaming"))
     })
 }
 
@@ -31,8 +35,11 @@ fn each_listener_counts_its_checks() -> Result<()> {
     probe::banner(primary.banner_port)?;
     probe::banner(primary.banner_port)?;
     probe::get(primary.http_port, "/primary")?;
-    let counted = "SELECT string_agg(kind || ':' || served, ' ' ORDER BY kind) FROM postern.listeners WHERE listening";
-    wait::until("all are counted", || primary.sql(counted).is_ok_and(|row| row == "agent:0 banner:2 http:1"))?;
+    let counted =
+        "SELECT string_agg(kind || ':' || served, ' ' ORDER BY kind) FROM postern.listeners WHERE listening";
+    wait::until("all are counted", || {
+        primary.sql(counted).is_ok_and(|row| row == "agent:0 banner:2 http:1")
+    })?;
     assert_eq!(primary.sql("SELECT jsonb_array_length(listeners) FROM postern.status")?, "3");
     Ok(())
 }
@@ -41,15 +48,24 @@ fn each_listener_counts_its_checks() -> Result<()> {
 fn a_mistaken_value_is_refused_with_what_would_be_right() -> Result<()> {
     let cluster = Cluster::new("mistakes")?.start()?;
     for (setting, value, detail) in [
-        ("postern.status_listen", "5400", "\"5400\" has no valid port: write host:port with a port from 1 to 65535."),
-        ("postern.http_listen", "::1:80", "write host:port, *:port, [ipv6]:port or the path of a Unix socket."),
+        (
+            "postern.status_listen",
+            "5400",
+            "\"5400\" has no valid port: write host:port with a port from 1 to 65535.",
+        ),
+        (
+            "postern.http_listen",
+            "::1:80",
+            "write host:port, *:port, [ipv6]:port or the path of a Unix socket.",
+        ),
         ("postern.status_allow", "10.0.0.0/33", "write \"all\" or a list like 10.0.0.0/8, ::1/128."),
         ("postern.status_max_lag", "16 parsecs", "write bytes (\"16MB\"), a time (\"10s\") or 0 for none"),
         ("bgw_replstatus.bind", "a b", "\"a b:1\" is not an address"),
     ] {
         let error = cluster.sql(&format!("ALTER SYSTEM SET {setting} = '{value}'")).unwrap_err();
         let error = error.downcast::<postgres::Error>()?;
-        let told = error.as_db_error().map(|e| (e.message().to_owned(), e.detail().unwrap_or_default().to_owned()));
+        let told =
+            error.as_db_error().map(|e| (e.message().to_owned(), e.detail().unwrap_or_default().to_owned()));
         let (message, told) = told.unwrap_or_default();
         assert_eq!(message, format!("invalid value for parameter \"{setting}\": \"{value}\""));
         assert!(told.contains(detail), "{told}");
