@@ -19,6 +19,7 @@ mod serve;
 pub mod shared;
 mod upstream;
 
+pub use answer::{Check, lag_of_query};
 pub use health::{Health, Problem, Role};
 pub use lag::LagClock;
 pub use lsn::Lsn;
