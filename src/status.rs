@@ -9,14 +9,17 @@
 mod agent;
 mod answer;
 mod banner;
+mod body;
 pub mod facts;
 mod health;
 mod http;
 mod lag;
 mod lsn;
 mod metrics;
+mod sabotage;
 mod serve;
 pub mod shared;
+mod snapshot;
 mod upstream;
 
 pub use answer::{Check, lag_of_query};

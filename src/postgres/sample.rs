@@ -6,6 +6,7 @@ use crate::status::facts::{Facts, Receiver, ReceiverState, Replay, ServerState};
 use crate::status::{LagClock, Lsn};
 use pgrx::prelude::*;
 use std::ffi::{CStr, c_char};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// A WAL receiver that has lived for this long, or that has got a message, streams. One that cannot follow (another
@@ -80,7 +81,7 @@ pub(super) fn snapshot() -> Facts {
         taken_at: Some(SystemTime::now()),
         server: server_state(),
         in_recovery,
-        server_version: pg_sys::PG_VERSION_NUM as i32,
+        server_version: server_version(),
         // SAFETY: reads the control file's copy in shared memory.
         system_identifier: unsafe { pg_sys::GetSystemIdentifier() },
         timeline,
@@ -99,6 +100,17 @@ pub(super) fn snapshot() -> Facts {
 fn server_state() -> ServerState {
     std::fs::read_to_string("postmaster.pid")
         .map_or(ServerState::Stopping, |text| ServerState::from_pid_file(&text))
+}
+
+/// `server_version_num` of the running server; the headers that we were built with may be of another minor version.
+fn server_version() -> i32 {
+    static VERSION: OnceLock<i32> = OnceLock::new();
+    *VERSION.get_or_init(|| {
+        // SAFETY: a setting that always exists and never changes, given as a terminated text.
+        let text =
+            unsafe { CStr::from_ptr(pg_sys::GetConfigOption(c"server_version_num".as_ptr(), false, false)) };
+        text.to_str().ok().and_then(|text| text.parse().ok()).unwrap_or(pg_sys::PG_VERSION_NUM as i32)
+    })
 }
 
 fn replay() -> Replay {

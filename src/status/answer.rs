@@ -1,15 +1,16 @@
 //! From a request's method, path and query to an answer: Patroni's paths and codes with a small JSON body. Pure,
 //! so that every path is tested without a socket; `http` serves it.
 
+use super::body::{listeners, node, stats};
 use super::facts::Facts;
 use super::health::{Health, Role};
 use super::metrics;
-use super::shared::{Shared, kind_name};
+use super::shared::kind_name;
+use super::snapshot::Snapshot;
 use super::upstream::UpstreamFacts;
-use crate::settings::{LagLimit, Settings};
-use serde_json::{Map, Value, json};
-use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use crate::settings::LagLimit;
+use serde_json::{Value, json};
+use std::time::Duration;
 
 /// Main samples every second; when it has not for this long, the worker is not alive.
 const STUCK: Duration = Duration::from_secs(10);
@@ -55,7 +56,9 @@ impl Check {
 
     /// Whether the answer depends on what only the primary knows.
     pub fn needs_upstream(self, facts: &Facts, limit: Option<LagLimit>) -> bool {
-        let judged = !matches!(self, Self::Primary | Self::Health | Self::Liveness);
+        // Statistics are answered from what is known here, so that a scrape never waits for another server.
+        let judged =
+            !matches!(self, Self::Primary | Self::Health | Self::Liveness | Self::Stats | Self::Metrics);
         let unknown = limit.is_some() || !facts.is_streaming();
         let asks = matches!(self, Self::Sync | Self::Async | Self::StandbyLeader);
         facts.in_recovery && facts.takes_connections() && (asks || (judged && unknown))
@@ -75,16 +78,6 @@ pub fn lag_of_query(query: Option<&str>) -> Result<Option<LagLimit>, String> {
         Some(value) => value.parse().map(Some).map_err(|e: crate::settings::Error| e.to_string()),
         None => Ok(None),
     }
-}
-
-/// All that an answer is made from.
-pub struct Snapshot<'a> {
-    pub facts: &'a Facts,
-    /// Since main took the facts.
-    pub age: Duration,
-    pub upstream: Option<&'a Result<UpstreamFacts, String>>,
-    pub settings: &'a Settings,
-    pub shared: &'a Shared,
 }
 
 /// Status code, content type and body.
@@ -200,46 +193,6 @@ fn standby_leader(snapshot: &Snapshot<'_>) -> Verdict {
     }
 }
 
-/// What every body says of the node. Names are Patroni's where Patroni has one.
-fn node(snapshot: &Snapshot<'_>, health: &Health) -> Map<String, Value> {
-    let facts = snapshot.facts;
-    let role = match health.role {
-        Role::Primary => "primary",
-        Role::Standby => "replica",
-    };
-    let mut body = Map::new();
-    let mut put = |key: &str, value: Value| drop(body.insert(key.to_owned(), value));
-    put("state", facts.server.name().into());
-    put("role", role.into());
-    put("server_version", facts.server_version.into());
-    put("timeline", facts.timeline.into());
-    put("database_system_identifier", facts.system_identifier.to_string().into());
-    put("xlog", xlog(facts));
-    if health.role == Role::Standby {
-        put("replication_state", if facts.is_streaming() { "streaming" } else { "not streaming" }.into());
-        put("lag_bytes", health.lag_bytes.into());
-        put("lag_seconds", facts.lag.map(|lag| lag.as_secs_f64()).into());
-    }
-    put("postern", json!({ "version": env!("CARGO_PKG_VERSION") }));
-    body
-}
-
-fn xlog(facts: &Facts) -> Value {
-    match &facts.replay {
-        Some(replay) => json!({
-            "received_location": replay.received.0,
-            "replayed_location": replay.replayed.0,
-            "replayed_timestamp": replay.last_commit.map(unix_seconds),
-            "paused": replay.paused,
-        }),
-        None => json!({ "location": facts.written.map(|lsn| lsn.0) }),
-    }
-}
-
-pub(super) fn unix_seconds(time: SystemTime) -> f64 {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
-}
-
 /// Every part's state; 500 when something is wrong.
 fn status(snapshot: &Snapshot<'_>, health: &Health) -> Answer {
     let mut problems: Vec<String> = Vec::new();
@@ -269,33 +222,6 @@ fn status(snapshot: &Snapshot<'_>, health: &Health) -> Answer {
     json_answer(code, body)
 }
 
-fn listeners(shared: &Shared) -> Value {
-    let one = |l: crate::net::slots::SlotReport| {
-        json!({
-            "kind": kind_name(l.kind),
-            "address": l.address,
-            "listening": l.listening,
-            "error": l.error(),
-            "served": l.served,
-            "refused": l.refused,
-            "failed": l.failed,
-        })
-    };
-    shared.listeners.report().into_iter().map(one).collect()
-}
-
-fn stats(snapshot: &Snapshot<'_>) -> Value {
-    let (facts, shared) = (snapshot.facts, snapshot.shared);
-    json!({
-        "clients": { "connected": facts.clients, "capacity": facts.client_capacity },
-        "status": {
-            "worker": { "pid": shared.worker.pid.load(Relaxed), "starts": shared.worker.starts.load(Relaxed) },
-            "listeners": listeners(shared),
-            "log_lines_dropped": shared.log_dropped.load(Relaxed),
-        },
-    })
-}
-
 fn json_answer(code: u16, body: Value) -> Answer {
     Answer { code, content_type: "application/json", body: format!("{body}\n") }
 }
@@ -304,8 +230,10 @@ fn json_answer(code: u16, body: Value) -> Answer {
 mod tests {
     use super::super::facts::ServerState;
     use super::super::health::tests::{primary, standby, upstream};
+    use super::super::shared::Shared;
     use super::super::upstream::SyncState;
     use super::*;
+    use crate::settings::Settings;
     use proptest::prelude::*;
 
     type Said = Option<Result<UpstreamFacts, String>>;

@@ -4,12 +4,13 @@
 //! At the limit of connections the oldest one is ended for a new one: a client that is silent or slow loses its
 //! place, a check that is answered in a millisecond never does.
 
-use super::answer::{Answer, Check, Snapshot, answer, lag_of_query, refusal};
+use super::answer::{Answer, Check, answer, lag_of_query, refusal};
 use super::facts::Facts;
 use super::health::Health;
 use super::shared::Shared;
+use super::snapshot::Snapshot;
 use super::upstream::{AskFor, Upstream, UpstreamFacts};
-use super::{agent, serve};
+use super::{agent, sabotage};
 use crate::bridge::{Bridge, Level, Stamped};
 use crate::net::linger;
 use crate::net::listener::{Accepted, Listener, Peer, Stream};
@@ -24,7 +25,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::task::JoinSet;
@@ -151,14 +152,20 @@ impl Checks {
     }
 
     async fn http_connection(self, mut stream: Stream, slot: &'static Slot) {
-        let answer = service_fn(|request| self.respond(request, slot));
+        let answered = AtomicBool::new(false);
+        let answer = service_fn(|request| {
+            answered.store(true, Relaxed);
+            self.respond(request, slot)
+        });
         let serving = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIME)
             .max_buf_size(BUFFER)
             .max_headers(HEADERS)
             .serve_connection(TokioIo::new(&mut stream), answer);
-        if !matches!(timeout(LIFE, serving).await, Ok(Ok(()))) {
+        let ended_well = matches!(timeout(LIFE, serving).await, Ok(Ok(())));
+        // A connection that was kept open after an answer and then ran out of time has not failed.
+        if !ended_well && !answered.load(Relaxed) {
             slot.failed.fetch_add(1, Relaxed);
         }
         linger::close(&mut stream, LINGER).await;
@@ -175,7 +182,7 @@ impl Checks {
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD, OPTIONS"));
             return Ok(response);
         }
-        serve::break_on_purpose(uri.path(), &self.bridge);
+        sabotage::break_on_purpose(uri.path(), &self.bridge);
         let answer = match (Check::from_path(uri.path()), lag_of_query(uri.query())) {
             (Some(check), Ok(lag)) => self.check(check, lag).await,
             (Some(_), Err(error)) => refusal(400, &error),

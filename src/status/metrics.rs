@@ -1,9 +1,9 @@
 //! `/metrics`: the Prometheus text format, version 0.0.4, made from shared memory and the last sample at each
 //! scrape. Network threads.
 
-use super::answer::{Snapshot, unix_seconds};
 use super::health::{Health, Role};
 use super::shared::kind_name;
+use super::snapshot::{Snapshot, unix_seconds};
 use prometheus::core::Collector;
 use prometheus::{Encoder, Gauge, GaugeVec, IntCounter, IntCounterVec, Opts, Registry, TextEncoder};
 use std::sync::atomic::Ordering::Relaxed;

@@ -6,4 +6,5 @@ mod failover;
 mod honest;
 mod http;
 mod lifecycle;
+mod rig;
 mod view;
