@@ -13,6 +13,7 @@ mod body;
 pub mod facts;
 mod health;
 mod http;
+mod inquiry;
 mod lag;
 mod lsn;
 mod metrics;

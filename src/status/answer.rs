@@ -90,9 +90,9 @@ pub struct Answer {
 
 /// Answers; `lag` is the query's limit, which goes before the setting's.
 pub fn answer(check: Check, lag: Option<LagLimit>, snapshot: &Snapshot<'_>) -> Answer {
-    let facts = snapshot.facts;
+    let facts = &snapshot.known.facts;
     let limit = lag.or(snapshot.settings.max_lag);
-    let health = Health::of(facts, limit, snapshot.upstream);
+    let health = Health::of(facts, limit, snapshot.known.upstream.as_ref());
     let verdict = match check {
         Check::Metrics => {
             return Answer {
@@ -113,7 +113,7 @@ pub fn answer(check: Check, lag: Option<LagLimit>, snapshot: &Snapshot<'_>) -> A
                 healthy(&health)
             }
         }
-        Check::Liveness => liveness(snapshot.age),
+        Check::Liveness => liveness(snapshot.known.age),
         Check::Sync => replica(&health).and_then(|()| synchronous(snapshot, true)),
         Check::Async => replica(&health).and_then(|()| synchronous(snapshot, false)),
         Check::StandbyLeader => replica(&health).and_then(|()| standby_leader(snapshot)),
@@ -162,7 +162,7 @@ fn liveness(age: Duration) -> Verdict {
 }
 
 fn said<'a>(snapshot: &Snapshot<'a>) -> Result<&'a UpstreamFacts, String> {
-    match snapshot.upstream {
+    match &snapshot.known.upstream {
         Some(Ok(said)) => Ok(said),
         Some(Err(error)) => Err(format!("only its primary knows, and it could not be asked: {error}")),
         None => Err("only its primary knows, and it was not asked".to_owned()),
@@ -186,7 +186,7 @@ fn synchronous(snapshot: &Snapshot<'_>, wanted: bool) -> Verdict {
 fn standby_leader(snapshot: &Snapshot<'_>) -> Verdict {
     if said(snapshot)?.in_recovery {
         Err("it follows another standby, so it is not the head of a standby cluster".to_owned())
-    } else if snapshot.facts.standbys == 0 {
+    } else if snapshot.known.facts.standbys == 0 {
         Err("no standby follows it, so it is not the head of a standby cluster".to_owned())
     } else {
         Ok(())
@@ -197,7 +197,7 @@ fn standby_leader(snapshot: &Snapshot<'_>) -> Verdict {
 fn status(snapshot: &Snapshot<'_>, health: &Health) -> Answer {
     let mut problems: Vec<String> = Vec::new();
     problems.extend(healthy(health).err());
-    problems.extend(liveness(snapshot.age).err());
+    problems.extend(liveness(snapshot.known.age).err());
     for listener in snapshot.shared.listeners.report() {
         if let Some(error) = listener.error() {
             problems.push(format!(
@@ -214,7 +214,7 @@ fn status(snapshot: &Snapshot<'_>, health: &Health) -> Answer {
         "parts": {
             "server": Value::Object(node(snapshot, health)),
             "status": {
-                "state": if liveness(snapshot.age).is_ok() { "running" } else { "stuck" },
+                "state": if liveness(snapshot.known.age).is_ok() { "running" } else { "stuck" },
                 "listeners": listeners(snapshot.shared),
             },
         },
@@ -230,6 +230,7 @@ fn json_answer(code: u16, body: Value) -> Answer {
 mod tests {
     use super::super::facts::ServerState;
     use super::super::health::tests::{primary, standby, upstream};
+    use super::super::inquiry::Known;
     use super::super::shared::Shared;
     use super::super::upstream::SyncState;
     use super::*;
@@ -242,13 +243,8 @@ mod tests {
         let settings = Settings::default();
         let (path, query) = path.split_once('?').map_or((path, None), |(p, q)| (p, Some(q)));
         let check = Check::from_path(path).unwrap();
-        let snapshot = Snapshot {
-            facts,
-            age: Duration::ZERO,
-            upstream: said.as_ref(),
-            settings: &settings,
-            shared: &Shared::default(),
-        };
+        let known = Known { facts: facts.clone(), age: Duration::ZERO, upstream: said };
+        let snapshot = Snapshot { known: &known, settings: &settings, shared: &Shared::default() };
         answer(check, lag_of_query(query).unwrap(), &snapshot)
     }
 
@@ -317,18 +313,8 @@ mod tests {
 
     #[test]
     fn liveness_says_when_main_is_stuck() {
-        let snapshot = |age| {
-            Snapshot {
-                facts: &primary(),
-                age,
-                upstream: None,
-                settings: &Settings::default(),
-                shared: &Shared::default(),
-            }
-            .age
-        };
-        assert!(liveness(snapshot(STUCK - Duration::from_millis(1))).is_ok());
-        assert!(liveness(snapshot(STUCK)).is_err());
+        assert!(liveness(STUCK - Duration::from_millis(1)).is_ok());
+        assert!(liveness(STUCK).is_err());
     }
 
     proptest! {

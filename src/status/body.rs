@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 /// What every body says of the node. Names are Patroni's where Patroni has one.
 pub fn node(snapshot: &Snapshot<'_>, health: &Health) -> Map<String, Value> {
-    let facts = snapshot.facts;
+    let facts = &snapshot.known.facts;
     let role = match health.role {
         Role::Primary => "primary",
         Role::Standby => "replica",
@@ -61,7 +61,7 @@ pub fn listeners(shared: &Shared) -> Value {
 
 /// Counts of everything.
 pub fn stats(snapshot: &Snapshot<'_>) -> Value {
-    let (facts, shared) = (snapshot.facts, snapshot.shared);
+    let (facts, shared) = (&snapshot.known.facts, snapshot.shared);
     json!({
         "clients": { "connected": facts.clients, "capacity": facts.client_capacity },
         "status": {

@@ -7,11 +7,11 @@
 use super::answer::{Answer, Check, answer, lag_of_query, refusal};
 use super::facts::Facts;
 use super::health::Health;
+use super::inquiry::Inquiry;
 use super::shared::Shared;
 use super::snapshot::Snapshot;
-use super::upstream::{AskFor, Upstream, UpstreamFacts};
 use super::{agent, sabotage};
-use crate::bridge::{Bridge, Level, Stamped};
+use crate::bridge::{Bridge, Level};
 use crate::net::linger;
 use crate::net::listener::{Accepted, Listener, Peer, Stream};
 use crate::net::slots::Slot;
@@ -33,12 +33,6 @@ use tokio::time::timeout;
 
 /// Connections of one listener at once.
 pub const MAX_CONNECTIONS: usize = 256;
-
-/// A sample older than this is renewed before it is used.
-const FRESH: Duration = Duration::from_millis(5);
-
-/// How long an answer waits for main.
-const PATIENCE: Duration = Duration::from_millis(500);
 
 /// From the first byte that we wait for to the end of the request's head; also how long an idle connection is kept.
 const HEAD_TIME: Duration = Duration::from_secs(5);
@@ -63,7 +57,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub struct Checks {
     pub bridge: Bridge<Facts>,
     pub shared: &'static Shared,
-    pub upstream: Upstream,
+    pub inquiry: Inquiry,
 }
 
 impl Checks {
@@ -144,11 +138,10 @@ impl Checks {
     }
 
     async fn agent_line(&self) -> String {
-        let facts = self.facts().await.value;
         let limit = self.bridge.settings().max_lag;
-        // Its judgement is that of /readiness, so it needs the same.
-        let said = self.ask_upstream(Check::Readiness, &facts, limit).await;
-        agent::line(&facts, &Health::of(&facts, limit, said.as_ref()), limit)
+        // Its judgement is that of /readiness, so it needs to know the same.
+        let known = self.inquiry.known(Check::Readiness, limit).await;
+        agent::line(&known.facts, &Health::of(&known.facts, limit, known.upstream.as_ref()), limit)
     }
 
     async fn http_connection(self, mut stream: Stream, slot: &'static Slot) {
@@ -193,42 +186,9 @@ impl Checks {
     }
 
     async fn check(&self, check: Check, lag: Option<LagLimit>) -> Answer {
-        let facts = self.facts().await;
         let settings = self.bridge.settings();
-        let said = self.ask_upstream(check, &facts.value, lag.or(settings.max_lag)).await;
-        let snapshot = Snapshot {
-            facts: &facts.value,
-            age: facts.at.elapsed(),
-            upstream: said.as_ref(),
-            settings: &settings,
-            shared: self.shared,
-        };
-        answer(check, lag, &snapshot)
-    }
-
-    async fn facts(&self) -> Stamped<Facts> {
-        self.bridge.fresh_facts(FRESH, PATIENCE).await
-    }
-
-    async fn ask_upstream(
-        &self,
-        check: Check,
-        facts: &Facts,
-        limit: Option<LagLimit>,
-    ) -> Option<Result<UpstreamFacts, String>> {
-        if !check.needs_upstream(facts, limit) {
-            return None;
-        }
-        let settings = self.bridge.settings();
-        if settings.server.primary_conninfo.is_empty() {
-            return Some(Err("primary_conninfo is not set".to_owned()));
-        }
-        let question = AskFor {
-            conninfo: settings.server.primary_conninfo.clone(),
-            cluster_name: settings.server.cluster_name.clone(),
-            slot: facts.receiver.as_ref().map_or(String::new(), |r| r.slot.clone()),
-        };
-        Some(self.upstream.ask(question).await)
+        let known = self.inquiry.known(check, lag.or(settings.max_lag)).await;
+        answer(check, lag, &Snapshot { known: &known, settings: &settings, shared: self.shared })
     }
 }
 

@@ -16,7 +16,7 @@ pub fn text(snapshot: &Snapshot<'_>, health: &Health) -> String {
 }
 
 fn collect(snapshot: &Snapshot<'_>, health: &Health) -> prometheus::Result<String> {
-    let (facts, shared) = (snapshot.facts, snapshot.shared);
+    let (facts, shared) = (&snapshot.known.facts, snapshot.shared);
     let page = Page(Registry::new());
     let standby = health.role == Role::Standby;
     let replay = facts.replay.as_ref();

@@ -4,6 +4,7 @@
 use super::banner::Banner;
 use super::facts::Facts;
 use super::http::Checks;
+use super::inquiry::Inquiry;
 use super::shared::{AGENT, BANNER, HTTP, Shared};
 use super::upstream::{Ask, Upstream};
 use crate::bridge::Bridge;
@@ -51,7 +52,8 @@ pub fn start(
     let to_http = bridge.clone();
     threads.spawn("postern http", bridge, move || async move {
         let (upstream, asking) = Upstream::new(asker, to_http.stop());
-        let checks = Checks { bridge: to_http.clone(), shared, upstream };
+        let inquiry = Inquiry::new(to_http.clone(), upstream);
+        let checks = Checks { bridge: to_http.clone(), shared, inquiry };
         let (agent, http) = (checks.clone(), checks);
         let slots = &shared.listeners;
         tokio::join!(

@@ -1,17 +1,13 @@
-//! What one answer is made from: facts, how old they are, what the primary said, settings and counts. Network threads.
+//! What one answer is made from: what is known of the server, settings and counts. Network threads.
 
-use super::facts::Facts;
+use super::inquiry::Known;
 use super::shared::Shared;
-use super::upstream::UpstreamFacts;
 use crate::settings::Settings;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// All that an answer is made from.
 pub struct Snapshot<'a> {
-    pub facts: &'a Facts,
-    /// Since main took the facts.
-    pub age: Duration,
-    pub upstream: Option<&'a Result<UpstreamFacts, String>>,
+    pub known: &'a Known,
     pub settings: &'a Settings,
     pub shared: &'a Shared,
 }

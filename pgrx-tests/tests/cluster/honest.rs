@@ -124,10 +124,11 @@ fn lag_is_counted_from_the_primary_even_when_nothing_arrives() -> Result<()> {
     let receiver: i32 = standby.sql("SELECT pid FROM pg_stat_wal_receiver")?.parse()?;
     // A receiver that hangs: what has been received is replayed, and what has not is the lag.
     process::signal_pid(receiver, Signal::STOP)?;
-    let checked =
-        primary.sql("CREATE TABLE t AS SELECT repeat('x', 1000) FROM generate_series(1, 3000)").and_then(
-            |_| wait::until("the lag is seen", || probe::code(standby.http_port, "/replica?lag=1MB") == 503),
-        );
+    let refused = |path: &str| probe::code(standby.http_port, path) == 503;
+    let checked = primary
+        .sql("CREATE TABLE t AS SELECT repeat('x', 1000) FROM generate_series(1, 3000)")
+        .and_then(|_| wait::until("the lag in bytes is seen", || refused("/replica?lag=1MB")))
+        .and_then(|()| wait::until("the lag in time is seen", || refused("/replica?lag=2s")));
     process::signal_pid(receiver, Signal::CONT)?;
     checked?;
     wait::until("it is healthy again", || probe::code(standby.http_port, "/replica?lag=1MB") == 200)

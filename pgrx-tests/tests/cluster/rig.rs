@@ -35,7 +35,8 @@ fn a_killed_program_takes_its_servers_along() -> Result<()> {
         .stdout(Stdio::piped())
         .spawn()?;
     let output = BufReader::new(program.stdout.take().context("stdout")?);
-    let line = output.lines().map_while(Result::ok).find(|l| l.contains("holding ")).context("it has started")?;
+    let line =
+        output.lines().map_while(Result::ok).find(|l| l.contains("holding ")).context("it has started")?;
     let mut words = line.split("holding ").nth(1).context("a line")?.split_whitespace();
     let pid: i32 = words.next().context("a pid")?.parse()?;
     let data = PathBuf::from(words.next().context("a path")?);
