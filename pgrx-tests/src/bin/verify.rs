@@ -35,13 +35,14 @@ fn verify() -> Result<bool> {
         Group::new("pure", &["test", "--package", "postern", "--lib"]),
         Group::new("in-server", &["test", "--package", "postern", "--lib", "--features", &server])
             .only("in_server_tests"),
-        Group::new("rig", &["test", "--package", "pgrx-tests", "--lib", "--bins"]),
-        Group::new("cluster", &["test", "--package", "pgrx-tests", "--test", "cluster"]),
+        Group::new("rig", &["test", "--package", "postern-rig", "--lib", "--bins"]),
+        Group::new("cluster", &["test", "--package", "postern-rig", "--test", "cluster"]),
     ];
     let mut all_well = true;
     if filter.is_empty() {
         println!("=== the SQL script is what the library says");
-        let schema = ["run", "--quiet", "--package", "pgrx-tests", "--features", "schema", "--bin", "schema"];
+        let schema =
+            ["run", "--quiet", "--package", "postern-rig", "--features", "schema", "--bin", "schema"];
         all_well &= cargo().args(schema).args(["--", "--check"]).status()?.success();
     }
     for group in &mut groups {
