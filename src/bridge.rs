@@ -181,9 +181,8 @@ impl<F: Clone + Send + Sync + 'static> Bridge<F> {
 }
 
 impl<F: Clone + Send + Sync + 'static> MainEnd<F> {
-    /// Gives the threads a new sample.
-    pub fn publish(&self, facts: F) {
-        let at = Instant::now();
+    /// Gives the threads a new sample; `at` is a time from before it was taken.
+    pub fn publish(&self, facts: F, at: Instant) {
         self.bridge.inner.facts.send_replace(Stamped { at, value: facts });
         *self.bridge.inner.sampled.lock() = at;
         self.bridge.inner.sampled_news.notify_all();
@@ -272,7 +271,7 @@ mod tests {
         while !main.sample_wanted() {
             tokio::task::yield_now().await;
         }
-        main.publish(7);
+        main.publish(7, Instant::now());
         assert_eq!(asking.await.unwrap(), 7);
     }
 
@@ -290,7 +289,7 @@ mod tests {
         while !main.sample_wanted() {
             std::thread::yield_now();
         }
-        main.publish(7);
+        main.publish(7, Instant::now());
         assert_eq!(asking.join().unwrap(), 7);
     }
 

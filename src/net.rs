@@ -4,6 +4,7 @@
 //! - [`listener`]: opening and accepting on one address
 //! - `resolve`: from what a list says to concrete addresses
 //! - [`keeper`]: the set of listeners that the settings want, opened, retried, closed
+//! - [`places`]: how many connections of a kind at once
 //! - [`slots`]: what each listener has done, in shared memory
 //! - [`linger`]: closing without losing the answer
 
@@ -12,6 +13,7 @@
 pub mod keeper;
 pub mod linger;
 pub mod listener;
+pub mod places;
 mod resolve;
 pub mod slots;
 pub mod threads;
@@ -19,7 +21,7 @@ pub mod threads;
 /// What goes wrong with an address.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("could not listen: {0}")]
+    #[error("{0}")]
     Listen(#[source] std::io::Error),
     #[error("another process answers on that socket")]
     SocketInUse,

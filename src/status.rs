@@ -25,7 +25,7 @@ mod upstream;
 
 pub use answer::{Check, lag_of_query};
 pub use health::{Health, Problem, Role};
-pub use lag::LagClock;
+pub use lag::{Guess, LagClock};
 pub use lsn::Lsn;
 pub use serve::start;
-pub use upstream::{Ask, AskFor, SyncState, UpstreamFacts};
+pub use upstream::{Ask, AskError, AskFor, Said, SyncState, SyncUnknown, UpstreamFacts};

@@ -12,6 +12,7 @@ use files::{sweep, template};
 use rustix::process::Signal;
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -133,6 +134,8 @@ impl Cluster {
         let sockets = std::env::temp_dir().join(format!("postern-{label}"));
         for directory in [&path, &sockets] {
             fs::create_dir_all(directory)?;
+            // Logins are not asked for a password here: nobody else may get at the socket.
+            fs::set_permissions(directory, fs::Permissions::from_mode(0o700))?;
             machine::give_to_server_user(directory)?;
         }
         Ok(Self {

@@ -1,7 +1,7 @@
 //! A real haproxy, configured as the README says.
 
 use crate::process::{self, Process};
-use crate::{installation, machine};
+use crate::{installation, machine, wait};
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 use std::fs;
@@ -32,7 +32,7 @@ pub fn readme_configuration() -> Result<String> {
 
 /// A running haproxy; dropping it ends it.
 pub struct Haproxy {
-    _process: Process,
+    process: std::sync::Mutex<Process>,
     directory: PathBuf,
 }
 
@@ -56,7 +56,17 @@ impl Haproxy {
         let log = fs::File::create(directory.join("log"))?;
         let mut command = Command::new(program);
         command.arg("-db").arg("-f").arg(&file).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        Ok(Self { _process: process::start(command, Signal::TERM)?, directory })
+        let process = std::sync::Mutex::new(process::start(command, Signal::TERM)?);
+        let haproxy = Self { process, directory };
+        let mut ended = false;
+        wait::until("haproxy answers", || {
+            ended = haproxy.process.lock().is_ok_and(|mut process| !matches!(process.ended(), Ok(None)));
+            ended || haproxy.servers().is_ok()
+        })?;
+        if ended {
+            bail!("haproxy has ended:\n{}", fs::read_to_string(haproxy.directory.join("log"))?);
+        }
+        Ok(haproxy)
     }
 
     /// `show servers state`-like: one line a server, `name status weight`, from `show stat`.

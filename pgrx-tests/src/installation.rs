@@ -120,7 +120,7 @@ fn make(build: Build) -> Result<Installation> {
 }
 
 /// One program at a time; the lock goes with the file.
-fn lock(path: &Path) -> Result<fs::File> {
+pub(crate) fn lock(path: &Path) -> Result<fs::File> {
     let file = fs::File::create(path)?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
     Ok(file)

@@ -46,14 +46,7 @@ pub fn install(packages: &[String], say: impl Fn(&str)) -> Result<()> {
     say(&format!("installing {list}"));
     let apt = |arguments: &[&str]| -> Result<()> {
         let mut command = if sudo { Command::new("sudo") } else { Command::new("env") };
-        // RUNLEVEL=1: no service is started; the system's own server stays as it is.
-        command.args([
-            "DEBIAN_FRONTEND=noninteractive",
-            "RUNLEVEL=1",
-            "apt-get",
-            "-qq",
-            "-o=Dpkg::Use-Pty=0",
-        ]);
+        command.args(["DEBIAN_FRONTEND=noninteractive", "sh", "-c", QUIETLY, "sh"]);
         let output = command.args(arguments).output().context("apt-get")?;
         if !output.status.success() {
             let error = String::from_utf8_lossy(&output.stderr);
@@ -66,6 +59,15 @@ pub fn install(packages: &[String], say: impl Fn(&str)) -> Result<()> {
     arguments.extend(missing.iter().map(String::as_str));
     apt(&arguments)
 }
+
+/// apt-get that starts no service: an installed haproxy or server is for the private copies only.
+const QUIETLY: &str = r#"
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e $policy ]; then
+        printf '#!/bin/sh\nexit 101\n' > $policy && chmod 755 $policy
+        trap 'rm -f $policy' EXIT
+    fi
+    apt-get -qq -o=Dpkg::Use-Pty=0 "$@""#;
 
 /// The packages that are not installed; all of the server's when its two are not of one version.
 fn missing(packages: &[String]) -> Vec<String> {
@@ -105,9 +107,10 @@ pub fn base() -> Result<PathBuf> {
         Some(user) if !user.can_enter(&target) => {
             // A checkout in root's own home: nobody else can get in there.
             let name: String = target.to_string_lossy().replace('/', "-");
-            PathBuf::from("/var/tmp").join(format!("postern{name}"))
+            PathBuf::from("/var/tmp").join(format!("postern{name}-{}", user.name))
         }
-        _ => target.join("rig"),
+        Some(user) => target.join(format!("rig-{}", user.name)),
+        None => target.join("rig"),
     };
     std::fs::create_dir_all(&base)?;
     Ok(base)
@@ -168,9 +171,8 @@ fn server_user() -> Result<Option<User>> {
             (fields[0] == wanted).then(|| User { name: wanted.to_owned(), uid, gid })
         })
     };
-    let user = find("postgres")
-        .or_else(|| find("nobody"))
-        .context("there is no user \"postgres\" to run servers as")?;
+    // Not "postgres": who gets into a throw-away server as superuser acts as its user, who must own nothing here.
+    let user = find("nobody").context("there is no user nobody to run servers as")?;
     Ok(Some(user))
 }
 

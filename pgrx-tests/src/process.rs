@@ -22,7 +22,8 @@ pub struct Process {
 /// When it cannot be started.
 pub fn start(mut command: Command, end: Signal) -> Result<Process> {
     machine::as_server_user(&mut command)?;
-    command.process_group(0);
+    // The user may not be allowed into our own directory, and some programs want to be able to go back to it.
+    command.process_group(0).current_dir("/");
     // SAFETY: between fork and exec only prctl(2) is called.
     unsafe {
         command.pre_exec(move || {

@@ -2,11 +2,11 @@
 //! when no longer wanted; the others are not touched by a reload. Network threads.
 
 use super::listener::{Endpoint, Listener};
-use super::resolve::{Wanted, resolve};
+use super::resolve::{Resolver, Wanted};
 use super::slots::{Kind, SLOTS, Slot, Slots};
 use super::{Error, resolve};
 use crate::bridge::{Bridge, Level};
-use crate::settings::{ListenList, Settings};
+use crate::settings::{ListenAddress, ListenList, Settings};
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
@@ -40,13 +40,24 @@ where
     let mut settings = bridge.settings_watch();
     let mut open: HashMap<Endpoint, CancellationToken> = HashMap::new();
     let mut tasks: JoinSet<Endpoint> = JoinSet::new();
+    let mut resolver = Resolver::default();
+    let mut said = Vec::new();
+    let mut unresolved: Vec<&Slot> = Vec::new();
     loop {
         let now = Arc::clone(&settings.borrow_and_update());
         let wanted = tokio::select! {
             () = stop.cancelled() => return,
-            wanted = resolve((family.addresses)(&now)) => wanted,
+            wanted = resolver.resolve((family.addresses)(&now)) => wanted,
         };
-        log_unresolved(&bridge, family, &wanted);
+        log_unresolved(&bridge, family, &wanted, &mut said);
+        // A name without an address has a slot too, so that whoever looks sees that it does not listen.
+        unresolved.drain(..).for_each(Slot::close);
+        for (entry, error) in &wanted.unresolved {
+            if let Some(slot) = slots.claim(family.kind, &entry.to_string()) {
+                slot.set_failed(error.errno());
+                unresolved.push(slot);
+            }
+        }
 
         // What is no longer wanted is closed before anything is opened: the new address may overlap the old.
         let gone: Vec<Endpoint> = open.keys().filter(|e| !wanted.keeps(e)).cloned().collect();
@@ -58,10 +69,7 @@ where
         }
         while closing > 0 {
             match tasks.join_next().await {
-                Some(Ok(endpoint)) if gone.contains(&endpoint) => {
-                    closing -= 1;
-                    bridge.log(Level::Log, format!("{} no longer listens on {endpoint}", family.name));
-                }
+                Some(Ok(endpoint)) if gone.contains(&endpoint) => closing -= 1,
                 Some(Ok(endpoint)) => drop(open.remove(&endpoint)),
                 Some(Err(panic)) => return bridge.fail(format!("{}: {panic}", family.name)),
                 None => break,
@@ -102,15 +110,23 @@ where
     }
 }
 
-fn log_unresolved<F: Clone + Send + Sync + 'static>(bridge: &Bridge<F>, family: Family, wanted: &Wanted) {
-    for (entry, error) in &wanted.unresolved {
-        let Family { name, setting, .. } = family;
-        let retry = resolve::RETRY.as_secs();
-        bridge.log(
-            Level::Warning,
-            format!("{name} could not listen on \"{entry}\" ({setting}): {error}; retrying every {retry} s"),
-        );
+/// Says what cannot be resolved, once a change and not once a try.
+fn log_unresolved<F: Clone + Send + Sync + 'static>(
+    bridge: &Bridge<F>,
+    family: Family,
+    wanted: &Wanted,
+    said: &mut Vec<String>,
+) {
+    let Family { name, setting, .. } = family;
+    let retry = resolve::RETRY.as_secs();
+    let line = |(entry, error): &(ListenAddress, Error)| {
+        format!("{name} could not listen on \"{entry}\" ({setting}): {error}; retrying every {retry} s")
+    };
+    let lines: Vec<String> = wanted.unresolved.iter().map(line).collect();
+    for line in lines.iter().filter(|line| !said.contains(line)) {
+        bridge.log(Level::Warning, line.clone());
     }
+    *said = lines;
 }
 
 /// The life of one address.
@@ -118,14 +134,14 @@ struct One<F> {
     bridge: Bridge<F>,
     family: Family,
     endpoint: Endpoint,
-    /// It came from `*` or a name, so this machine may not have it.
+    /// One of several that an entry stands for, so this machine need not have it.
     optional: bool,
     mode: u32,
     cancel: CancellationToken,
 }
 
 impl<F: Clone + Send + Sync + 'static> One<F> {
-    /// Returns its endpoint when cancelled, or when an optional address does not exist on this machine.
+    /// Returns its endpoint when cancelled.
     async fn run<S, W>(self, slots: &'static Slots, serve: S) -> Endpoint
     where
         S: Fn(Listener, &'static Slot) -> W,
@@ -150,11 +166,16 @@ impl<F: Clone + Send + Sync + 'static> One<F> {
                         () = self.cancel.cancelled() => {}
                         () = serve(listener, slot) => {}
                     }
+                    self.bridge.log(Level::Log, format!("{name} no longer listens on {}", self.endpoint));
                     break;
                 }
                 Err(Error::Listen(e)) if self.optional && is_absent(&e) => {
-                    self.bridge.log(Level::Log, format!("{name} leaves out {}: {e}", self.endpoint));
-                    break;
+                    // Not a failure, but it may come: an address of a machine that is still starting.
+                    slot.close();
+                    if said.replace(i32::MAX) != Some(i32::MAX) {
+                        self.bridge
+                            .log(Level::Log, format!("{name} leaves out {} for now: {e}", self.endpoint));
+                    }
                 }
                 Err(error) => {
                     slot.set_failed(error.errno());
@@ -236,9 +257,7 @@ mod tests {
         assert!(!listening(&taken_address));
         let mut log = String::new();
         main.drain_log(|line| log.push_str(&line.text));
-        let expected = format!(
-            "test port could not listen on {taken_address} (postern.test): could not listen: Address"
-        );
+        let expected = format!("test port could not listen on {taken_address} (postern.test): Address");
         assert!(log.contains(&expected), "{log}");
         drop(taken);
         eventually("the taken port is opened when it is free", || listening(&taken_address)).await;

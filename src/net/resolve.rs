@@ -5,8 +5,10 @@ use super::Error;
 use super::listener::Endpoint;
 use crate::settings::{ListenAddress, ListenList};
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::time::Duration;
+use tokio::task::JoinHandle;
 
 /// How long after a failure a name is resolved again.
 pub(super) const RETRY: Duration = Duration::from_secs(5);
@@ -19,55 +21,95 @@ const MAX_ADDRESSES: usize = 4;
 
 /// What a list comes to now.
 pub(super) struct Wanted {
-    /// The value says whether the machine may lack the address (it was not written literally).
+    /// The value says whether the machine may lack the address: it is one of several that an entry stands for.
     pub endpoints: HashMap<Endpoint, bool>,
     pub unresolved: Vec<(ListenAddress, Error)>,
 }
 
 impl Wanted {
-    /// Whether an open endpoint stays: it is wanted, or it may belong to a name that cannot be resolved now.
+    /// Whether an open endpoint stays.
     pub fn keeps(&self, open: &Endpoint) -> bool {
-        let perhaps = |(entry, _): &(ListenAddress, Error)| match (entry, open) {
-            (ListenAddress::Name(_, port), Endpoint::Tcp(address)) => *port == address.port(),
-            _ => false,
-        };
-        self.endpoints.contains_key(open) || self.unresolved.iter().any(perhaps)
+        self.endpoints.contains_key(open)
     }
 }
 
-pub(super) async fn resolve(list: &ListenList) -> Wanted {
-    let mut wanted = Wanted { endpoints: HashMap::new(), unresolved: Vec::new() };
-    for entry in list.iter() {
-        let mut want = |ip: IpAddr, port: u16, optional: bool| {
-            let literal =
-                wanted.endpoints.entry(Endpoint::Tcp(SocketAddr::new(ip, port))).or_insert(optional);
-            *literal &= optional;
-        };
-        match entry {
-            ListenAddress::Any(port) => {
-                want(Ipv4Addr::UNSPECIFIED.into(), *port, true);
-                want(Ipv6Addr::UNSPECIFIED.into(), *port, true);
+/// Remembers look-ups that have not ended: a name server that is silent gets one question a name, however often it is
+/// wanted, because a look-up cannot be cancelled.
+#[derive(Default)]
+pub(super) struct Resolver {
+    under_way: HashMap<(String, u16), LookUp>,
+    /// What names were last: a name server that fails for a moment closes nothing.
+    known: HashMap<(String, u16), Vec<SocketAddr>>,
+}
+
+type LookUp = JoinHandle<io::Result<Vec<SocketAddr>>>;
+
+impl Resolver {
+    pub async fn resolve(&mut self, list: &ListenList) -> Wanted {
+        let mut wanted = Wanted { endpoints: HashMap::new(), unresolved: Vec::new() };
+        for entry in list.iter() {
+            let mut want = |ip: IpAddr, port: u16, optional: bool| {
+                let literal =
+                    wanted.endpoints.entry(Endpoint::Tcp(SocketAddr::new(ip, port))).or_insert(optional);
+                *literal &= optional;
+            };
+            match entry {
+                ListenAddress::Any(port) => {
+                    want(Ipv4Addr::UNSPECIFIED.into(), *port, true);
+                    want(Ipv6Addr::UNSPECIFIED.into(), *port, true);
+                }
+                ListenAddress::Ip(ip, port) => want(*ip, *port, false),
+                ListenAddress::Unix(path) => {
+                    wanted.endpoints.insert(Endpoint::Unix(path.clone()), false);
+                }
+                ListenAddress::Name(name, port) => match self.look_up(name, *port).await {
+                    Ok(addresses) => {
+                        let several = addresses.len() > 1;
+                        addresses.into_iter().for_each(|a| want(a.ip(), *port, several));
+                    }
+                    Err(error) => wanted.unresolved.push((entry.clone(), Error::Resolve(error))),
+                },
             }
-            ListenAddress::Ip(ip, port) => want(*ip, *port, false),
-            ListenAddress::Unix(path) => drop(wanted.endpoints.insert(Endpoint::Unix(path.clone()), false)),
-            ListenAddress::Name(name, port) => match look_up(name, *port).await {
-                Ok(addresses) => addresses.into_iter().for_each(|a| want(a.ip(), *port, true)),
-                Err(error) => wanted.unresolved.push((entry.clone(), Error::Resolve(error))),
-            },
+        }
+        wanted
+    }
+
+    async fn look_up(&mut self, name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        let key = (name.to_owned(), port);
+        let look_up = self.under_way.remove(&key).unwrap_or_else(|| {
+            let key = key.clone();
+            tokio::task::spawn_blocking(move || {
+                let mut found: Vec<SocketAddr> = key.to_socket_addrs()?.collect();
+                found.dedup();
+                found.truncate(MAX_ADDRESSES);
+                Ok(found)
+            })
+        });
+        let mut look_up = look_up;
+        let found = match tokio::time::timeout(PATIENCE, &mut look_up).await {
+            Ok(ended) => ended.map_err(io::Error::other).flatten(),
+            Err(late) => {
+                self.under_way.insert(key.clone(), look_up);
+                Err(late.into())
+            }
+        };
+        match found {
+            Ok(found) => {
+                self.known.insert(key, found.clone());
+                Ok(found)
+            }
+            Err(error) => self.known.get(&key).cloned().ok_or(error),
         }
     }
-    wanted
-}
-
-async fn look_up(name: &str, port: u16) -> std::io::Result<Vec<SocketAddr>> {
-    let look = tokio::net::lookup_host((name, port));
-    let found = tokio::time::timeout(PATIENCE, look).await.map_err(std::io::Error::from)??;
-    Ok(found.take(MAX_ADDRESSES).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    async fn resolve(list: &ListenList) -> Wanted {
+        Resolver::default().resolve(list).await
+    }
 
     #[tokio::test]
     async fn a_star_is_both_families_and_a_name_all_its_addresses() {
@@ -81,9 +123,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_that_fails_now_closes_nothing() {
-        let wanted = resolve(&"no-such-host.invalid:5400".parse().unwrap()).await;
-        assert_eq!(wanted.unresolved.len(), 1);
-        assert!(wanted.keeps(&Endpoint::Tcp("192.0.2.1:5400".parse().unwrap())));
-        assert!(!wanted.keeps(&Endpoint::Tcp("192.0.2.1:5401".parse().unwrap())));
+        let list = "no-such-host.invalid:5400".parse().unwrap();
+        let mut resolver = Resolver::default();
+        assert_eq!(resolver.resolve(&list).await.unresolved.len(), 1);
+        let address: SocketAddr = "192.0.2.1:5400".parse().unwrap();
+        resolver.known.insert(("no-such-host.invalid".to_owned(), 5400), vec![address]);
+        let wanted = resolver.resolve(&list).await;
+        assert!(wanted.keeps(&Endpoint::Tcp(address)) && wanted.unresolved.is_empty());
     }
 }

@@ -13,6 +13,9 @@ use tokio::runtime::{Builder, Runtime};
 /// How long a runtime's blocking tasks may take to end.
 const RUNTIME_END: Duration = Duration::from_millis(500);
 
+/// Blocking tasks at once: a look-up for each of the 8 names of a list, and asking the primary.
+const BLOCKING_THREADS: usize = 9;
+
 /// The running threads of a worker. Dropping it waits for them, up to [`Threads::END`] in all.
 pub struct Threads {
     /// One a thread; disconnected when the thread has ended.
@@ -43,7 +46,8 @@ impl Threads {
         F: Clone + Send + Sync + 'static,
         W: Future<Output = ()>,
     {
-        let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(4).build()?;
+        let runtime =
+            Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build()?;
         let (alive, ended) = channel::<()>();
         let guard = EndGuard { name, bridge: bridge.clone() };
         std::thread::Builder::new().name(name.to_owned()).spawn(move || {

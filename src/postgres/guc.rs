@@ -147,6 +147,7 @@ fn text(
     setting: &'static GucSetting<Option<CString>>,
     check: CheckHook,
 ) {
+    refuse_mistake(name, check);
     // SAFETY: the hooks are guarded, and touch only the value that they are given.
     unsafe {
         GucRegistry::define_string_guc_with_hooks(
@@ -161,6 +162,27 @@ fn text(
             None,
         );
     }
+}
+
+/// PostgreSQL starts with the default when the value in postgresql.conf of an extension's setting is wrong. A mistyped
+/// `postern.status_allow` would then let everybody in, so the server does not start, as with a setting of its own.
+fn refuse_mistake(name: &CStr, check: CheckHook) {
+    // SAFETY: terminated strings; the setting is not defined yet, so this is the text of the file, or null. The hook gets
+    // a pointer to it and changes nothing.
+    let (text, reason) = unsafe {
+        let text = pg_sys::GetConfigOption(name.as_ptr(), true, false);
+        let mut value = text.cast_mut();
+        if text.is_null() || check(&raw mut value, std::ptr::null_mut(), pg_sys::GucSource::PGC_S_FILE) {
+            return;
+        }
+        (copied(text), copied(pg_sys::GUC_check_errdetail_string))
+    };
+    ereport!(
+        PgLogLevel::ERROR,
+        PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+        format!("invalid value for parameter \"{}\": \"{text}\"", name.to_string_lossy()),
+        reason
+    );
 }
 
 #[pg_guard]

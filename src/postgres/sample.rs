@@ -3,9 +3,11 @@
 
 use super::versions::reserved_connections;
 use crate::status::facts::{Facts, Receiver, ReceiverState, Replay, ServerState};
-use crate::status::{LagClock, Lsn};
+use crate::status::{Guess, LagClock, Lsn};
 use pgrx::prelude::*;
 use std::ffi::{CStr, c_char};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -14,10 +16,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const SETTLED: Duration = Duration::from_secs(1);
 
 /// Takes samples and remembers what a single one cannot show.
-#[derive(Default)]
 pub(super) struct Sampler {
     lag: LagClock,
     receiver: Option<Seen>,
+    pid_file: PidFile,
 }
 
 /// A WAL receiver when it was first seen.
@@ -28,9 +30,17 @@ struct Seen {
 }
 
 impl Sampler {
+    /// `streaming` is the process id of the WAL receiver that an earlier worker saw streaming, or 0: it need not prove
+    /// itself again because this worker is new.
+    pub fn new(streaming: i32) -> Self {
+        let settled = Instant::now().checked_sub(SETTLED).filter(|_| streaming != 0);
+        let receiver = settled.map(|at| Seen { pid: streaming, at, last_message: 0 });
+        Self { lag: LagClock::default(), receiver, pid_file: PidFile::default() }
+    }
+
     /// One sample with everything in it.
     pub fn sample(&mut self) -> Facts {
-        let mut facts = snapshot();
+        let mut facts = look(self.pid_file.state());
         if let Some((receiver, last_message)) = receiver() {
             let streaming = self.is_streaming(&receiver, last_message);
             facts.receiver = Some(Receiver { streaming, ..receiver });
@@ -39,7 +49,9 @@ impl Sampler {
         }
         if let Some(replay) = &facts.replay {
             let age = replay.last_commit.and_then(|commit| commit.elapsed().ok());
-            facts.lag = Some(self.lag.observe(Instant::now(), facts.primary_end(), replay.replayed, age));
+            let guess = Guess { streaming: facts.is_streaming(), last_commit_age: age };
+            let primary = facts.primary_end();
+            facts.lag = Some(self.lag.observe(Instant::now(), primary, replay.replayed, guess));
         }
         facts
     }
@@ -61,8 +73,13 @@ impl Sampler {
     }
 }
 
-/// What one look shows. Whether a receiver streams takes two: it is left `false`, and so is the lag as a time.
+/// What one look shows, for a process that does not keep looking. Whether a receiver streams takes two looks: it is
+/// left `false`, and the lag as a time is left out.
 pub(super) fn snapshot() -> Facts {
+    look(PidFile::default().state())
+}
+
+fn look(server: ServerState) -> Facts {
     // SAFETY: functions that read shared memory which exists from the postmaster's start on. Timeline and flushed
     // position of a primary may be asked only once recovery is over, which never reverts.
     let (in_recovery, timeline, written) = unsafe {
@@ -79,7 +96,7 @@ pub(super) fn snapshot() -> Facts {
     let (clients, client_capacity) = clients();
     Facts {
         taken_at: Some(SystemTime::now()),
-        server: server_state(),
+        server,
         in_recovery,
         server_version: server_version(),
         // SAFETY: reads the control file's copy in shared memory.
@@ -95,11 +112,28 @@ pub(super) fn snapshot() -> Facts {
     }
 }
 
-/// The postmaster keeps its state in the last line of postmaster.pid; shared memory does not show it. Every process
-/// of the server has the data directory as its working directory.
-fn server_state() -> ServerState {
-    std::fs::read_to_string("postmaster.pid")
-        .map_or(ServerState::Stopping, |text| ServerState::from_pid_file(&text))
+/// The postmaster keeps its state in the last line of postmaster.pid; shared memory does not show it. Every process of
+/// the server has the data directory as its working directory. The file is rewritten in place, so one descriptor serves
+/// for ever, also when there are no more to be had.
+#[derive(Default)]
+struct PidFile {
+    file: Option<File>,
+    /// A read that fails says nothing, least of all that the server is stopping.
+    last: ServerState,
+}
+
+impl PidFile {
+    fn state(&mut self) -> ServerState {
+        if self.file.is_none() {
+            self.file = File::open("postmaster.pid").ok();
+        }
+        let mut bytes = [0; 4096];
+        let read = self.file.as_ref().and_then(|file| file.read_at(&mut bytes, 0).ok());
+        if let Some(state) = read.and_then(|length| ServerState::from_pid_file(&bytes[..length])) {
+            self.last = state;
+        }
+        self.last
+    }
 }
 
 /// `server_version_num` of the running server; the headers that we were built with may be of another minor version.

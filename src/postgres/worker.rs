@@ -24,7 +24,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// While a stop is under way and clients are still connected, main looks whether they have gone.
 const STOP_TICK: Duration = Duration::from_millis(50);
 
-/// The longest that the worker goes on answering during a stop. The postmaster waits for the same clients.
+/// The longest that a terminated worker goes on answering during a stop. The postmaster waits for the same clients.
 const STOP_ANSWERS: Duration = Duration::from_secs(60);
 
 #[pg_guard]
@@ -58,7 +58,7 @@ fn run(shared: &'static Shared) -> i32 {
         }
     };
     let idle = settings.banner.is_empty() && settings.agent.is_empty() && settings.http.is_empty();
-    let mut main = Main { shared, sampler: Sampler::default(), idle, stop_seen: None };
+    let mut main = Main { shared, sampler: Sampler::new(shared.streaming()), idle, stop_seen: None };
     let facts = main.sample();
     let wake = Latch(latch);
     let (end, threads_end) = bridge(facts, settings, &shared.log_dropped, move || wake.set());
@@ -90,6 +90,8 @@ struct Main {
 
 impl Main {
     fn serve(&mut self, end: &MainEnd<Facts>) -> i32 {
+        // A reload that came before the handlers were set is not lost.
+        self.reload(end);
         let mut sampled = Instant::now();
         let mut terminated = false;
         loop {
@@ -111,10 +113,11 @@ impl Main {
             }
             terminated |= BackgroundWorker::sigterm_received();
             if terminated || end.sample_wanted() || (!self.idle && sampled.elapsed() >= self.tick()) {
-                let facts = self.sample();
+                // Stamped with the time before it: who asks meanwhile wants a later one.
                 sampled = Instant::now();
+                let facts = self.sample();
                 let verdict = terminated.then(|| self.may_end(&facts)).flatten();
-                end.publish(facts);
+                end.publish(facts, sampled);
                 if let Some(code) = verdict {
                     return code;
                 }
@@ -129,7 +132,11 @@ impl Main {
             return Some(1);
         }
         let since = *self.stop_seen.get_or_insert_with(Instant::now);
-        (facts.clients == 0 || since.elapsed() >= STOP_ANSWERS).then_some(0)
+        match facts.clients {
+            0 => Some(0),
+            // In a smart stop that goes on for longer the postmaster starts another worker.
+            _ => (since.elapsed() >= STOP_ANSWERS).then_some(1),
+        }
     }
 
     fn tick(&self) -> Duration {

@@ -232,14 +232,14 @@ mod tests {
     use super::super::health::tests::{primary, standby, upstream};
     use super::super::inquiry::Known;
     use super::super::shared::Shared;
-    use super::super::upstream::SyncState;
+    use super::super::upstream::{AskError, Said, SyncState, SyncUnknown};
     use super::*;
     use crate::settings::Settings;
     use proptest::prelude::*;
 
-    type Said = Option<Result<UpstreamFacts, String>>;
+    type Told = Option<Said>;
 
-    fn get(path: &str, facts: &Facts, said: Said) -> Answer {
+    fn get(path: &str, facts: &Facts, said: Told) -> Answer {
         let settings = Settings::default();
         let (path, query) = path.split_once('?').map_or((path, None), |(p, q)| (p, Some(q)));
         let check = Check::from_path(path).unwrap();
@@ -295,10 +295,12 @@ mod tests {
         assert_eq!(get("/async", &standby(), with(Ok(SyncState::Sync))).code, 503);
         assert_eq!(get("/async", &standby(), with(Ok(SyncState::Async))).code, 200);
         assert!(
-            reason(&get("/sync", &standby(), with(Err("no pg_hba.conf entry".into()))))
+            reason(&get("/sync", &standby(), with(Err(SyncUnknown::OnlyReplication))))
                 .contains("pg_hba.conf")
         );
-        assert!(reason(&get("/async", &standby(), Some(Err("refused".into())))).contains("refused"));
+        assert!(
+            reason(&get("/async", &standby(), Some(Err(AskError::Refused)))).contains("refuses the login")
+        );
         assert!(reason(&get("/sync", &primary(), None)).contains("is the primary"));
     }
 

@@ -50,13 +50,14 @@ pub enum ServerState {
 }
 
 impl ServerState {
-    /// Reads line 8 of postmaster.pid; what it does not know is [`ServerState::Starting`].
-    pub fn from_pid_file(text: &str) -> Self {
-        match text.lines().nth(7).map(str::trim) {
-            Some("ready") => Self::Ready,
-            Some("standby") => Self::ColdStandby,
-            Some("stopping") => Self::Stopping,
-            _ => Self::Starting,
+    /// Reads line 8 of postmaster.pid, whose other lines may be in any encoding; `None` when it says nothing known.
+    pub fn from_pid_file(bytes: &[u8]) -> Option<Self> {
+        match bytes.split(|byte| *byte == b'\n').nth(7)?.trim_ascii() {
+            b"starting" => Some(Self::Starting),
+            b"ready" => Some(Self::Ready),
+            b"standby" => Some(Self::ColdStandby),
+            b"stopping" => Some(Self::Stopping),
+            _ => None,
         }
     }
 
@@ -143,11 +144,16 @@ mod tests {
 
     #[test]
     fn the_state_is_the_eighth_line_of_postmaster_pid() {
-        let file = |state: &str| format!("123\n/data\n1700000000\n5432\n/tmp\n*\n 1 2\n{state}\n");
-        assert_eq!(ServerState::from_pid_file(&file("ready   ")), ServerState::Ready);
-        assert_eq!(ServerState::from_pid_file(&file("standby ")), ServerState::ColdStandby);
-        assert_eq!(ServerState::from_pid_file(&file("stopping")), ServerState::Stopping);
-        assert_eq!(ServerState::from_pid_file(&file("starting")), ServerState::Starting);
-        assert_eq!(ServerState::from_pid_file("123\n/data\n"), ServerState::Starting);
+        let read = |state: &str| {
+            let mut file = b"123\n/d\xe9ta\n1700000000\n5432\n/tmp\n*\n 1 2\n".to_vec();
+            file.extend_from_slice(state.as_bytes());
+            ServerState::from_pid_file(&file)
+        };
+        assert_eq!(read("ready   \n"), Some(ServerState::Ready));
+        assert_eq!(read("standby \n"), Some(ServerState::ColdStandby));
+        assert_eq!(read("stopping"), Some(ServerState::Stopping));
+        assert_eq!(read("starting\n"), Some(ServerState::Starting));
+        assert_eq!(read(""), None, "half written");
+        assert_eq!(ServerState::from_pid_file(b"123\n/data\n"), None);
     }
 }

@@ -3,7 +3,7 @@
 
 use super::facts::{Facts, ReceiverState, ServerState};
 use super::lsn::Lsn;
-use super::upstream::UpstreamFacts;
+use super::upstream::{AskError, Said};
 use crate::settings::LagLimit;
 use std::fmt;
 use std::time::Duration;
@@ -49,6 +49,11 @@ pub enum Problem {
         lag: Duration,
         limit: LagLimit,
     },
+    /// Neither its WAL receiver has heard of the primary for this long, nor does the primary answer.
+    Silence {
+        time: Duration,
+        limit: LagLimit,
+    },
 }
 
 impl fmt::Display for Problem {
@@ -70,6 +75,9 @@ impl fmt::Display for Problem {
                 )
             }
             Self::LagBytes { lag, limit } => write!(f, "lag {} is beyond {limit}", ByteSize(*lag)),
+            Self::Silence { time, limit } => {
+                write!(f, "nothing heard of its primary for {}, which is beyond {limit}", Span(*time))
+            }
             Self::LagTime { lag, limit } => write!(f, "lag {} is beyond {limit}", Span(*lag)),
         }
     }
@@ -87,11 +95,7 @@ pub struct Health {
 
 impl Health {
     /// Judges. `upstream` is what the primary said when it was asked, if it was.
-    pub fn of(
-        facts: &Facts,
-        limit: Option<LagLimit>,
-        upstream: Option<&Result<UpstreamFacts, String>>,
-    ) -> Self {
+    pub fn of(facts: &Facts, limit: Option<LagLimit>, upstream: Option<&Said>) -> Self {
         let role = Role::of(facts);
         let own_end = facts.primary_end();
         let primary_end = match upstream {
@@ -104,9 +108,9 @@ impl Health {
             (ServerState::ColdStandby, _) => Some(Problem::ColdStandby),
             (ServerState::Stopping, _) => Some(Problem::Stopping),
             (ServerState::Ready, Role::Primary) => None,
-            (ServerState::Ready, Role::Standby) => {
-                not_streaming(facts, upstream).or_else(|| too_late(facts, lag_bytes, limit))
-            }
+            (ServerState::Ready, Role::Standby) => not_streaming(facts, upstream)
+                .or_else(|| too_late(facts, lag_bytes, limit))
+                .or_else(|| silence(facts, limit, upstream)),
         };
         let primary_end = (role == Role::Standby).then_some(primary_end);
         Self { role, problem, primary_end, lag_bytes }
@@ -128,7 +132,7 @@ impl Facts {
     }
 }
 
-fn not_streaming(facts: &Facts, upstream: Option<&Result<UpstreamFacts, String>>) -> Option<Problem> {
+fn not_streaming(facts: &Facts, upstream: Option<&Said>) -> Option<Problem> {
     if facts.is_streaming() {
         return None;
     }
@@ -143,7 +147,7 @@ fn not_streaming(facts: &Facts, upstream: Option<&Result<UpstreamFacts, String>>
         Some(Ok(said)) if said.timeline != facts.timeline => {
             Problem::OtherTimeline { own: facts.timeline, primary: said.timeline }
         }
-        Some(Err(error)) => Problem::NotStreaming(error.clone()),
+        Some(Err(error)) => Problem::NotStreaming(error.to_string()),
         _ => Problem::NotStreaming(format!("its WAL receiver is {state}")),
     })
 }
@@ -161,10 +165,24 @@ fn too_late(facts: &Facts, lag_bytes: Option<u64>, limit: Option<LagLimit>) -> O
     }
 }
 
+/// A primary that hangs, or is cut off, sends nothing and so seems to have written nothing. What it has not said for
+/// longer than the limit may be late by as much. Where it cannot be asked for another reason (its pg_hba.conf), an idle
+/// primary would look the same, so there the WAL receiver's own time-out decides.
+fn silence(facts: &Facts, limit: Option<LagLimit>, upstream: Option<&Said>) -> Option<Problem> {
+    let (Some(limit @ LagLimit::Time(most)), Some(Err(AskError::TooLate | AskError::Unreachable))) =
+        (limit, upstream)
+    else {
+        return None;
+    };
+    let heard = facts.receiver.as_ref()?.last_message?;
+    let time = facts.taken_at?.duration_since(heard).ok().filter(|time| *time > most)?;
+    Some(Problem::Silence { time, limit })
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::super::facts::{Receiver, Replay};
-    use super::super::upstream::SyncState;
+    use super::super::upstream::{SyncState, UpstreamFacts};
     use super::*;
 
     pub(in super::super) fn primary() -> Facts {
@@ -206,11 +224,7 @@ pub(super) mod tests {
         }
     }
 
-    fn problem(
-        facts: &Facts,
-        limit: Option<LagLimit>,
-        upstream: Option<Result<UpstreamFacts, String>>,
-    ) -> String {
+    fn problem(facts: &Facts, limit: Option<LagLimit>, upstream: Option<Said>) -> String {
         Health::of(facts, limit, upstream.as_ref()).problem.map_or(String::new(), |p| p.to_string())
     }
 
@@ -241,7 +255,8 @@ pub(super) mod tests {
         let cut = Facts { receiver: None, ..standby() };
         assert!(problem(&cut, None, None).contains("WAL receiver is stopped"));
         assert!(
-            problem(&cut, None, Some(Err("connection refused".into()))).ends_with(": connection refused")
+            problem(&cut, None, Some(Err(AskError::Unreachable)))
+                .ends_with(": its primary cannot be reached")
         );
         let promoted = UpstreamFacts { timeline: 2, ..upstream() };
         assert!(
@@ -251,5 +266,26 @@ pub(super) mod tests {
         let other = UpstreamFacts { system_identifier: 43, ..upstream() };
         assert!(problem(&cut, None, Some(Ok(other))).contains("another database system"));
         assert_eq!(problem(&standby(), None, Some(Ok(promoted))), "", "it streams, so it will follow");
+    }
+    #[test]
+    fn a_primary_that_is_silent_for_longer_than_the_limit_is_told() {
+        let now = std::time::SystemTime::now();
+        let heard = |seconds| {
+            let receiver = standby().receiver.map(|receiver| Receiver {
+                last_message: now.checked_sub(Duration::from_secs(seconds)),
+                ..receiver
+            });
+            Facts { taken_at: Some(now), receiver, ..standby() }
+        };
+        let limit = Some(LagLimit::Time(Duration::from_secs(10)));
+        let hangs = || Some(Err(AskError::TooLate));
+        assert!(problem(&heard(11), limit, hangs()).starts_with("nothing heard of its primary for 11s"));
+        assert_eq!(problem(&heard(10), limit, hangs()), "");
+        assert_eq!(
+            problem(&heard(11), limit, Some(Err(AskError::Refused))),
+            "",
+            "an idle primary looks the same"
+        );
+        assert_eq!(problem(&heard(11), limit, Some(Ok(upstream()))), "", "idle, and it says so");
     }
 }

@@ -1,8 +1,5 @@
-//! Serving HTTP/1 for `answer`, and the agent line: one task a connection on the HTTP thread, each bounded in time
-//! and memory.
-//!
-//! At the limit of connections the oldest one is ended for a new one: a client that is silent or slow loses its
-//! place, a check that is answered in a millisecond never does.
+//! Serving HTTP/1 for `answer`, and the agent line: one task a connection, each bounded in time and memory, on a
+//! network thread for each of the two kinds.
 
 use super::answer::{Answer, Check, answer, lag_of_query, refusal};
 use super::facts::Facts;
@@ -14,6 +11,7 @@ use super::{agent, sabotage};
 use crate::bridge::{Bridge, Level};
 use crate::net::linger;
 use crate::net::listener::{Accepted, Listener, Peer, Stream};
+use crate::net::places::Places;
 use crate::net::slots::Slot;
 use crate::settings::LagLimit;
 use bytes::Bytes;
@@ -23,16 +21,12 @@ use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
-use tokio::task::JoinSet;
 use tokio::time::timeout;
-
-/// Connections of one listener at once.
-pub const MAX_CONNECTIONS: usize = 256;
 
 /// From the first byte that we wait for to the end of the request's head; also how long an idle connection is kept.
 const HEAD_TIME: Duration = Duration::from_secs(5);
@@ -58,6 +52,8 @@ pub struct Checks {
     pub bridge: Bridge<Facts>,
     pub shared: &'static Shared,
     pub inquiry: Inquiry,
+    /// Those of this kind of check.
+    pub places: Arc<Places>,
 }
 
 impl Checks {
@@ -78,32 +74,24 @@ impl Checks {
         &self,
         listener: Listener,
         slot: &'static Slot,
-        name: &str,
+        name: &'static str,
         connection: impl Fn(Stream) -> W,
     ) where
         W: Future<Output = ()> + Send + 'static,
     {
-        let mut open = JoinSet::new();
-        let mut oldest_first = VecDeque::new();
         let mut said = false;
         loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                Some(ended) = open.join_next() => {
-                    if let Err(error) = ended && error.is_panic() {
-                        // The worker ends and is started again: a panic may have left anything behind.
-                        return self.bridge.fail(format!("a {name} connection {error}"));
-                    }
-                    continue;
-                }
-            };
-            match accepted.and_then(|client| self.admit(client, slot)) {
+            if self.places.wait().await {
+                slot.failed.fetch_add(1, Relaxed);
+            }
+            match listener.accept().await.and_then(|client| self.admit(client, slot)) {
                 Ok(Some(stream)) => {
-                    if open.len() >= MAX_CONNECTIONS {
-                        end_oldest(&mut oldest_first, slot);
-                    }
-                    oldest_first.retain(|task: &tokio::task::AbortHandle| !task.is_finished());
-                    oldest_first.push_back(open.spawn(connection(stream)));
+                    let guard = PanicGuard { bridge: self.bridge.clone(), name };
+                    let connection = connection(stream);
+                    Places::spawn(&self.places, async move {
+                        let _guard = guard;
+                        connection.await;
+                    });
                 }
                 Ok(None) => {}
                 Err(error) => {
@@ -115,6 +103,8 @@ impl Checks {
                     tokio::time::sleep(PAUSE).await;
                 }
             }
+            // A check that was just accepted is answered before the next is.
+            tokio::task::yield_now().await;
         }
     }
 
@@ -192,12 +182,16 @@ impl Checks {
     }
 }
 
-fn end_oldest(oldest_first: &mut VecDeque<tokio::task::AbortHandle>, slot: &Slot) {
-    while let Some(task) = oldest_first.pop_front() {
-        if !task.is_finished() {
-            task.abort();
-            slot.failed.fetch_add(1, Relaxed);
-            return;
+/// A panic in a connection ends the worker, which is started again: it may have left anything behind.
+struct PanicGuard {
+    bridge: Bridge<Facts>,
+    name: &'static str,
+}
+
+impl Drop for PanicGuard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.bridge.fail(format!("a {} connection panicked", self.name));
         }
     }
 }

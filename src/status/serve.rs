@@ -1,4 +1,4 @@
-//! The status worker's network threads: those of the banner, and one for agent line and HTTP. Called by main
+//! The status worker's network threads: those of the banner, one for the agent line, one for HTTP. Called by main
 //! after it has blocked every signal.
 
 use super::banner::Banner;
@@ -7,9 +7,10 @@ use super::http::Checks;
 use super::inquiry::Inquiry;
 use super::shared::{AGENT, BANNER, HTTP, Shared};
 use super::upstream::{Ask, Upstream};
-use crate::bridge::Bridge;
+use crate::bridge::{Bridge, Level};
 use crate::net::keeper::{Family, keep};
 use crate::net::threads::Threads;
+use std::sync::Arc;
 
 const BANNERS: Family = Family {
     kind: BANNER,
@@ -49,20 +50,24 @@ pub fn start(
             banner.clone().serve(listener, slot)
         })
     })?;
-    let to_http = bridge.clone();
+    // The agent has a thread of its own, so that no HTTP client can delay it, and asks the primary through HTTP's.
+    let (upstream, asking) = {
+        let to_log = bridge.clone();
+        Upstream::new(asker, bridge.stop(), move |words| to_log.log(Level::Warning, words))
+    };
+    let inquiry = Inquiry::new(bridge.clone(), upstream);
+    let checks =
+        || Checks { bridge: bridge.clone(), shared, inquiry: inquiry.clone(), places: Arc::default() };
+    let (agent, to_agent) = (checks(), bridge.clone());
+    threads.spawn("postern agent", bridge, move || {
+        keep(to_agent, AGENTS, &shared.listeners, move |listener, slot| {
+            agent.clone().serve_agent(listener, slot)
+        })
+    })?;
+    let (http, to_http) = (checks(), bridge.clone());
     threads.spawn("postern http", bridge, move || async move {
-        let (upstream, asking) = Upstream::new(asker, to_http.stop());
-        let inquiry = Inquiry::new(to_http.clone(), upstream);
-        let checks = Checks { bridge: to_http.clone(), shared, inquiry };
-        let (agent, http) = (checks.clone(), checks);
-        let slots = &shared.listeners;
-        tokio::join!(
-            asking,
-            keep(to_http.clone(), AGENTS, slots, move |listener, slot| agent
-                .clone()
-                .serve_agent(listener, slot)),
-            keep(to_http, HTTPS, slots, move |listener, slot| http.clone().serve_http(listener, slot)),
-        );
+        let serve = move |listener, slot| http.clone().serve_http(listener, slot);
+        tokio::join!(asking, keep(to_http, HTTPS, &shared.listeners, serve));
     })?;
     Ok(threads)
 }

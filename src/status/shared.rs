@@ -62,6 +62,11 @@ impl Shared {
         self.streaming.store(streaming.map_or(0, |receiver| receiver.pid), Relaxed);
     }
 
+    /// The WAL receiver that streamed at the last sample, which may be an earlier worker's; 0 when none did.
+    pub fn streaming(&self) -> i32 {
+        self.streaming.load(Relaxed)
+    }
+
     /// Whether that WAL receiver streamed at the last sample.
     pub fn is_streaming(&self, receiver: i32) -> bool {
         receiver != 0 && self.streaming.load(Relaxed) == receiver

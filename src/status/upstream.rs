@@ -2,10 +2,12 @@
 //! needs it. One task on a network thread; the asking itself blocks and runs on a blocking thread.
 //!
 //! The answer is kept for a second, so any number of checks cost the primary one short query a second at most;
-//! the connection is closed when nobody has asked for a while.
+//! the connection is closed when nobody has asked for a while. What went wrong is told to the network in our own fixed
+//! words, because the library's may quote the connection string; its words go to the server log, said once a change.
 
 use super::lsn::Lsn;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -15,6 +17,9 @@ const FRESH: Duration = Duration::from_secs(1);
 
 /// How long a check waits for the primary. haproxy gives an agent check its check interval, 2 s by default.
 const PATIENCE: Duration = Duration::from_millis(800);
+
+/// How long a check waits for a primary that did not answer the last one in time.
+const HANGING_PATIENCE: Duration = Duration::from_millis(20);
 
 /// How old an answer may be that is used when the primary does not answer in time.
 const STALE: Duration = Duration::from_secs(5);
@@ -31,7 +36,44 @@ pub struct UpstreamFacts {
     pub position: Lsn,
     pub in_recovery: bool,
     /// How it replicates to this standby, or why it would not say.
-    pub sync: Result<SyncState, String>,
+    pub sync: Result<SyncState, SyncUnknown>,
+}
+
+/// What a primary said when it was asked.
+pub type Said = Result<UpstreamFacts, AskError>;
+
+/// Why it could not be asked, in words that anybody may read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AskError {
+    #[error("primary_conninfo is not set")]
+    NotSet,
+    #[error("primary_conninfo is not valid")]
+    NotValid,
+    #[error("its primary cannot be reached")]
+    Unreachable,
+    #[error("its primary refuses the login; the server log has its words")]
+    Refused,
+    #[error("its primary does not answer in time")]
+    TooLate,
+    #[error("its primary gave no usable answer; the server log has more")]
+    Unusable,
+}
+
+/// Why a primary that could be asked does not tell how it replicates to us.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SyncUnknown {
+    #[error(
+        "it lets the role of primary_conninfo only replicate; pg_hba.conf there must let it into a database too"
+    )]
+    OnlyReplication,
+    #[error("the role of primary_conninfo needs pg_monitor there")]
+    Hidden,
+    #[error("it does not show this standby in pg_stat_replication")]
+    NotShown,
+    #[error(
+        "several standbys of this name come from this address; set primary_slot_name or application_name"
+    )]
+    Several,
 }
 
 /// `pg_stat_replication.sync_state`.
@@ -69,13 +111,18 @@ pub struct AskFor {
     pub cluster_name: String,
     /// The replication slot of our WAL receiver, or empty.
     pub slot: String,
+    /// Our WAL receiver has its place at the primary; one that has not must never find it taken by a question.
+    pub streaming: bool,
 }
 
 /// Asks over a connection that it keeps. Blocks, on a thread of its own, but ends soon after `stop`.
 pub trait Ask: Send + 'static {
     /// # Errors
-    /// A sentence for the operator, without the password.
-    fn ask(&mut self, question: &AskFor, stop: &CancellationToken) -> Result<UpstreamFacts, String>;
+    /// Why it could not; [`Ask::words`] may have more.
+    fn ask(&mut self, question: &AskFor, stop: &CancellationToken) -> Said;
+
+    /// The library's or the primary's own words for the last trouble, for the server log only.
+    fn words(&mut self) -> Option<String>;
 
     /// Closes the connection.
     fn close(&mut self);
@@ -86,7 +133,7 @@ pub trait Ask: Send + 'static {
 struct Answered {
     at: Instant,
     question: AskFor,
-    result: Result<UpstreamFacts, String>,
+    said: Said,
 }
 
 /// The checks' side.
@@ -95,38 +142,45 @@ pub struct Upstream {
     answer: watch::Receiver<Option<Answered>>,
     question: watch::Sender<Option<AskFor>>,
     wanted: Arc<Notify>,
+    /// A check has waited in vain; until the primary answers again, no other waits as long.
+    hangs: Arc<AtomicBool>,
 }
 
 impl Upstream {
-    /// Makes the checks' side and the task that asks; the task runs until `stop`.
-    pub fn new(asker: Box<dyn Ask>, stop: CancellationToken) -> (Self, impl Future<Output = ()> + Send) {
+    /// Makes the checks' side and the task that asks; the task runs until `stop`. `log` gets what the operator, and
+    /// nobody else, should read.
+    pub fn new(
+        asker: Box<dyn Ask>,
+        stop: CancellationToken,
+        log: impl Fn(String) + Send,
+    ) -> (Self, impl Future<Output = ()> + Send) {
         let (answers, answer) = watch::channel(None);
         let question = watch::Sender::new(None);
         let wanted = Arc::new(Notify::new());
-        let task = run(asker, question.subscribe(), Arc::clone(&wanted), answers, stop);
-        (Self { answer, question, wanted }, task)
+        let task = run(asker, question.subscribe(), Arc::clone(&wanted), answers, stop, log);
+        (Self { answer, question, wanted, hangs: Arc::default() }, task)
     }
 
     /// What the primary says: at most a second old when it answers, at most five when it hangs.
     ///
     /// # Errors
     /// Why it could not be asked.
-    pub async fn ask(&self, question: AskFor) -> Result<UpstreamFacts, String> {
+    pub async fn ask(&self, question: AskFor) -> Said {
         let mut answer = self.answer.clone();
         let asked = Instant::now();
         let usable = |given: &Option<Answered>, age: Duration| {
-            given.as_ref().filter(|a| a.question == question && a.at + age >= asked).map(|a| a.result.clone())
+            given.as_ref().filter(|a| a.question == question && a.at + age >= asked).map(|a| a.said.clone())
         };
-        if let Some(result) = usable(&answer.borrow(), FRESH) {
-            return result;
+        if let Some(said) = usable(&answer.borrow(), FRESH) {
+            return said;
         }
         self.question.send_replace(Some(question.clone()));
         self.wanted.notify_one();
-        let _ =
-            tokio::time::timeout(PATIENCE, answer.wait_for(|given| usable(given, Duration::ZERO).is_some()))
-                .await;
-        usable(&answer.borrow(), STALE)
-            .unwrap_or_else(|| Err("its primary does not answer in time".to_owned()))
+        let patience = if self.hangs.load(Relaxed) { HANGING_PATIENCE } else { PATIENCE };
+        let in_time = answer.wait_for(|given| usable(given, Duration::ZERO).is_some());
+        let in_time = tokio::time::timeout(patience, in_time).await.is_ok();
+        self.hangs.store(!in_time, Relaxed);
+        usable(&answer.borrow(), STALE).unwrap_or(Err(AskError::TooLate))
     }
 }
 
@@ -136,8 +190,10 @@ async fn run(
     wanted: Arc<Notify>,
     answers: watch::Sender<Option<Answered>>,
     stop: CancellationToken,
+    log: impl Fn(String) + Send,
 ) {
     let mut connected = false;
+    let mut logged = None;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -152,14 +208,26 @@ async fn run(
         let asking = {
             let (question, stop) = (question.clone(), stop.clone());
             tokio::task::spawn_blocking(move || {
-                let result = asker.ask(&question, &stop);
-                (asker, result)
+                let said = asker.ask(&question, &stop);
+                (asker, said)
             })
         };
-        let Ok((back, result)) = asking.await else { return };
+        // A panic in there ends this thread too, and with it the worker, as any panic does.
+        let (back, said) = match asking.await {
+            Ok(done) => done,
+            Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
+            Err(_) => return,
+        };
         asker = back;
         connected = true;
-        answers.send_replace(Some(Answered { at: Instant::now(), question, result }));
+        let words = asker.words();
+        if words != logged {
+            if let Some(words) = &words {
+                log(format!("asking the primary: {words}"));
+            }
+            logged = words;
+        }
+        answers.send_replace(Some(Answered { at: Instant::now(), question, said }));
     }
 }
 
@@ -175,7 +243,7 @@ mod tests {
     }
 
     impl Ask for Fake {
-        fn ask(&mut self, _: &AskFor, stop: &CancellationToken) -> Result<UpstreamFacts, String> {
+        fn ask(&mut self, _: &AskFor, stop: &CancellationToken) -> Said {
             self.asked.fetch_add(1, Ordering::SeqCst);
             while self.hangs && !stop.is_cancelled() {
                 std::thread::sleep(Duration::from_millis(5));
@@ -183,11 +251,20 @@ mod tests {
             Ok(upstream())
         }
 
+        fn words(&mut self) -> Option<String> {
+            None
+        }
+
         fn close(&mut self) {}
     }
 
     fn question() -> AskFor {
-        AskFor { conninfo: "host=a".into(), cluster_name: String::new(), slot: String::new() }
+        AskFor {
+            conninfo: "host=a".into(),
+            cluster_name: String::new(),
+            slot: String::new(),
+            streaming: true,
+        }
     }
 
     #[tokio::test]
@@ -195,7 +272,7 @@ mod tests {
         let asked = Arc::new(AtomicU32::new(0));
         let stop = CancellationToken::new();
         let (upstream, task) =
-            Upstream::new(Box::new(Fake { asked: Arc::clone(&asked), hangs: false }), stop.clone());
+            Upstream::new(Box::new(Fake { asked: Arc::clone(&asked), hangs: false }), stop.clone(), |_| ());
         let task = tokio::spawn(task);
         for _ in 0..100 {
             assert_eq!(upstream.ask(question()).await.unwrap().timeline, 1);
@@ -209,11 +286,16 @@ mod tests {
     async fn a_primary_that_hangs_delays_a_check_by_a_bounded_time() {
         let stop = CancellationToken::new();
         let (upstream, task) =
-            Upstream::new(Box::new(Fake { asked: Arc::default(), hangs: true }), stop.clone());
+            Upstream::new(Box::new(Fake { asked: Arc::default(), hangs: true }), stop.clone(), |_| ());
         let task = tokio::spawn(task);
         let before = Instant::now();
-        assert!(upstream.ask(question()).await.unwrap_err().contains("does not answer in time"));
+        assert_eq!(upstream.ask(question()).await, Err(AskError::TooLate));
         assert!(before.elapsed() < PATIENCE * 3, "{:?}", before.elapsed());
+        let before = Instant::now();
+        for _ in 0..5 {
+            assert_eq!(upstream.ask(question()).await, Err(AskError::TooLate));
+        }
+        assert!(before.elapsed() < PATIENCE, "the next ones wait less: {:?}", before.elapsed());
         stop.cancel();
         task.await.unwrap();
     }

@@ -1,6 +1,6 @@
 //! Where clusters are kept: the template that new ones are copied from, and what killed programs left behind.
 
-use crate::installation::{Installation, run};
+use crate::installation::{Installation, lock, run};
 use crate::{machine, process};
 use anyhow::Result;
 use std::fs;
@@ -10,6 +10,10 @@ use std::process::Command;
 /// initdb takes a second: it is done once and copied.
 pub(super) fn template(installation: &Installation) -> Result<PathBuf> {
     let template = machine::base()?.join(format!("template-{}", installation.major));
+    if template.exists() {
+        return Ok(template);
+    }
+    let _alone = lock(&template.with_extension("lock"))?;
     if template.exists() {
         return Ok(template);
     }
@@ -23,10 +27,7 @@ pub(super) fn template(installation: &Installation) -> Result<PathBuf> {
         .arg(&aside);
     machine::as_server_user(&mut initdb)?;
     run(&mut initdb)?;
-    // Another test may have been faster; then its template is as good.
-    if fs::rename(&aside, &template).is_err() {
-        fs::remove_dir_all(&aside)?;
-    }
+    fs::rename(&aside, &template)?;
     Ok(template)
 }
 

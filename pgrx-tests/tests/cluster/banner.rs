@@ -1,6 +1,6 @@
 //! The banner: bytes, addresses, sources, reload. PARITY rows S1, S2, S3, S5.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use pgrx_tests::cluster::{Cluster, Stop};
 use pgrx_tests::{machine, ports, probe, wait};
 use std::io::{Read, Write};
@@ -254,6 +254,53 @@ fn more_entries_than_the_limit_are_refused_and_the_limit_itself_works() -> Resul
     let error = format!("{:?}", error.downcast::<postgres::Error>()?.as_db_error().and_then(|e| e.detail()));
     assert!(error.contains("A list may have at most 8 entries, this one has 9"), "{error}");
     Ok(())
+}
+
+#[test]
+fn a_name_that_does_not_resolve_is_shown_and_opens_nothing_else() -> Result<()> {
+    let cluster = Cluster::new("name")?.start()?;
+    cluster.set("postern.status_listen", &format!("no-such-host.invalid:{}", cluster.banner_port))?;
+    cluster.reload()?;
+    wait::until("the old address is closed", || probe::banner(cluster.banner_port).is_err())?;
+    wait::until("/status says so", || probe::code(cluster.http_port, "/status") == 500)?;
+    let status = probe::get(cluster.http_port, "/status")?.body;
+    assert!(status.contains("no-such-host.invalid"), "{status}");
+    cluster.set("postern.status_listen", &format!("localhost:{}", cluster.banner_port))?;
+    cluster.reload()?;
+    wait::until("a name that resolves is served", || probe::banner(cluster.banner_port).is_ok())?;
+    wait::until("/status is content", || probe::code(cluster.http_port, "/status") == 200)
+}
+
+#[test]
+fn a_mistake_at_the_start_is_refused_and_lets_nobody_in() -> Result<()> {
+    let cluster = Cluster::new("mistake")?;
+    cluster.set("postern.status_allow", "10.0.0.0/33")?;
+    let error = format!("{:#}", cluster.start().err().context("it should not start")?);
+    assert!(
+        error.contains("FATAL:  invalid value for parameter \"postern.status_allow\": \"10.0.0.0/33\""),
+        "{error}"
+    );
+    assert!(error.contains("is not an address range"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn a_data_directory_in_another_encoding_changes_nothing() -> Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    let cluster = Cluster::new("latin")?;
+    // postmaster.pid names the socket directory.
+    let sockets = cluster.socket_directory().join(std::ffi::OsStr::from_bytes(b"d\xe9"));
+    std::fs::create_dir(&sockets)?;
+    machine::give_to_server_user(&sockets)?;
+    let mut line = b"unix_socket_directories = '".to_vec();
+    line.extend_from_slice(sockets.as_os_str().as_bytes());
+    line.extend_from_slice(b"'\n");
+    std::fs::OpenOptions::new()
+        .append(true)
+        .open(cluster.data().join("postgresql.conf"))?
+        .write_all(&line)?;
+    cluster.launch()?;
+    wait::until("it says MASTER", || probe::banner(cluster.banner_port).is_ok_and(|text| text == "MASTER"))
 }
 
 pub fn listening(cluster: &Cluster, kind: &str) -> Result<String> {

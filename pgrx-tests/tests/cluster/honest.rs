@@ -180,11 +180,95 @@ fn where_the_primary_lets_only_replication_in_the_reason_says_so() -> Result<()>
     wait::until("the standby is healthy", || probe::code(standby.http_port, "/replica?lag=16MB") == 200)?;
     let answer = probe::get(standby.http_port, "/sync")?;
     assert_eq!(answer.code, 503);
-    assert!(answer.reason().contains("no pg_hba.conf entry"), "{answer:?}");
+    assert!(answer.reason().contains("pg_hba.conf there must let it into a database too"), "{answer:?}");
+    assert!(standby.log().contains("asking the primary: "), "the log has the primary's own words");
+    assert!(standby.log().contains("no pg_hba.conf entry"), "{}", standby.log_tail());
     let leader = probe::get(standby.http_port, "/standby-leader")?;
     assert!(
         leader.reason().contains("no standby follows it"),
         "the replication protocol tells the rest: {leader:?}"
     );
+    Ok(())
+}
+
+#[test]
+fn asking_never_takes_the_last_place_of_a_wal_receiver() -> Result<()> {
+    let primary = Cluster::new("primary")?;
+    primary.set("max_wal_senders", "1")?;
+    primary.set_hba(
+        "local all all trust\nlocal replication all trust\nhost replication all 127.0.0.1/32 trust\n",
+    )?;
+    let primary = primary.start()?;
+    // A backup streams its WAL over a second connection.
+    primary.set("max_wal_senders", "3")?;
+    primary.restart(Stop::Fast)?;
+    let standby = primary.standby("standby")?.start()?;
+    standby.wait_streaming()?;
+    primary.set("max_wal_senders", "1")?;
+    for _ in 0..3 {
+        primary.restart(Stop::Fast)?;
+        // Checks that want to know more, all the time, while the only place is free.
+        wait::until("the standby streams again under checks", || {
+            let _ = probe::get(standby.http_port, "/replica?lag=1MB");
+            probe::code(standby.http_port, "/replica") == 200
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_broken_primary_conninfo_tells_nobody_the_password() -> Result<()> {
+    let (_primary, standby) = pair()?;
+    for secret in
+        ["password=my S3cretword", "postgres://rep:S3cretword@[::1:5432/", "postgres://rep:S3cretword%zz@h/"]
+    {
+        standby.set("primary_conninfo", secret)?;
+        standby.reload()?;
+        wait::until("the setting is taken", || {
+            standby.sql("SHOW primary_conninfo").is_ok_and(|now| now == secret)
+        })?;
+        let mut said = String::new();
+        wait::until("the checks say that it is not valid", || {
+            said =
+                probe::get(standby.http_port, "/sync?lag=1MB").map(|answer| answer.body).unwrap_or_default();
+            said += &probe::agent(standby.agent_port, "").unwrap_or_default();
+            said.contains("primary_conninfo is not valid") || said.contains("cannot be reached")
+        })?;
+        assert!(!said.contains("S3cret"), "{said}");
+        let ours: Vec<_> =
+            standby.log().lines().filter(|l| l.contains("postern: ")).map(str::to_owned).collect();
+        assert!(!ours.iter().any(|line| line.contains("S3cret")), "{ours:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_standby_that_starts_far_behind_is_late_at_once() -> Result<()> {
+    let (primary, standby) = pair()?;
+    primary.sql("CREATE TABLE t (x int); INSERT INTO t VALUES (1)")?;
+    standby.wait_caught_up(&primary)?;
+    standby.stop(Stop::Fast)?;
+    primary.sql("INSERT INTO t SELECT g FROM generate_series(1, 1000) g; SELECT pg_sleep(3)")?;
+    standby.set("recovery_min_apply_delay", "1h")?;
+    standby.start_again()?;
+    standby.wait_streaming()?;
+    // It has been behind for three seconds, not since its start.
+    for _ in 0..20 {
+        let answer = probe::get(standby.http_port, "/replica?lag=2s")?;
+        assert_eq!(answer.code, 503, "{answer:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_new_worker_does_not_drain_a_standby_that_streams() -> Result<()> {
+    let (_primary, standby) = pair()?;
+    let worker = standby.worker_pid()?;
+    process::signal_pid(worker, Signal::TERM)?;
+    wait::until("another worker answers", || {
+        standby.worker_pid().is_ok_and(|pid| pid != worker) && probe::banner(standby.banner_port).is_ok()
+    })?;
+    let answer = probe::get(standby.http_port, "/replica")?;
+    assert_eq!(answer.code, 200, "{answer:?}");
     Ok(())
 }

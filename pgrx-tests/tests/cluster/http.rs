@@ -186,3 +186,28 @@ fn stats_count_what_was_served() -> Result<()> {
     assert_eq!(stats["clients"]["capacity"], 37);
     Ok(())
 }
+
+#[test]
+fn a_thousand_honest_checks_at_once_are_all_answered() -> Result<()> {
+    let primary = Cluster::new("burst")?.start()?;
+    for port in [primary.http_port, primary.agent_port] {
+        let together = std::sync::Arc::new(std::sync::Barrier::new(1000));
+        let check = |together: std::sync::Arc<std::sync::Barrier>| {
+            move || {
+                together.wait();
+                // Both ports answer this: the agent's ignores what it is sent.
+                probe::agent(port, "GET /primary HTTP/1.0\r\n\r\n").is_ok_and(|text| !text.is_empty())
+            }
+        };
+        let clients: Vec<_> = (0..1000)
+            .map(|_| {
+                std::thread::Builder::new()
+                    .stack_size(64 * 1024)
+                    .spawn(check(std::sync::Arc::clone(&together)))
+            })
+            .collect::<Result<_, _>>()?;
+        let answered = clients.into_iter().filter_map(|client| client.join().ok()).filter(|ok| *ok).count();
+        assert_eq!(answered, 1000);
+    }
+    Ok(())
+}
