@@ -31,6 +31,14 @@ WHERE name LIKE 'postern.%' OR name LIKE 'bgw_replstatus.%';
 
 COMMENT ON VIEW postern.status IS 'This server, its replication and Postern''s status worker, as of now';
 COMMENT ON VIEW postern.listeners IS 'Each address that the status worker listens on, and what it has done there';
+COMMENT ON COLUMN postern.status.healthy IS 'Whether the server should get traffic, as the agent and HTTP checks judge';
+COMMENT ON COLUMN postern.status.reason IS 'Why it is not healthy';
+COMMENT ON COLUMN postern.status.primary_lsn IS 'The primary''s position as the WAL receiver knows it; lag is counted from it';
+COMMENT ON COLUMN postern.status.lag IS 'How long the oldest change not replayed yet has been known';
+COMMENT ON COLUMN postern.status.client_capacity IS 'Connections for ordinary clients, without the reserved ones';
+COMMENT ON COLUMN postern.status.worker_starts IS 'Starts of the status worker since the server started or recovered';
+COMMENT ON COLUMN postern.status.worker_problem IS 'Why there are no status answers';
+COMMENT ON COLUMN postern.listeners.failed IS 'Checks that failed or ran into a limit';
 COMMENT ON VIEW postern.settings IS 'Postern''s settings and where they come from';
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA postern FROM PUBLIC;

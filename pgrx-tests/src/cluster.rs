@@ -212,9 +212,25 @@ impl Cluster {
     /// # Errors
     /// When the program cannot be started.
     pub fn launch(&self) -> Result<()> {
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.log_file())?;
         let mut command = self.program("postgres");
-        command.arg("-D").arg(self.data()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command.arg("-D").arg(self.data());
+        self.launch_by(command)
+    }
+
+    /// [`Cluster::launch`] with at most so many open files a process.
+    ///
+    /// # Errors
+    /// As [`Cluster::launch`].
+    pub fn launch_with_files(&self, most: u32) -> Result<()> {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("ulimit -n {most} && exec \"$@\""), "sh"]);
+        command.arg(self.installation.bin.join("postgres")).arg("-D").arg(self.data());
+        self.launch_by(command)
+    }
+
+    fn launch_by(&self, mut command: Command) -> Result<()> {
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.log_file())?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         *self.server() = Some(process::start(command, Signal::QUIT)?);
         Ok(())
     }
@@ -395,7 +411,8 @@ impl Cluster {
         command
     }
 
-    fn log_file(&self) -> PathBuf {
+    /// Where the server logs.
+    pub fn log_file(&self) -> PathBuf {
         self.directory.path.join("log")
     }
 

@@ -175,6 +175,29 @@ fn a_full_log_queue_drops_and_counts_and_the_worker_goes_on() -> Result<()> {
 }
 
 #[test]
+fn without_free_descriptors_a_primary_stays_master_and_its_worker_comes_back() -> Result<()> {
+    let cluster = Cluster::new("descriptors")?;
+    cluster.launch_with_files(128)?;
+    wait::until("it answers", || answers(&cluster))?;
+    let worker = cluster.worker_pid()?;
+    // More than there are descriptors, and more come for those that have had their turn.
+    let ports = [cluster.http_port, cluster.agent_port];
+    let idle: Vec<_> =
+        (0..300).filter_map(|i| std::net::TcpStream::connect(("127.0.0.1", ports[i % 2])).ok()).collect();
+    let mut masters = 0;
+    wait::until("some checks are answered all the same", || {
+        let said = probe::banner(cluster.banner_port);
+        assert!(!said.as_ref().is_ok_and(|text| text == "STANDBY"), "a primary says STANDBY");
+        masters += u32::from(said.is_ok_and(|text| text == "MASTER"));
+        masters >= 200
+    })?;
+    process::signal_pid(worker, Signal::TERM)?;
+    new_worker_within(&cluster, worker, BACK)?;
+    drop(idle);
+    Ok(())
+}
+
+#[test]
 fn a_missing_worker_slot_is_named_and_the_server_works() -> Result<()> {
     let cluster = Cluster::new("slots")?;
     cluster.set("max_worker_processes", "0")?;

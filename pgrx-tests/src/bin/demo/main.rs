@@ -38,9 +38,10 @@ fn main() -> ExitCode {
 fn run(once: bool) -> Result<()> {
     ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::SeqCst))?;
     screen::title();
+    nodes::ports_are_free()?;
     step("packages", || machine::install(&machine::demo_packages(major()), screen::note))?;
     step(
-        "building the extension in release mode (two minutes the first time) and a private copy of the server",
+        "building the extension in release mode (some minutes the first time) and a private copy of the server",
         || install(Build::Release).map(drop),
     )?;
     let nodes = Nodes::start()?;
@@ -54,6 +55,13 @@ fn run(once: bool) -> Result<()> {
     answers(&nodes)?;
     fail_over_and_back(&nodes, &haproxy)?;
     how_to_connect();
+    for node in [&nodes.primary, &nodes.standby] {
+        let name = &node.name;
+        println!("  {name}: process {}, log {}", node.pid()?, node.log_file().display());
+    }
+    println!(
+        "  kill -INT of a process stops that node; the other one is promoted by SELECT pg_promote() as superuser\n"
+    );
     if !once {
         println!("The cluster stays up. Ctrl-C stops it and removes its files.");
         while !INTERRUPTED.load(Ordering::SeqCst) {

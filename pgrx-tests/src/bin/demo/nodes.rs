@@ -26,7 +26,6 @@ impl Nodes {
     pub fn start() -> Result<Self> {
         let primary = step("node1, the primary, on 5500", || {
             let ports = Ports { server: 5500, banner: 5400, http: 5480, agent: 5490 };
-            free(&[5400, 5401, 5480, 5481, 5490, 5491, 5500, 5501, 5999])?;
             let primary = Cluster::on_ports(install(Build::Release)?, "node1", ports)?;
             settle(&primary)?;
             let primary = primary.start()?;
@@ -95,7 +94,7 @@ impl Nodes {
 fn settle(node: &Cluster) -> Result<()> {
     node.set("listen_addresses", "localhost")?;
     node.set("fsync", "on")?;
-    node.set("postern.status_listen", &format!("*:{}", node.banner_port))?;
+    node.set("postern.status_listen", &format!("localhost:{}", node.banner_port))?;
     node.set("postern.http_listen", &format!("localhost:{}", node.http_port))?;
     node.set("postern.agent_listen", &format!("localhost:{}", node.agent_port))?;
     node.set_hba(HBA)
@@ -106,11 +105,11 @@ fn set_upstream(node: &Cluster, of: &Cluster) -> Result<()> {
     node.set("primary_conninfo", &upstream).map(drop)
 }
 
-/// The demo's ports are promised, so a taken one is said before anything is started.
-fn free(ports: &[u16]) -> Result<()> {
-    for port in ports {
+/// The demo's ports are promised, so a taken one is said before anything is built or started.
+pub fn ports_are_free() -> Result<()> {
+    for port in [5400, 5401, 5480, 5481, 5490, 5491, 5500, 5501, 5999] {
         ensure!(!INTERRUPTED.load(Ordering::SeqCst), "interrupted");
-        std::net::TcpListener::bind(("127.0.0.1", *port))
+        std::net::TcpListener::bind(("127.0.0.1", port))
             .with_context(|| format!("the demo needs port {port}; what uses it now must end first"))?;
     }
     Ok(())
