@@ -15,7 +15,7 @@ pub struct Process {
     end: Signal,
 }
 
-/// Starts a program as the unprivileged user, in a process group of its own. It gets the signal `end` when this
+/// Starts a program as the unprivileged user, in a session of its own. It gets the signal `end` when this
 /// program dies.
 ///
 /// # Errors
@@ -23,10 +23,12 @@ pub struct Process {
 pub fn start(mut command: Command, end: Signal) -> Result<Process> {
     machine::as_server_user(&mut command)?;
     // The user may not be allowed into our own directory, and some programs want to be able to go back to it.
-    command.process_group(0).current_dir("/");
-    // SAFETY: between fork and exec only prctl(2) is called.
+    command.current_dir("/");
+    // SAFETY: between fork and exec only system calls are made.
     unsafe {
         command.pre_exec(move || {
+            // As every process of PostgreSQL has: Ctrl-C does not reach it, and the scheduler counts it for itself.
+            rustix::process::setsid()?;
             rustix::process::set_parent_process_death_signal(Some(end)).map_err(Into::into)
         });
     }
