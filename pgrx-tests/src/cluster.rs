@@ -287,15 +287,19 @@ impl Cluster {
         Ok(())
     }
 
-    /// Kills the postmaster with SIGKILL. Its children notice and end by themselves.
+    /// Kills the postmaster with SIGKILL, and waits until its children have noticed and ended by themselves: before that
+    /// no other server starts on the same data.
     ///
     /// # Errors
-    /// When the server is not running.
+    /// When the server is not running, or a child stays.
     pub fn kill(&self) -> Result<()> {
         let mut server = self.server().take().context("the server is not running")?;
+        let children = process::children(server.pid());
         server.signal(Signal::KILL)?;
         server.wait(wait::LIMIT)?;
-        Ok(())
+        wait::until("every process of the server has ended", || {
+            children.iter().all(|(pid, _)| !process::is_running(*pid))
+        })
     }
 
     /// Stops and starts.

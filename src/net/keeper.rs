@@ -38,7 +38,8 @@ where
 {
     let stop = bridge.stop();
     let mut settings = bridge.settings_watch();
-    let mut open: HashMap<Endpoint, CancellationToken> = HashMap::new();
+    // With each, whether the machine may lack it.
+    let mut open: HashMap<Endpoint, (CancellationToken, bool)> = HashMap::new();
     let mut tasks: JoinSet<Endpoint> = JoinSet::new();
     let mut resolver = Resolver::default();
     let mut said = Vec::new();
@@ -60,10 +61,11 @@ where
         }
 
         // What is no longer wanted is closed before anything is opened: the new address may overlap the old.
-        let gone: Vec<Endpoint> = open.keys().filter(|e| !wanted.keeps(e)).cloned().collect();
+        let gone: Vec<Endpoint> =
+            open.iter().filter(|(e, (_, o))| !wanted.keeps(e, *o)).map(|(e, _)| e.clone()).collect();
         let mut closing = gone.len();
         for endpoint in &gone {
-            if let Some(cancel) = open.remove(endpoint) {
+            if let Some((cancel, _)) = open.remove(endpoint) {
                 cancel.cancel();
             }
         }
@@ -88,7 +90,7 @@ where
                     cancel: cancel.clone(),
                 };
                 tasks.spawn(one.run(slots, serve.clone()));
-                open.insert(endpoint.clone(), cancel);
+                open.insert(endpoint.clone(), (cancel, *optional));
             }
         }
 
@@ -100,7 +102,7 @@ where
                     return;
                 }
                 _ = settings.changed() => break,
-                () = resolve_again, if !wanted.unresolved.is_empty() => break,
+                () = resolve_again, if wanted.look_again => break,
                 Some(ended) = tasks.join_next() => match ended {
                     Ok(endpoint) => drop(open.remove(&endpoint)),
                     Err(panic) => return bridge.fail(format!("{}: {panic}", family.name)),
@@ -171,7 +173,7 @@ impl<F: Clone + Send + Sync + 'static> One<F> {
                 }
                 Err(Error::Listen(e)) if self.optional && is_absent(&e) => {
                     // Not a failure, but it may come: an address of a machine that is still starting.
-                    slot.close();
+                    slot.set_absent();
                     if said.replace(i32::MAX) != Some(i32::MAX) {
                         self.bridge
                             .log(Level::Log, format!("{name} leaves out {} for now: {e}", self.endpoint));

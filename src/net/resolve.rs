@@ -9,6 +9,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 /// How long after a failure a name is resolved again.
 pub(super) const RETRY: Duration = Duration::from_secs(5);
@@ -24,12 +25,14 @@ pub(super) struct Wanted {
     /// The value says whether the machine may lack the address: it is one of several that an entry stands for.
     pub endpoints: HashMap<Endpoint, bool>,
     pub unresolved: Vec<(ListenAddress, Error)>,
+    /// A look-up failed, also where the last known addresses stand in.
+    pub look_again: bool,
 }
 
 impl Wanted {
     /// Whether an open endpoint stays.
-    pub fn keeps(&self, open: &Endpoint) -> bool {
-        self.endpoints.contains_key(open)
+    pub fn keeps(&self, open: &Endpoint, optional: bool) -> bool {
+        self.endpoints.get(open) == Some(&optional)
     }
 }
 
@@ -46,7 +49,9 @@ type LookUp = JoinHandle<io::Result<Vec<SocketAddr>>>;
 
 impl Resolver {
     pub async fn resolve(&mut self, list: &ListenList) -> Wanted {
-        let mut wanted = Wanted { endpoints: HashMap::new(), unresolved: Vec::new() };
+        self.start(list);
+        let deadline = Instant::now() + PATIENCE;
+        let mut wanted = Wanted { endpoints: HashMap::new(), unresolved: Vec::new(), look_again: false };
         for entry in list.iter() {
             let mut want = |ip: IpAddr, port: u16, optional: bool| {
                 let literal =
@@ -62,43 +67,63 @@ impl Resolver {
                 ListenAddress::Unix(path) => {
                     wanted.endpoints.insert(Endpoint::Unix(path.clone()), false);
                 }
-                ListenAddress::Name(name, port) => match self.look_up(name, *port).await {
-                    Ok(addresses) => {
+                ListenAddress::Name(name, port) => match self.look_up(name, *port, deadline).await {
+                    Ok((addresses, fresh)) => {
+                        wanted.look_again |= !fresh;
                         let several = addresses.len() > 1;
                         addresses.into_iter().for_each(|a| want(a.ip(), *port, several));
                     }
-                    Err(error) => wanted.unresolved.push((entry.clone(), Error::Resolve(error))),
+                    Err(error) => {
+                        wanted.look_again = true;
+                        wanted.unresolved.push((entry.clone(), Error::Resolve(error)));
+                    }
                 },
             }
         }
         wanted
     }
 
-    async fn look_up(&mut self, name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-        let key = (name.to_owned(), port);
-        let look_up = self.under_way.remove(&key).unwrap_or_else(|| {
-            let key = key.clone();
-            tokio::task::spawn_blocking(move || {
-                let mut found: Vec<SocketAddr> = key.to_socket_addrs()?.collect();
-                found.dedup();
-                found.truncate(MAX_ADDRESSES);
-                Ok(found)
-            })
-        });
-        let mut look_up = look_up;
-        let found = match tokio::time::timeout(PATIENCE, &mut look_up).await {
-            Ok(ended) => ended.map_err(io::Error::other).flatten(),
-            Err(late) => {
-                self.under_way.insert(key.clone(), look_up);
-                Err(late.into())
+    /// Starts all look-ups at once, so that they take no longer together than one.
+    fn start(&mut self, list: &ListenList) {
+        for entry in list.iter() {
+            if let ListenAddress::Name(name, port) = entry {
+                let key = (name.clone(), *port);
+                self.under_way.entry(key.clone()).or_insert_with(|| {
+                    tokio::task::spawn_blocking(move || {
+                        let mut found: Vec<SocketAddr> = key.to_socket_addrs()?.collect();
+                        found.dedup();
+                        found.truncate(MAX_ADDRESSES);
+                        Ok(found)
+                    })
+                });
             }
+        }
+    }
+
+    /// The addresses of a name, and whether they are of this look-up and not of an earlier one.
+    async fn look_up(
+        &mut self,
+        name: &str,
+        port: u16,
+        deadline: Instant,
+    ) -> io::Result<(Vec<SocketAddr>, bool)> {
+        let key = (name.to_owned(), port);
+        let found = match self.under_way.get_mut(&key) {
+            None => Err(io::ErrorKind::NotFound.into()),
+            Some(look_up) => match tokio::time::timeout_at(deadline, look_up).await {
+                Ok(ended) => {
+                    self.under_way.remove(&key);
+                    ended.map_err(io::Error::other).flatten()
+                }
+                Err(late) => Err(late.into()),
+            },
         };
         match found {
             Ok(found) => {
                 self.known.insert(key, found.clone());
-                Ok(found)
+                Ok((found, true))
             }
-            Err(error) => self.known.get(&key).cloned().ok_or(error),
+            Err(error) => self.known.get(&key).cloned().map(|known| (known, false)).ok_or(error),
         }
     }
 }
@@ -129,6 +154,8 @@ mod tests {
         let address: SocketAddr = "192.0.2.1:5400".parse().unwrap();
         resolver.known.insert(("no-such-host.invalid".to_owned(), 5400), vec![address]);
         let wanted = resolver.resolve(&list).await;
-        assert!(wanted.keeps(&Endpoint::Tcp(address)) && wanted.unresolved.is_empty());
+        assert!(
+            wanted.keeps(&Endpoint::Tcp(address), false) && wanted.unresolved.is_empty() && wanted.look_again
+        );
     }
 }

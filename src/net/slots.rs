@@ -36,6 +36,8 @@ const CLAIMING: u32 = 1;
 const CLOSED: u32 = 2;
 const FAILED: u32 = 3;
 const LISTENING: u32 = 4;
+/// Wanted, but the machine does not have the address; not reported, and not given to another.
+const ABSENT: u32 = 5;
 
 /// What a listener is for, in its own room's numbers.
 pub type Kind = u32;
@@ -109,6 +111,10 @@ impl Slot {
     pub fn set_failed(&self, errno: i32) {
         self.errno.store(errno, Relaxed);
         self.state.store(FAILED, Release);
+    }
+
+    pub fn set_absent(&self) {
+        self.state.store(ABSENT, Release);
     }
 
     pub fn close(&self) {

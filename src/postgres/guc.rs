@@ -73,6 +73,7 @@ fn define_old() {
     if is_defined(c"bgw_replstatus.port") {
         return;
     }
+    refuse_mistake(c"bgw_replstatus.port", check_port);
     GucRegistry::define_int_guc(
         c"bgw_replstatus.port",
         c"Port of the MASTER or STANDBY answer, as bgw_replstatus has it.",
@@ -223,6 +224,19 @@ unsafe extern "C-unwind" fn check_bind(
 ) -> bool {
     // SAFETY: called by the server with its value.
     unsafe { check(new, |text| banner_addresses("", true, Some(1), text).map(drop)) }
+}
+
+/// Only before the setting is defined: afterwards the server checks a number by itself.
+#[pg_guard]
+unsafe extern "C-unwind" fn check_port(
+    new: *mut *mut c_char,
+    _extra: *mut *mut c_void,
+    _source: pg_sys::GucSource::Type,
+) -> bool {
+    let port =
+        |text: &str| text.trim().parse::<u16>().map(drop).map_err(|_| "a port is a number from 0 to 65535");
+    // SAFETY: called by ourselves with the server's value.
+    unsafe { check(new, port) }
 }
 
 /// Runs a check and leaves the reason as the DETAIL of the server's message.

@@ -20,6 +20,10 @@ const LOOK: Duration = Duration::from_millis(50);
 /// A role that was not let into a database is not let in a second later either.
 const REFUSED_FOR: Duration = Duration::from_secs(60);
 
+/// SQLSTATEs, as libpq writes them, that another try would not change: invalid_authorization_specification (also of
+/// pg_hba.conf), invalid_password, invalid_catalog_name, insufficient_privilege.
+const NOT_LET_IN: [&str; 4] = [" 28000:", " 28P01:", " 3D000:", " 42501:"];
+
 /// How often the replication protocol is used, which takes one of the primary's `max_wal_senders` for a moment.
 const REPLICATION_EVERY: Duration = Duration::from_secs(5);
 
@@ -95,7 +99,7 @@ impl Asker {
             match Connection::open(&question.conninfo, None, wait) {
                 Ok(open) => {
                     // Nothing of a role's or database's search_path is run.
-                    open.row("SELECT set_config('search_path', 'pg_catalog', false)", wait)?;
+                    open.row("SELECT pg_catalog.set_config('search_path', 'pg_catalog', false)", wait)?;
                     let facts = ask_by_sql(&open, question, wait)?;
                     self.open = Some(open);
                     self.refused = None;
@@ -194,13 +198,15 @@ fn sync_state(
 /// The name that a WAL receiver gives itself (libpqrcv_connect(), src/backend/replication/libpqwalreceiver).
 fn application_name(question: &AskFor) -> Result<String, AskError> {
     let given = option_of(&question.conninfo, c"application_name")?;
-    Ok(given.unwrap_or_else(|| {
+    let name = given.unwrap_or_else(|| {
         if question.cluster_name.is_empty() {
             "walreceiver".to_owned()
         } else {
             question.cluster_name.clone()
         }
-    }))
+    });
+    // The server cuts it to NAMEDATALEN less one.
+    Ok(name.chars().take(63).collect())
 }
 
 /// An SQL string literal that no setting of the server can make mean something else.
@@ -289,6 +295,8 @@ impl Connection {
         if connection.0.is_null() {
             return Err(AskError::Unreachable.into());
         }
+        // SAFETY: a live connection. Errors then have their SQLSTATE.
+        unsafe { pq::PQsetErrorVerbosity(connection.0, pq::PGVerbosity::PQERRORS_VERBOSE) };
         let mut polled = pq::PostgresPollingStatusType::PGRES_POLLING_WRITING;
         // Whether it was a server that said no, or nobody was there.
         let mut answered = false;
@@ -301,8 +309,13 @@ impl Connection {
                 _ if status == pq::ConnStatusType::CONNECTION_BAD
                     || polled == pq::PostgresPollingStatusType::PGRES_POLLING_FAILED =>
                 {
-                    let error = if answered { AskError::Refused } else { AskError::Unreachable };
-                    return Err(Failure { error, words: Some(connection.error()) });
+                    let words = connection.error();
+                    let error = match () {
+                        () if !answered => AskError::Unreachable,
+                        () if NOT_LET_IN.iter().any(|state| words.contains(state)) => AskError::Refused,
+                        () => AskError::NotNow,
+                    };
+                    return Err(Failure { error, words: Some(words) });
                 }
                 pq::PostgresPollingStatusType::PGRES_POLLING_READING => {
                     connection.wait(wait, libc::POLLIN)?
@@ -336,8 +349,10 @@ impl Connection {
                 if result.is_null() {
                     return row;
                 }
-                row = Self::first_row(result);
+                let first = Self::first_row(result);
                 pq::PQclear(result);
+                // On an error the rest is not waited for: whoever asked closes the connection.
+                row = Ok(first?);
             }
         }
     }

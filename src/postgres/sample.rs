@@ -79,7 +79,10 @@ pub(super) fn snapshot() -> Facts {
     look(PidFile::default().state())
 }
 
-fn look(server: ServerState) -> Facts {
+fn look(said: ServerState) -> Facts {
+    // SAFETY: reads of shared memory. After a crash the postmaster does not take its "ready" back.
+    let inconsistent = unsafe { pg_sys::RecoveryInProgress() && !pg_sys::HotStandbyActive() };
+    let server = if said == ServerState::Ready && inconsistent { ServerState::Starting } else { said };
     // SAFETY: functions that read shared memory which exists from the postmaster's start on. Timeline and flushed
     // position of a primary may be asked only once recovery is over, which never reverts.
     let (in_recovery, timeline, written) = unsafe {

@@ -99,7 +99,7 @@ impl Health {
         let role = Role::of(facts);
         let own_end = facts.primary_end();
         let primary_end = match upstream {
-            Some(Ok(said)) => own_end.max(said.position),
+            Some(Ok(said)) => own_end.max(said.position_for(facts).unwrap_or(own_end)),
             _ => own_end,
         };
         let lag_bytes = facts.lag_bytes(primary_end);

@@ -81,11 +81,11 @@ impl Checks {
     {
         let mut said = false;
         loop {
-            if self.places.wait().await {
-                slot.failed.fetch_add(1, Relaxed);
-            }
             match listener.accept().await.and_then(|client| self.admit(client, slot)) {
                 Ok(Some(stream)) => {
+                    if self.places.wait().await {
+                        slot.failed.fetch_add(1, Relaxed);
+                    }
                     let guard = PanicGuard { bridge: self.bridge.clone(), name };
                     let connection = connection(stream);
                     Places::spawn(&self.places, async move {

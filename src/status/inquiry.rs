@@ -46,8 +46,10 @@ impl Inquiry {
         let sample = self.bridge.fresh_facts(fresh, PATIENCE).await;
         let mut facts = sample.value;
         let upstream = if check.needs_upstream(&facts, limit) { Some(self.ask(&facts).await) } else { None };
-        if let (Some(Ok(said)), Some(replay)) = (&upstream, &facts.replay) {
-            let primary = said.position.max(facts.primary_end());
+        if let (Some(Ok(said)), Some(replay)) = (&upstream, &facts.replay)
+            && let Some(position) = said.position_for(&facts)
+        {
+            let primary = position.max(facts.primary_end());
             let guess = Guess { streaming: facts.is_streaming(), last_commit_age: facts.lag };
             let lag = self.clock.lock().observe(Instant::now(), primary, replay.replayed, guess);
             facts.lag = facts.lag.max(Some(lag));

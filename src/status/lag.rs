@@ -15,8 +15,8 @@ const KEPT: usize = 512;
 #[derive(Debug)]
 pub struct LagClock {
     ahead: VecDeque<(Lsn, Instant)>,
-    /// This server has not been seen level with its primary since it last connected: how long it has been behind is
-    /// not known.
+    /// The primary's position has not been seen since this server last connected: how long it has been behind is not
+    /// known.
     unsure: bool,
 }
 
@@ -39,7 +39,7 @@ impl LagClock {
     /// Notes where the primary and replay are at `now`, and returns the lag.
     ///
     /// A standby that is found behind when it connects has been so for an unknown time: the age of its last replayed
-    /// commit is then taken, until it has caught up once.
+    /// commit is then taken for what it lacks at that moment.
     pub fn observe(&mut self, now: Instant, primary: Lsn, replayed: Lsn, guess: Guess) -> Duration {
         self.unsure |= !guess.streaming;
         while self.ahead.front().is_some_and(|(position, _)| *position <= replayed) {
@@ -55,9 +55,8 @@ impl LagClock {
             let guessed = guess.last_commit_age.filter(|_| self.unsure).and_then(|age| now.checked_sub(age));
             self.note(primary, since.or(guessed).unwrap_or(now));
         }
-        if primary <= replayed && guess.streaming {
-            self.unsure = false;
-        }
+        // What comes after a position that was seen while streaming has been written since.
+        self.unsure &= !guess.streaming;
         self.ahead.front().map_or(Duration::ZERO, |(_, since)| now.saturating_duration_since(*since))
     }
 

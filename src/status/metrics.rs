@@ -35,7 +35,7 @@ fn collect(snapshot: &Snapshot<'_>, health: &Health) -> prometheus::Result<Strin
     page.gauge("postern_server_in_recovery", "1 on a standby and in crash recovery.", flag(standby))?;
     page.gauge(
         "postern_server_healthy",
-        "1 when the agent and HTTP checks call it healthy.",
+        "1 when it should get traffic, by what this server knows without asking its primary.",
         flag(health.is_healthy()),
     )?;
     page.gauge("postern_server_timeline", "The timeline written to or replayed.", f64::from(facts.timeline))?;

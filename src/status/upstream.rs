@@ -5,6 +5,7 @@
 //! the connection is closed when nobody has asked for a while. What went wrong is told to the network in our own fixed
 //! words, because the library's may quote the connection string; its words go to the server log, said once a change.
 
+use super::facts::Facts;
 use super::lsn::Lsn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -39,6 +40,15 @@ pub struct UpstreamFacts {
     pub sync: Result<SyncState, SyncUnknown>,
 }
 
+impl UpstreamFacts {
+    /// Its position, where it speaks for the history that this server follows: with several hosts in `primary_conninfo`
+    /// a question may reach another server than the WAL receiver does.
+    pub fn position_for(&self, facts: &Facts) -> Option<Lsn> {
+        let ours = self.system_identifier == facts.system_identifier && self.timeline >= facts.timeline;
+        ours.then_some(self.position)
+    }
+}
+
 /// What a primary said when it was asked.
 pub type Said = Result<UpstreamFacts, AskError>;
 
@@ -53,6 +63,8 @@ pub enum AskError {
     Unreachable,
     #[error("its primary refuses the login; the server log has its words")]
     Refused,
+    #[error("its primary takes no connection now; the server log has its words")]
+    NotNow,
     #[error("its primary does not answer in time")]
     TooLate,
     #[error("its primary gave no usable answer; the server log has more")]
@@ -157,8 +169,11 @@ impl Upstream {
         let (answers, answer) = watch::channel(None);
         let question = watch::Sender::new(None);
         let wanted = Arc::new(Notify::new());
-        let task = run(asker, question.subscribe(), Arc::clone(&wanted), answers, stop, log);
-        (Self { answer, question, wanted, hangs: Arc::default() }, task)
+        let hangs = Arc::new(AtomicBool::new(false));
+        let inbox =
+            Inbox { question: question.subscribe(), wanted: Arc::clone(&wanted), hangs: Arc::clone(&hangs) };
+        let task = run(asker, inbox, answers, stop, log);
+        (Self { answer, question, wanted, hangs }, task)
     }
 
     /// What the primary says: at most a second old when it answers, at most five when it hangs.
@@ -178,16 +193,23 @@ impl Upstream {
         self.wanted.notify_one();
         let patience = if self.hangs.load(Relaxed) { HANGING_PATIENCE } else { PATIENCE };
         let in_time = answer.wait_for(|given| usable(given, Duration::ZERO).is_some());
-        let in_time = tokio::time::timeout(patience, in_time).await.is_ok();
-        self.hangs.store(!in_time, Relaxed);
+        if tokio::time::timeout(patience, in_time).await.is_err() {
+            self.hangs.store(true, Relaxed);
+        }
         usable(&answer.borrow(), STALE).unwrap_or(Err(AskError::TooLate))
     }
 }
 
-async fn run(
-    mut asker: Box<dyn Ask>,
+/// The task's side.
+struct Inbox {
     question: watch::Receiver<Option<AskFor>>,
     wanted: Arc<Notify>,
+    hangs: Arc<AtomicBool>,
+}
+
+async fn run(
+    mut asker: Box<dyn Ask>,
+    inbox: Inbox,
     answers: watch::Sender<Option<Answered>>,
     stop: CancellationToken,
     log: impl Fn(String) + Send,
@@ -202,9 +224,13 @@ async fn run(
                 connected = false;
                 continue;
             }
-            () = wanted.notified() => {}
+            () = inbox.wanted.notified() => {}
         }
-        let Some(question) = question.borrow().clone() else { continue };
+        let Some(question) = inbox.question.borrow().clone() else { continue };
+        // Checks that came while it was being answered have their answer.
+        if answers.borrow().as_ref().is_some_and(|a| a.question == question && a.at.elapsed() < FRESH / 2) {
+            continue;
+        }
         let asking = {
             let (question, stop) = (question.clone(), stop.clone());
             tokio::task::spawn_blocking(move || {
@@ -227,6 +253,7 @@ async fn run(
             }
             logged = words;
         }
+        inbox.hangs.store(said == Err(AskError::TooLate), Relaxed);
         answers.send_replace(Some(Answered { at: Instant::now(), question, said }));
     }
 }
@@ -240,11 +267,13 @@ mod tests {
     struct Fake {
         asked: Arc<AtomicU32>,
         hangs: bool,
+        takes: Duration,
     }
 
     impl Ask for Fake {
         fn ask(&mut self, _: &AskFor, stop: &CancellationToken) -> Said {
             self.asked.fetch_add(1, Ordering::SeqCst);
+            std::thread::sleep(self.takes);
             while self.hangs && !stop.is_cancelled() {
                 std::thread::sleep(Duration::from_millis(5));
             }
@@ -271,8 +300,11 @@ mod tests {
     async fn a_hundred_checks_ask_once() {
         let asked = Arc::new(AtomicU32::new(0));
         let stop = CancellationToken::new();
-        let (upstream, task) =
-            Upstream::new(Box::new(Fake { asked: Arc::clone(&asked), hangs: false }), stop.clone(), |_| ());
+        let (upstream, task) = Upstream::new(
+            Box::new(Fake { asked: Arc::clone(&asked), hangs: false, takes: Duration::ZERO }),
+            stop.clone(),
+            |_| (),
+        );
         let task = tokio::spawn(task);
         for _ in 0..100 {
             assert_eq!(upstream.ask(question()).await.unwrap().timeline, 1);
@@ -285,8 +317,11 @@ mod tests {
     #[tokio::test]
     async fn a_primary_that_hangs_delays_a_check_by_a_bounded_time() {
         let stop = CancellationToken::new();
-        let (upstream, task) =
-            Upstream::new(Box::new(Fake { asked: Arc::default(), hangs: true }), stop.clone(), |_| ());
+        let (upstream, task) = Upstream::new(
+            Box::new(Fake { asked: Arc::default(), hangs: true, takes: Duration::ZERO }),
+            stop.clone(),
+            |_| (),
+        );
         let task = tokio::spawn(task);
         let before = Instant::now();
         assert_eq!(upstream.ask(question()).await, Err(AskError::TooLate));
@@ -296,6 +331,19 @@ mod tests {
             assert_eq!(upstream.ask(question()).await, Err(AskError::TooLate));
         }
         assert!(before.elapsed() < PATIENCE, "the next ones wait less: {:?}", before.elapsed());
+        stop.cancel();
+        task.await.unwrap();
+    }
+    #[tokio::test]
+    async fn a_primary_that_was_slow_once_is_waited_for_again() {
+        let stop = CancellationToken::new();
+        let slow = Fake { asked: Arc::default(), hangs: false, takes: Duration::from_millis(100) };
+        let (upstream, task) = Upstream::new(Box::new(slow), stop.clone(), |_| ());
+        let task = tokio::spawn(task);
+        upstream.hangs.store(true, Relaxed);
+        assert_eq!(upstream.ask(question()).await, Err(AskError::TooLate));
+        tokio::time::sleep(FRESH + Duration::from_millis(200)).await;
+        assert!(upstream.ask(question()).await.is_ok());
         stop.cancel();
         task.await.unwrap();
     }
