@@ -272,3 +272,19 @@ fn a_new_worker_does_not_drain_a_standby_that_streams() -> Result<()> {
     assert_eq!(answer.code, 200, "{answer:?}");
     Ok(())
 }
+
+#[test]
+fn a_plain_replication_role_can_ask_and_is_told_what_it_lacks() -> Result<()> {
+    let (primary, standby) = pair()?;
+    primary.sql("CREATE ROLE rep LOGIN REPLICATION")?;
+    let upstream = format!("host=127.0.0.1 port={} user=rep", primary.port);
+    standby.set("primary_conninfo", &upstream)?;
+    standby.restart(Stop::Fast)?;
+    wait::until("the standby is healthy", || probe::code(standby.http_port, "/replica?lag=16MB") == 200)?;
+    let leader = probe::get(standby.http_port, "/standby-leader")?;
+    assert!(leader.reason().contains("no standby follows it"), "it could ask: {leader:?}");
+    let answer = probe::get(standby.http_port, "/async")?;
+    assert!(answer.code == 503 && answer.reason().contains("needs pg_monitor"), "{answer:?}");
+    primary.sql("GRANT pg_monitor TO rep")?;
+    wait::until("it is told", || probe::code(standby.http_port, "/async") == 200)
+}
