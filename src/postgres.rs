@@ -1,15 +1,16 @@
 //! The only room that knows PostgreSQL. Everything here runs on a PostgreSQL thread: the postmaster's, a backend's,
-//! or a worker's main thread. The one exception is [`libpq`], a client library, which runs on a blocking thread.
+//! or a worker's main thread. The one exception is asking the primary through libpq, a client library, which runs on a blocking thread.
 //!
 //! - `init`: what happens when the server loads the library
 //! - `guc`: the settings as PostgreSQL knows them
 //! - `shmem`: mapping the shared words
 //! - `worker`: the status worker's main loop
 //! - `sample`: taking facts from the server
-//! - `libpq`: asking the primary
+//! - `asker`, `libpq`: asking the primary
 //! - `functions`: what SQL can call
 //! - `versions`: every difference between major versions
 
+mod asker;
 mod functions;
 mod guc;
 mod init;

@@ -4,7 +4,7 @@
 //! Exit code 1 makes the postmaster start it again after a second; 0, which means never again, is used only when the
 //! server is stopping.
 
-use super::libpq::Asker;
+use super::asker::Asker;
 use super::sample::Sampler;
 use super::{guc, shmem, signals};
 use crate::bridge::{Level, LogLine, MainEnd, bridge};
