@@ -34,6 +34,13 @@ pub struct Settings {
     pub server: ServerSettings,
 }
 
+impl Settings {
+    /// Whether every address is switched off.
+    pub fn listens_nowhere(&self) -> bool {
+        self.banner.is_empty() && self.agent.is_empty() && self.http.is_empty()
+    }
+}
+
 /// Settings that belong to PostgreSQL and not to Postern.
 #[derive(Clone, Default, PartialEq)]
 pub struct ServerSettings {

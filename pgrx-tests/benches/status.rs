@@ -139,25 +139,15 @@ fn idle(server: &Cluster) -> Result<()> {
     let worker = server.worker_pid()?;
     std::thread::sleep(Duration::from_secs(2));
     let time = Duration::from_secs(20);
-    let (switches, ticks) = (switches(worker)?, processor_ticks(worker)?);
+    let (sleeps, ticks) = (process::sleeps(worker)?, processor_ticks(worker)?);
     std::thread::sleep(time);
-    let per_second = (self::switches(worker)? - switches) as f64 / time.as_secs_f64();
+    let per_second = (process::sleeps(worker)? - sleeps) as f64 / time.as_secs_f64();
     let used = (processor_ticks(worker)? - ticks) as f64 * 10.0;
     println!(
         "idle               {per_second:.2} wake-ups/s, {used:.0} ms of processor time in {} s",
         time.as_secs()
     );
     Ok(())
-}
-
-fn switches(pid: i32) -> Result<u64> {
-    let mut sum = 0;
-    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-        let status = std::fs::read_to_string(thread?.path().join("status"))?;
-        let line = status.lines().find(|l| l.starts_with("voluntary_ctxt")).context("no such line")?;
-        sum += line.split_whitespace().nth(1).context("no number")?.parse::<u64>()?;
-    }
-    Ok(sum)
 }
 
 /// User and system time in hundredths of a second (proc(5), /proc/pid/stat).

@@ -124,3 +124,19 @@ pub fn children(parent: i32) -> Vec<(i32, String)> {
     })
     .collect()
 }
+
+/// How often any thread of a process has gone to sleep by itself (voluntary context switches, proc(5)): the difference of two
+/// looks is the wake-ups between them.
+///
+/// # Errors
+/// When there is no such process.
+pub fn sleeps(pid: i32) -> Result<u64> {
+    let mut sum = 0;
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let status = std::fs::read_to_string(thread?.path().join("status"))?;
+        let line =
+            status.lines().find(|l| l.starts_with("voluntary_ctxt_switches")).context("no such line")?;
+        sum += line.split_whitespace().nth(1).context("no number")?.parse::<u64>()?;
+    }
+    Ok(sum)
+}

@@ -186,57 +186,29 @@ fn refuse_mistake(name: &CStr, check: CheckHook) {
     );
 }
 
-#[pg_guard]
-unsafe extern "C-unwind" fn check_list(
-    new: *mut *mut c_char,
-    _extra: *mut *mut c_void,
-    _source: pg_sys::GucSource::Type,
-) -> bool {
-    // SAFETY: called by the server with its value.
-    unsafe { check(new, |text| text.parse::<ListenList>().map(drop)) }
+/// Check hooks of the server's kind, each from what reads the text later.
+macro_rules! check_hooks {
+    ($($(#[$about:meta])* $name:ident: $parse:expr;)*) => {$(
+        $(#[$about])*
+        #[pg_guard]
+        unsafe extern "C-unwind" fn $name(
+            new: *mut *mut c_char,
+            _extra: *mut *mut c_void,
+            _source: pg_sys::GucSource::Type,
+        ) -> bool {
+            // SAFETY: called with a pointer to a null or terminated string.
+            unsafe { check(new, $parse) }
+        }
+    )*};
 }
 
-#[pg_guard]
-unsafe extern "C-unwind" fn check_allow(
-    new: *mut *mut c_char,
-    _extra: *mut *mut c_void,
-    _source: pg_sys::GucSource::Type,
-) -> bool {
-    // SAFETY: called by the server with its value.
-    unsafe { check(new, |text| text.parse::<Allow>().map(drop)) }
-}
-
-#[pg_guard]
-unsafe extern "C-unwind" fn check_lag(
-    new: *mut *mut c_char,
-    _extra: *mut *mut c_void,
-    _source: pg_sys::GucSource::Type,
-) -> bool {
-    // SAFETY: called by the server with its value.
-    unsafe { check(new, |text| LagLimit::from_setting(text).map(drop)) }
-}
-
-#[pg_guard]
-unsafe extern "C-unwind" fn check_bind(
-    new: *mut *mut c_char,
-    _extra: *mut *mut c_void,
-    _source: pg_sys::GucSource::Type,
-) -> bool {
-    // SAFETY: called by the server with its value.
-    unsafe { check(new, |text| banner_addresses("", true, Some(1), text).map(drop)) }
-}
-
-/// Only before the setting is defined: afterwards the server checks a number by itself.
-#[pg_guard]
-unsafe extern "C-unwind" fn check_port(
-    new: *mut *mut c_char,
-    _extra: *mut *mut c_void,
-    _source: pg_sys::GucSource::Type,
-) -> bool {
-    let port =
-        |text: &str| text.trim().parse::<u16>().map(drop).map_err(|_| "a port is a number from 0 to 65535");
-    // SAFETY: called by ourselves with the server's value.
-    unsafe { check(new, port) }
+check_hooks! {
+    check_list: |text| text.parse::<ListenList>().map(drop);
+    check_allow: |text| text.parse::<Allow>().map(drop);
+    check_lag: |text| LagLimit::from_setting(text).map(drop);
+    check_bind: |text| banner_addresses("", true, Some(1), text).map(drop);
+    /// Only before the setting is defined: afterwards the server checks a number by itself.
+    check_port: |text| text.trim().parse::<u16>().map(drop).map_err(|_| "a port is a number from 0 to 65535");
 }
 
 /// Runs a check and leaves the reason as the DETAIL of the server's message.

@@ -57,7 +57,7 @@ fn run(shared: &'static Shared) -> i32 {
             return 1;
         }
     };
-    let idle = settings.banner.is_empty() && settings.agent.is_empty() && settings.http.is_empty();
+    let idle = settings.listens_nowhere();
     let mut main = Main { shared, sampler: Sampler::new(shared.streaming()), idle, stop_seen: None };
     let facts = main.sample();
     let wake = Latch(latch);
@@ -165,8 +165,7 @@ impl Main {
         unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
         match guc::settings() {
             Ok(settings) => {
-                self.idle =
-                    settings.banner.is_empty() && settings.agent.is_empty() && settings.http.is_empty();
+                self.idle = settings.listens_nowhere();
                 end.reload(settings);
             }
             Err(error) => {

@@ -273,14 +273,16 @@ fn a_name_that_does_not_resolve_is_shown_and_opens_nothing_else() -> Result<()> 
 
 #[test]
 fn a_mistake_at_the_start_is_refused_and_lets_nobody_in() -> Result<()> {
-    let cluster = Cluster::new("mistake")?;
-    cluster.set("postern.status_allow", "10.0.0.0/33")?;
-    let error = format!("{:#}", cluster.start().err().context("it should not start")?);
-    assert!(
-        error.contains("FATAL:  invalid value for parameter \"postern.status_allow\": \"10.0.0.0/33\""),
-        "{error}"
-    );
-    assert!(error.contains("is not an address range"), "{error}");
+    for (setting, value, detail) in [
+        ("postern.status_allow", "10.0.0.0/33", "is not an address range"),
+        ("bgw_replstatus.port", "70000", "A port is a number from 0 to 65535"),
+    ] {
+        let cluster = Cluster::new("mistake")?;
+        cluster.set(setting, value)?;
+        let error = format!("{:#}", cluster.start().err().context("it should not start")?);
+        let fatal = format!("FATAL:  invalid value for parameter \"{setting}\": \"{value}\"");
+        assert!(error.contains(&fatal) && error.contains(detail), "{error}");
+    }
     Ok(())
 }
 

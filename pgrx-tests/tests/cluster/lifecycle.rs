@@ -237,10 +237,10 @@ fn an_idle_worker_wakes_less_than_twice_a_second() -> Result<()> {
     let cluster = Cluster::new("idle")?.start()?;
     let worker = cluster.worker_pid()?;
     wait::until("it answers", || answers(&cluster))?;
-    let before = switches(worker)?;
+    let before = process::sleeps(worker)?;
     let time = Duration::from_secs(10);
     std::thread::sleep(time);
-    let woken = switches(worker)? - before;
+    let woken = process::sleeps(worker)? - before;
     assert!(woken < 2 * time.as_secs(), "{woken} wake-ups in {time:?}");
     // With everything off, not even that.
     for setting in ["postern.status_listen", "postern.agent_listen", "postern.http_listen"] {
@@ -249,21 +249,9 @@ fn an_idle_worker_wakes_less_than_twice_a_second() -> Result<()> {
     cluster.reload()?;
     wait::until("the ports are closed", || probe::banner(cluster.banner_port).is_err())?;
     std::thread::sleep(Duration::from_secs(2));
-    let before = switches(worker)?;
+    let before = process::sleeps(worker)?;
     std::thread::sleep(time);
-    let woken = switches(worker)? - before;
+    let woken = process::sleeps(worker)? - before;
     assert!(woken <= 1, "{woken} wake-ups in {time:?} with everything off");
     Ok(())
-}
-
-/// Voluntary context switches of all threads: how often any of them went to sleep again.
-fn switches(pid: i32) -> Result<u64> {
-    let mut sum = 0;
-    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-        let status = std::fs::read_to_string(thread?.path().join("status"))?;
-        let line =
-            status.lines().find(|l| l.starts_with("voluntary_ctxt_switches")).context("no such line")?;
-        sum += line.split_whitespace().nth(1).context("no number")?.parse::<u64>()?;
-    }
-    Ok(sum)
 }
