@@ -3,6 +3,7 @@
 //! - [`settings`]: what the operator writes, checked and made into plain structs. No PostgreSQL, no threads.
 //! - [`bridge`]: the one door between the PostgreSQL thread of a worker and its network threads.
 //! - [`net`]: network threads, listeners that follow a reload, accepting and closing.
+//! - [`wire`]: the frontend/backend protocol as bytes and structs. No I/O, no PostgreSQL.
 //! - [`status`]: the banner, the agent line and the HTTP answers.
 //! - `postgres`: the only room that knows pgrx; it exists with a `pgNN` feature only.
 //!
@@ -14,6 +15,7 @@ pub mod net;
 mod postgres;
 pub mod settings;
 pub mod status;
+pub mod wire;
 
 #[cfg(feature = "postgres")]
 ::pgrx::pg_module_magic!(name, version);

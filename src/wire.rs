@@ -1,0 +1,46 @@
+//! PostgreSQL's frontend/backend protocol, versions 3.0 to 3.2, as bytes and structs: no I/O, no PostgreSQL. Runs on
+//! whatever thread asks. Names are those of the documentation's chapter "Frontend/Backend Protocol".
+//!
+//! - [`startup`]: the first packet of a connection
+//! - [`frame`]: where one message of a client ends and the next begins, and whether the server would take it
+//! - [`message`]: messages to a client, and the few that a client sends
+
+#![forbid(unsafe_code)]
+
+pub mod frame;
+pub mod message;
+pub mod startup;
+
+/// A packet or message that the server itself would refuse, with its own words and SQLSTATE.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The server closes such a connection without an answer and logs this.
+    #[error("invalid length of startup packet")]
+    StartupLength,
+    #[error("invalid startup packet layout: expected terminator as last byte")]
+    StartupLayout,
+    #[error("unsupported frontend protocol {0}.{1}: server supports 3.0 to 3.{2}")]
+    Version(u16, u16, u16),
+    #[error("no PostgreSQL user name specified in startup packet")]
+    NoUser,
+    #[error("invalid value for parameter \"replication\": \"{0}\"")]
+    Replication(String),
+    #[error("invalid frontend message type {0}")]
+    MessageType(u8),
+    #[error("invalid message length")]
+    MessageLength,
+    #[error("invalid message format")]
+    MessageFormat,
+}
+
+impl Error {
+    /// The SQLSTATE that the server gives it.
+    pub fn sqlstate(&self) -> &'static str {
+        match self {
+            Self::Version(..) => "0A000",
+            Self::NoUser => "28000",
+            Self::Replication(_) => "22023",
+            _ => "08P01",
+        }
+    }
+}
