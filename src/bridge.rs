@@ -6,6 +6,10 @@
 
 #![forbid(unsafe_code)]
 
+mod worker;
+
+pub use worker::WorkerWords;
+
 use crate::settings::Settings;
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;

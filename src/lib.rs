@@ -5,12 +5,14 @@
 //! - [`net`]: network threads, listeners that follow a reload, accepting and closing.
 //! - [`wire`]: the frontend/backend protocol as bytes and structs. No I/O, no PostgreSQL.
 //! - [`status`]: the banner, the agent line and the HTTP answers.
+//! - [`pooler`]: the front that hands clients' sockets to pooled backends.
 //! - `postgres`: the only room that knows pgrx; it exists with a `pgNN` feature only.
 //!
 //! `postgres` may use every room and nobody uses `postgres`. Services do not use each other.
 
 pub mod bridge;
 pub mod net;
+pub mod pooler;
 #[cfg(feature = "postgres")]
 mod postgres;
 pub mod settings;

@@ -3,9 +3,10 @@
 
 use super::facts::Facts;
 use super::health::Role;
+use crate::bridge::WorkerWords;
 use crate::net::slots::{Kind, Slots};
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering::*};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// Kinds of listeners, as numbered in [`Slots`].
 pub const BANNER: Kind = 1;
@@ -40,18 +41,6 @@ pub struct Shared {
     pub listeners: Slots,
 }
 
-/// One background worker.
-#[repr(C)]
-#[derive(Default)]
-pub struct WorkerWords {
-    /// 0 while it does not run.
-    pub pid: AtomicI32,
-    /// How often it was started since the server's (re)start.
-    pub starts: AtomicU64,
-    /// Microseconds since 1970.
-    started_at: AtomicI64,
-}
-
 impl Shared {
     /// Main: what the banner and the view need of a sample.
     pub fn publish(&self, facts: &Facts) {
@@ -80,24 +69,6 @@ impl Shared {
     /// The lag of the last sample.
     pub fn lag(&self) -> Option<Duration> {
         u64::try_from(self.lag_ms.load(Relaxed)).ok().map(Duration::from_millis)
-    }
-}
-
-impl WorkerWords {
-    pub fn started(&self, pid: i32) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.started_at.store(i64::try_from(now.as_micros()).unwrap_or(i64::MAX), Relaxed);
-        self.starts.fetch_add(1, Relaxed);
-        self.pid.store(pid, Release);
-    }
-
-    pub fn ended(&self) {
-        self.pid.store(0, Release);
-    }
-
-    /// Microseconds since 1970; `None` before the first start.
-    pub fn started_at(&self) -> Option<i64> {
-        Some(self.started_at.load(Relaxed)).filter(|at| *at > 0)
     }
 }
 

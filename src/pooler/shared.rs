@@ -1,0 +1,406 @@
+//! What the front, the pooled backends and the views share, as words in shared memory: clients ([`Slot`]), server
+//! connections ([`Server`]), pools ([`Pool`]). All-zero bytes are a valid, empty table.
+//!
+//! Written by the front's main thread and network threads and by the session agents; whose word it is stands at each.
+
+use super::slot::SlotWord;
+use crate::bridge::WorkerWords;
+use crate::net::slots::Slots;
+use std::sync::atomic::{
+    AtomicBool, AtomicI32, AtomicI64, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::*,
+};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Pools at once: pairs of a database and a role.
+pub const POOLS: usize = 512;
+
+/// The most server connections of one pool.
+pub const POOL_SIZE_MAX: usize = 512;
+
+/// Bytes of a name: NAMEDATALEN.
+const NAME: usize = 64;
+
+/// The parts that do not depend on a setting.
+#[repr(C)]
+#[derive(Default)]
+pub struct Header {
+    pub worker: WorkerWords,
+    /// Counts the starts of the front: what an earlier one left is not taken for this one's.
+    pub epoch: AtomicU32,
+    /// The number of the descriptor of slot 0, in the front and in every pooled backend.
+    pub base: AtomicU32,
+    /// Clients that this machine's limit of open files allows; at most the size of the table.
+    pub capacity: AtomicU32,
+    /// The control socket's name in the abstract namespace: "postern-" and this in hexadecimal.
+    pub control: [AtomicU64; 2],
+    /// The dynamic shared memory that holds the clients' texts; 0 is none.
+    pub texts: AtomicU32,
+    /// `postern.max_prepared_statements` and the like are read by backends themselves.
+    pub log_dropped: AtomicU64,
+    pub listeners: Slots,
+    /// Clients that have not finished their login.
+    pub logins: AtomicU32,
+    pub counters: Counters,
+}
+
+/// Counts since the server's start.
+#[repr(C)]
+#[derive(Default)]
+pub struct Counters {
+    pub clients: AtomicU64,
+    pub logins_failed: AtomicU64,
+    pub cancels: AtomicU64,
+}
+
+/// A text of at most 63 bytes that is written before the state that publishes it.
+#[repr(C)]
+pub struct Name {
+    length: AtomicU8,
+    bytes: [AtomicU8; NAME - 1],
+}
+
+impl Default for Name {
+    fn default() -> Self {
+        Self { length: AtomicU8::new(0), bytes: std::array::from_fn(|_| AtomicU8::new(0)) }
+    }
+}
+
+impl Name {
+    /// Cuts what is longer.
+    pub fn set(&self, text: &[u8]) {
+        let text = &text[..text.len().min(NAME - 1)];
+        for (word, byte) in self.bytes.iter().zip(text) {
+            word.store(*byte, Relaxed);
+        }
+        self.length.store(text.len() as u8, Release);
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        let length = usize::from(self.length.load(Acquire)).min(NAME - 1);
+        self.bytes[..length].iter().map(|word| word.load(Relaxed)).collect()
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes()).into_owned()
+    }
+}
+
+/// One client.
+#[repr(C)]
+#[derive(Default)]
+pub struct Slot {
+    pub word: SlotWord,
+    /// Its pool's number.
+    pub pool: AtomicU16,
+    /// 4: IPv4, 6: IPv6, 0: Unix socket.
+    pub family: AtomicU8,
+    pub tls: AtomicBool,
+    /// The TCP port.
+    pub port: AtomicU16,
+    /// The minor version of protocol 3 that was agreed.
+    pub minor: AtomicU16,
+    /// IPv4 in the first word; IPv6 in four.
+    pub address: [AtomicU32; 4],
+    /// What a CancelRequest must show beside the slot's pid.
+    pub key: AtomicU32,
+    /// Bits of [`Pin`]: why it stays with its backend. The agent's.
+    pub pins: AtomicU32,
+    /// The client's settings and statements: addresses in the dynamic shared memory, of whoever owns the slot. 0 is none.
+    pub settings: AtomicU64,
+    pub statements: AtomicU64,
+    /// Tells the contents of the two apart without reading them.
+    pub settings_hash: AtomicU64,
+    pub statements_hash: AtomicU64,
+    /// Microseconds since 1970.
+    pub connected_at: AtomicI64,
+    /// When its state last changed.
+    pub since: AtomicI64,
+    /// The front has seen it ready with no backend for it, since then; 0 when it has not. The front's.
+    pub waiting_since: AtomicI64,
+    pub transactions: AtomicU64,
+    /// The text of its unnamed statement, with types; in the dynamic memory.
+    pub unnamed: AtomicU64,
+    /// The descriptor of its own end is a TLS pump's, and so on: bits of the front.
+    pub ends: AtomicU32,
+    pub application_name: Name,
+}
+
+/// Why a client stays with its backend: bits of [`Slot::pins`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Pin {
+    SessionMode = 1,
+    TemporaryObjects = 2,
+    AdvisoryLocks = 4,
+    HoldCursors = 8,
+    Listens = 16,
+    LoadedLibrary = 32,
+    RandomSeed = 64,
+    ReplicationState = 128,
+    StateTooLarge = 256,
+    StatementNotMovable = 512,
+}
+
+impl Pin {
+    pub const ALL: [(Self, &'static str); 10] = [
+        (Self::SessionMode, "session mode"),
+        (Self::TemporaryObjects, "temporary objects"),
+        (Self::AdvisoryLocks, "advisory locks"),
+        (Self::HoldCursors, "cursors with hold"),
+        (Self::Listens, "listens"),
+        (Self::LoadedLibrary, "loaded library"),
+        (Self::RandomSeed, "random seed"),
+        (Self::ReplicationState, "replication state"),
+        (Self::StateTooLarge, "state too large"),
+        (Self::StatementNotMovable, "statement with a value of its moment"),
+    ];
+
+    /// The names of the bits, in words for `postern.clients.pinned_by`.
+    pub fn names(bits: u32) -> Vec<&'static str> {
+        Self::ALL.iter().filter(|(pin, _)| bits & *pin as u32 != 0).map(|(_, name)| *name).collect()
+    }
+}
+
+/// One connection of the front to the server, and the backend at its other end.
+#[repr(C)]
+#[derive(Default)]
+pub struct Server {
+    /// [`ServerState`].
+    pub state: AtomicU32,
+    pub pool: AtomicU32,
+    /// Its place in [`Pool::members`].
+    pub member: AtomicU32,
+    /// The backend's process id, and its number in the server's table of processes; the agent's.
+    pub pid: AtomicI32,
+    pub proc: AtomicI32,
+    /// What the backend must show once in its startup packet.
+    pub token: [AtomicU64; 2],
+    /// The client that it serves or serves next: slot number and 1; 0 is none.
+    pub slot: AtomicU32,
+    /// It is to end at its next idle moment.
+    pub retire: AtomicBool,
+    pub opened_at: AtomicI64,
+    pub since: AtomicI64,
+    pub transactions: AtomicU64,
+    pub swaps: AtomicU64,
+}
+
+/// What a server connection is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum ServerState {
+    Free = 0,
+    /// The front is logging in.
+    Opening = 1,
+    /// Waiting for any client of its pool.
+    Idle = 2,
+    /// Serving a client.
+    Serving = 3,
+    /// Waiting for its own client, and may be called back.
+    Staying = 4,
+    /// Waiting for its own client, whose state cannot move.
+    Pinned = 5,
+}
+
+impl Server {
+    pub fn state(&self) -> ServerState {
+        match self.state.load(Acquire) {
+            1 => ServerState::Opening,
+            2 => ServerState::Idle,
+            3 => ServerState::Serving,
+            4 => ServerState::Staying,
+            5 => ServerState::Pinned,
+            _ => ServerState::Free,
+        }
+    }
+
+    pub fn set_state(&self, state: ServerState) {
+        self.state.store(state as u32, Release);
+    }
+}
+
+/// One pool: the server connections of one role to one database.
+#[repr(C)]
+pub struct Pool {
+    /// 0 free, 1 in use.
+    pub used: AtomicU32,
+    pub database: AtomicU32,
+    pub role: AtomicU32,
+    pub database_name: Name,
+    pub role_name: Name,
+    /// Backends that wait for any client.
+    pub waiters: AtomicI32,
+    /// The front wants to hear when nobody waits any more.
+    pub wants_news: AtomicU32,
+    pub paused: AtomicBool,
+    /// `postern.pool_size` for it.
+    pub size: AtomicU32,
+    /// Clients that are logged in, and server connections that are open.
+    pub clients: AtomicU32,
+    pub servers: AtomicU32,
+    /// How many bits of `stayers` are set, and a bit for each member that waits for its own client and may be called back.
+    pub stayer_count: AtomicI32,
+    stayers: [AtomicU64; POOL_SIZE_MAX / 64],
+    /// Numbers of servers, plus 1.
+    pub members: [AtomicU32; POOL_SIZE_MAX],
+    pub transactions: AtomicU64,
+    /// Microseconds that clients have waited for a backend, as far as the front has seen.
+    pub wait_micros: AtomicU64,
+    pub assignments: AtomicU64,
+    /// Clients that the front's last look found waiting, and since when the first of them.
+    pub waiting: AtomicU32,
+    pub waiting_since: AtomicI64,
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self {
+            used: AtomicU32::new(0),
+            database: AtomicU32::new(0),
+            role: AtomicU32::new(0),
+            database_name: Name::default(),
+            role_name: Name::default(),
+            waiters: AtomicI32::new(0),
+            wants_news: AtomicU32::new(0),
+            paused: AtomicBool::new(false),
+            size: AtomicU32::new(0),
+            clients: AtomicU32::new(0),
+            servers: AtomicU32::new(0),
+            stayer_count: AtomicI32::new(0),
+            stayers: std::array::from_fn(|_| AtomicU64::new(0)),
+            members: std::array::from_fn(|_| AtomicU32::new(0)),
+            transactions: AtomicU64::new(0),
+            wait_micros: AtomicU64::new(0),
+            assignments: AtomicU64::new(0),
+            waiting: AtomicU32::new(0),
+            waiting_since: AtomicI64::new(0),
+        }
+    }
+}
+
+impl Pool {
+    /// The backend says that it waits for its own client and may be called back.
+    pub fn stay(&self, member: u32) {
+        let (word, bit) = (member as usize / 64, 1 << (member % 64));
+        if let Some(word) = self.stayers.get(word)
+            && word.fetch_or(bit, SeqCst) & bit == 0
+        {
+            self.stayer_count.fetch_add(1, SeqCst);
+        }
+    }
+
+    /// The backend stays no longer; false when it was called back meanwhile.
+    pub fn unstay(&self, member: u32) -> bool {
+        let (word, bit) = (member as usize / 64, 1 << (member % 64));
+        let was = self.stayers.get(word).is_some_and(|word| word.fetch_and(!bit, SeqCst) & bit != 0);
+        if was {
+            self.stayer_count.fetch_sub(1, SeqCst);
+        }
+        was
+    }
+
+    pub fn stays(&self, member: u32) -> bool {
+        let word = self.stayers.get(member as usize / 64);
+        word.is_some_and(|word| word.load(SeqCst) & (1 << (member % 64)) != 0)
+    }
+
+    /// Calls one staying backend back: the number of its server, whose latch is to be set.
+    pub fn call_back(&self) -> Option<u32> {
+        if self.stayer_count.load(SeqCst) <= 0 {
+            return None;
+        }
+        for (index, word) in self.stayers.iter().enumerate() {
+            loop {
+                let bits = word.load(SeqCst);
+                if bits == 0 {
+                    break;
+                }
+                let member = index as u32 * 64 + bits.trailing_zeros();
+                if self.unstay(member) {
+                    let server = self.members.get(member as usize)?.load(Acquire);
+                    return server.checked_sub(1);
+                }
+            }
+        }
+        None
+    }
+
+    /// Forgets what an earlier front and its backends left.
+    pub fn clear(&self) {
+        for word in &self.stayers {
+            word.store(0, SeqCst);
+        }
+        for member in &self.members {
+            member.store(0, Relaxed);
+        }
+        self.stayer_count.store(0, SeqCst);
+        self.waiters.store(0, SeqCst);
+        for word in [&self.wants_news, &self.clients, &self.servers, &self.waiting] {
+            word.store(0, Relaxed);
+        }
+        self.waiting_since.store(0, Relaxed);
+    }
+}
+
+/// The mapped tables.
+#[derive(Clone, Copy)]
+pub struct Shared {
+    pub header: &'static Header,
+    pub pools: &'static [Pool],
+    pub servers: &'static [Server],
+    pub slots: &'static [Slot],
+}
+
+impl Shared {
+    /// The pid that a client of a slot is told in BackendKeyData: no process of a system that numbers them below 2^22 has it.
+    pub fn client_pid(slot: u32) -> u32 {
+        0x4000_0000 | slot
+    }
+
+    /// The slot of such a pid.
+    pub fn slot_of_pid(pid: u32) -> Option<u32> {
+        (pid & 0xc000_0000 == 0x4000_0000).then_some(pid & 0x3fff_ffff)
+    }
+
+    /// The control socket's name in the abstract namespace.
+    pub fn control_name(&self) -> String {
+        let [high, low] = self.header.control.each_ref().map(|word| word.load(Relaxed));
+        format!("postern-{high:016x}{low:016x}")
+    }
+}
+
+/// Microseconds since 1970.
+pub fn now() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_micros()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_staying_backend_is_called_back_once() {
+        let pool = Pool::default();
+        pool.members[65].store(9, Relaxed);
+        pool.stay(65);
+        pool.stay(65);
+        assert_eq!(pool.stayer_count.load(SeqCst), 1);
+        assert_eq!(pool.call_back(), Some(8));
+        assert_eq!(pool.call_back(), None);
+        assert!(!pool.unstay(65), "it finds that it was called");
+    }
+
+    #[test]
+    fn a_clients_pid_leads_to_its_slot() {
+        assert_eq!(Shared::slot_of_pid(Shared::client_pid(9_999)), Some(9_999));
+        assert_eq!(Shared::slot_of_pid(4_194_304), None);
+    }
+
+    #[test]
+    fn a_long_name_is_cut() {
+        let name = Name::default();
+        name.set(&[b'x'; 80]);
+        assert_eq!(name.text().len(), 63);
+    }
+}

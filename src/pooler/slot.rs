@@ -1,0 +1,276 @@
+//! Who may touch a client: one word in shared memory, changed by compare-and-swap only. Pure; the front's threads and the
+//! pooled backends use it.
+//!
+//! ```text
+//! Free -> Login -> Idle <-> Attached -> Closing -> Free (the next generation)
+//!           |        |          ^
+//!           |        v          v
+//!           |     Closing    Cancelling
+//!           v
+//!         Free
+//! ```
+//!
+//! Whoever loses a swap lets go: it does not own the client. The generation tells a client from the one that had the slot
+//! before.
+
+use std::sync::atomic::{AtomicU64, Ordering::*};
+
+/// Who has the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// Nobody's.
+    Free = 0,
+    /// The front, before the client is in its pool.
+    Login = 1,
+    /// The pool: whichever backend takes it next.
+    Idle = 2,
+    /// One backend, which serves it.
+    Attached = 3,
+    /// One backend serves it and the front is sending that one a cancel; nobody may let go meanwhile.
+    Cancelling = 4,
+    /// The front, which ends it.
+    Closing = 5,
+}
+
+/// The word as it was at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen(u64);
+
+impl Seen {
+    const fn new(state: State, server: u32, generation: u32) -> Self {
+        Self(((generation as u64) << 32) | (((server & 0x00ff_ffff) as u64) << 8) | state as u64)
+    }
+
+    pub fn state(self) -> State {
+        match self.0 as u8 {
+            1 => State::Login,
+            2 => State::Idle,
+            3 => State::Attached,
+            4 => State::Cancelling,
+            5 => State::Closing,
+            _ => State::Free,
+        }
+    }
+
+    /// The backend that has it; means something while attached or cancelling.
+    pub fn server(self) -> u32 {
+        (self.0 >> 8) as u32 & 0x00ff_ffff
+    }
+
+    pub fn generation(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
+/// What came of letting go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Release {
+    Done,
+    /// A cancel is under way: try again in a moment.
+    Later,
+    /// It was not ours.
+    Lost,
+}
+
+/// The word. All-zero is a free slot of generation 0.
+#[repr(transparent)]
+#[derive(Default)]
+pub struct SlotWord(AtomicU64);
+
+impl SlotWord {
+    pub fn seen(&self) -> Seen {
+        Seen(self.0.load(Acquire))
+    }
+
+    fn swap(&self, from: Seen, to: Seen) -> bool {
+        self.0.compare_exchange(from.0, to.0, AcqRel, Acquire).is_ok()
+    }
+
+    /// The front takes a free slot for a client that logs in. Its generation, which is never 0.
+    pub fn claim(&self) -> Option<u32> {
+        let seen = self.seen();
+        let generation = seen.generation().wrapping_add(1).max(1);
+        let free = seen.state() == State::Free;
+        (free && self.swap(seen, Seen::new(State::Login, 0, generation))).then_some(generation)
+    }
+
+    /// The front puts a logged-in client into its pool.
+    pub fn enter(&self, generation: u32) -> bool {
+        self.swap(Seen::new(State::Login, 0, generation), Seen::new(State::Idle, 0, generation))
+    }
+
+    /// A backend takes an idle client.
+    pub fn take(&self, generation: u32, server: u32) -> bool {
+        self.swap(Seen::new(State::Idle, 0, generation), Seen::new(State::Attached, server, generation))
+    }
+
+    /// A backend gives its client back to the pool.
+    pub fn release(&self, generation: u32, server: u32) -> Release {
+        self.leave(server, Seen::new(State::Idle, 0, generation))
+    }
+
+    /// A backend hands its client to the front to be ended.
+    pub fn hang_up(&self, generation: u32, server: u32) -> Release {
+        self.leave(server, Seen::new(State::Closing, 0, generation))
+    }
+
+    fn leave(&self, server: u32, to: Seen) -> Release {
+        let generation = to.generation();
+        if self.swap(Seen::new(State::Attached, server, generation), to) {
+            Release::Done
+        } else if self.seen() == Seen::new(State::Cancelling, server, generation) {
+            Release::Later
+        } else {
+            Release::Lost
+        }
+    }
+
+    /// The front is about to send a cancel to the backend that it returns, which keeps its client until
+    /// [`SlotWord::cancelled`].
+    pub fn start_cancel(&self, generation: u32) -> Option<u32> {
+        let seen = self.seen();
+        let ours = seen.state() == State::Attached && seen.generation() == generation;
+        let to = Seen::new(State::Cancelling, seen.server(), generation);
+        (ours && self.swap(seen, to)).then_some(seen.server())
+    }
+
+    /// The cancel has been sent.
+    pub fn cancelled(&self, generation: u32, server: u32) {
+        self.swap(
+            Seen::new(State::Cancelling, server, generation),
+            Seen::new(State::Attached, server, generation),
+        );
+    }
+
+    /// The front ends an idle client. Whoever holds the client otherwise has to be asked.
+    pub fn close_idle(&self, generation: u32) -> bool {
+        self.swap(Seen::new(State::Idle, 0, generation), Seen::new(State::Closing, 0, generation))
+    }
+
+    /// The front takes the client of a backend that has died. False while a cancel is under way.
+    pub fn bury(&self, generation: u32, server: u32) -> bool {
+        self.swap(Seen::new(State::Attached, server, generation), Seen::new(State::Closing, 0, generation))
+    }
+
+    /// The front has closed the client (or given up its login): the slot is free.
+    pub fn free(&self, generation: u32) -> bool {
+        let free = Seen::new(State::Free, 0, generation);
+        self.swap(Seen::new(State::Closing, 0, generation), free)
+            || self.swap(Seen::new(State::Login, 0, generation), free)
+    }
+
+    /// Frees it whoever had it: only when no backend and no front of before is alive.
+    pub fn reset(&self) {
+        let seen = self.seen();
+        self.0.store(Seen::new(State::Free, 0, seen.generation()).0, Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_goes_round_and_its_slot_comes_back_as_another_generation() {
+        let word = SlotWord::default();
+        let first = word.claim().unwrap();
+        assert!(word.claim().is_none());
+        assert!(word.enter(first) && word.take(first, 7));
+        assert_eq!((word.seen().state(), word.seen().server()), (State::Attached, 7));
+        assert!(!word.take(first, 8));
+        assert_eq!(word.release(first, 8), Release::Lost);
+        assert_eq!(word.release(first, 7), Release::Done);
+        assert!(word.close_idle(first) && word.free(first));
+        let second = word.claim().unwrap();
+        assert_ne!(first, second);
+        assert!(!word.enter(first), "an event of the client before does nothing");
+    }
+
+    /// One thing that somebody does to the word, in one atomic step.
+    type Step = fn(&SlotWord, &mut Trace);
+
+    /// What the steps of one run have seen.
+    #[derive(Default, Clone, Debug)]
+    struct Trace {
+        /// Whom a cancel was sent to, and who was being served at that moment.
+        signalled: Option<u32>,
+        cancelling: Option<u32>,
+        /// Backend 1 and 2: whether it has the client.
+        has: [bool; 3],
+        closed: u32,
+    }
+
+    fn take(word: &SlotWord, trace: &mut Trace, server: u32) {
+        if word.take(1, server) {
+            assert!(trace.has.iter().all(|has| !has), "two backends have one client");
+            trace.has[server as usize] = true;
+        }
+    }
+
+    fn release(word: &SlotWord, trace: &mut Trace, server: u32) {
+        match word.release(1, server) {
+            Release::Done => trace.has[server as usize] = false,
+            Release::Later => assert!(trace.has[server as usize] && trace.cancelling == Some(server)),
+            Release::Lost => assert!(!trace.has[server as usize], "a backend lost its client"),
+        }
+    }
+
+    /// Every interleaving of the actors' steps, each actor's in its own order.
+    fn explore(actors: &[&[Step]], done: &[usize], path: &mut Vec<usize>, runs: &mut usize) {
+        let finished = actors.iter().zip(done).all(|(steps, done)| steps.len() == *done);
+        if finished {
+            let word = SlotWord::default();
+            let mut trace = Trace::default();
+            let generation = word.claim().unwrap();
+            assert!(generation == 1 && word.enter(1));
+            let mut next = vec![0; actors.len()];
+            for actor in path.iter() {
+                actors[*actor][next[*actor]](&word, &mut trace);
+                next[*actor] += 1;
+            }
+            assert!(trace.closed <= 1);
+            *runs += 1;
+            return;
+        }
+        for (actor, steps) in actors.iter().enumerate() {
+            if done[actor] < steps.len() {
+                let mut done = done.to_vec();
+                done[actor] += 1;
+                path.push(actor);
+                explore(actors, &done, path, runs);
+                path.pop();
+            }
+        }
+    }
+
+    #[test]
+    fn in_every_interleaving_one_owner_and_no_cancel_for_another() {
+        let one: &[Step] =
+            &[|w, t| take(w, t, 1), |w, t| release(w, t, 1), |w, t| release(w, t, 1), |w, t| take(w, t, 1)];
+        let two: &[Step] = &[|w, t| take(w, t, 2), |w, t| release(w, t, 2), |w, t| release(w, t, 2)];
+        let canceller: &[Step] = &[
+            |w, t| t.cancelling = w.start_cancel(1),
+            |_, t| {
+                if let Some(server) = t.cancelling {
+                    assert!(t.has[server as usize], "a cancel for a backend that serves somebody else");
+                    t.signalled = Some(server);
+                }
+            },
+            |w, t| {
+                if let Some(server) = t.cancelling.take() {
+                    w.cancelled(1, server);
+                }
+            },
+        ];
+        let closer: &[Step] = &[|w, t| {
+            if w.close_idle(1) {
+                assert!(t.has.iter().all(|has| !has), "closed under a backend");
+                t.closed += u32::from(w.free(1));
+            }
+        }];
+        let mut runs = 0;
+        explore(&[one, two, canceller, closer], &[0, 0, 0, 0], &mut Vec::new(), &mut runs);
+        assert_eq!(runs, 46_200, "11! / (4! 3! 3! 1!)");
+    }
+}
