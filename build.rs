@@ -1,4 +1,4 @@
-//! Build script: keeps pgrx's schema section in the shared library.
+//! Build script: compiles the C shim against the server's headers, and keeps pgrx's schema section in the shared library.
 //!
 //! pgrx writes what `CREATE EXTENSION` must create into the section `.pgrxsc`, which nothing in the code
 //! refers to, so the linker's garbage collection would drop it. Only the cdylib keeps it: a test binary
@@ -10,5 +10,40 @@ fn main() {
     let elf = std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os != "macos" && os != "windows");
     if server && elf {
         println!("cargo:rustc-cdylib-link-arg=-Wl,--no-gc-sections");
+    }
+    #[cfg(feature = "postgres")]
+    shim::compile();
+}
+
+#[cfg(feature = "postgres")]
+mod shim {
+    use std::process::Command;
+
+    const SOURCE: &str = "src/postgres/shim.c";
+
+    /// Against the same server as pgrx: what `PGRX_PG_CONFIG_PATH` names.
+    pub fn compile() {
+        println!("cargo:rerun-if-changed={SOURCE}");
+        println!("cargo:rerun-if-env-changed=PGRX_PG_CONFIG_PATH");
+        let pg_config = std::env::var("PGRX_PG_CONFIG_PATH").unwrap_or_else(|_| "pg_config".to_owned());
+        let ask = |what: &str| {
+            let output = Command::new(&pg_config).arg(what).output();
+            let output = output.unwrap_or_else(|error| panic!("{pg_config} {what}: {error}"));
+            String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        };
+        let mut build = cc::Build::new();
+        // The headers of the libraries that the server was built with (krb5) are where its own flags say.
+        for flag in ask("--cppflags").split_whitespace().filter(|flag| flag.starts_with("-I")) {
+            build.flag(flag);
+        }
+        build
+            .file(SOURCE)
+            .include(ask("--includedir-server"))
+            .define("_GNU_SOURCE", None)
+            .flag_if_supported("-Wno-unused-parameter")
+            .flag_if_supported("-Wno-sign-compare")
+            .flag_if_supported("-fexceptions")
+            .opt_level(2)
+            .compile("postern_shim");
     }
 }

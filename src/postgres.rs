@@ -1,8 +1,10 @@
 //! The only room that knows PostgreSQL. Everything here runs on a PostgreSQL thread: the postmaster's, a backend's,
 //! or a worker's main thread. The one exception is asking the primary through libpq, a client library, which runs on a blocking thread.
 //!
+//! - `agent`: what runs inside pooled backends
 //! - `init`: what happens when the server loads the library
 //! - `guc`: the settings as PostgreSQL knows them
+//! - `shim`: what only C can reach
 //! - `shmem`: mapping the shared words
 //! - `worker`: the status worker's main loop
 //! - `sample`: taking facts from the server
@@ -10,12 +12,14 @@
 //! - `functions`: what SQL can call
 //! - `versions`: every difference between major versions
 
+mod agent;
 mod asker;
 mod functions;
 mod guc;
 mod init;
 mod libpq;
 mod sample;
+mod shim;
 mod shmem;
 mod signals;
 mod versions;

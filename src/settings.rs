@@ -8,16 +8,18 @@
 mod allow;
 mod lag;
 mod listen;
+mod pooler;
 
 pub use allow::Allow;
 pub use lag::LagLimit;
 pub(crate) use lag::{ByteSize, Span};
 pub use listen::{ListenAddress, ListenList, MAX_LIST_ENTRIES};
+pub use pooler::{PoolerSettings, ServerDoor, TlsFiles};
 
 /// The port of the banner when nothing else is said: bgw_replstatus's.
 pub const DEFAULT_BANNER_PORT: u16 = 5400;
 
-/// Everything that the status worker's threads are told. Replaced as a whole on reload.
+/// Everything that a worker's threads are told. Replaced as a whole on reload.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Settings {
     /// `postern.status_listen`, or what `bgw_replstatus.port` and `.bind` say.
@@ -30,6 +32,7 @@ pub struct Settings {
     pub allow: Allow,
     /// `postern.status_max_lag`; `None` is off.
     pub max_lag: Option<LagLimit>,
+    pub pooler: PoolerSettings,
     /// Settings of the server itself that the status answers depend on.
     pub server: ServerSettings,
 }

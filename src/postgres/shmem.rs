@@ -1,5 +1,7 @@
-//! Mapping [`Shared`] into the server's shared memory. The postmaster makes it; every process inherits the pointer.
+//! Mapping the shared words into the server's shared memory. The postmaster makes it; every process inherits the pointers.
 
+use super::guc;
+use crate::pooler::shared as pooler;
 use crate::status::shared::Shared;
 use pgrx::prelude::*;
 use std::ptr::null_mut;
@@ -15,6 +17,47 @@ pub(super) fn shared() -> Option<&'static Shared> {
     // SAFETY: null, or what `make` has put there: initialized, aligned, and mapped for as long as the process
     // lives. All its fields are atomics.
     unsafe { SHARED.load(Acquire).as_ref() }
+}
+
+static POOLER: AtomicPtr<PoolerTables> = AtomicPtr::new(null_mut());
+
+/// The fixed part of the pooler's tables; servers and clients follow it, each as long as a setting says.
+#[repr(C)]
+struct PoolerTables {
+    header: pooler::Header,
+    pools: [pooler::Pool; pooler::POOLS],
+}
+
+/// The pooler's tables; `None` when the library is not in `shared_preload_libraries`.
+pub(super) fn pooler() -> Option<pooler::Shared> {
+    let tables = POOLER.load(Acquire);
+    if tables.is_null() {
+        return None;
+    }
+    // SAFETY: what `make` has mapped, as large as `pooler_size` says, zeroed by the system, which is a valid value of every
+    // part; aligned, since each part's size is a multiple of its alignment and none asks for more than 8. All fields are
+    // atomics.
+    unsafe {
+        let servers = tables.add(1).cast::<pooler::Server>();
+        let slots = servers.add(server_places()).cast::<pooler::Slot>();
+        Some(pooler::Shared {
+            header: &(*tables).header,
+            pools: &(*tables).pools,
+            servers: std::slice::from_raw_parts(servers, server_places()),
+            slots: std::slice::from_raw_parts(slots, guc::max_client_connections()),
+        })
+    }
+}
+
+fn server_places() -> usize {
+    // SAFETY: an int setting that does not change while the server runs.
+    usize::try_from(unsafe { pg_sys::MaxConnections }).unwrap_or(0)
+}
+
+fn pooler_size() -> usize {
+    size_of::<PoolerTables>()
+        + size_of::<pooler::Server>() * server_places()
+        + size_of::<pooler::Slot>() * guc::max_client_connections()
 }
 
 /// Asks for the memory and arranges for it to be made. Postmaster, while libraries are preloaded.
@@ -39,6 +82,7 @@ unsafe extern "C-unwind" fn request() {
             pg_sys::ffi::pg_guard_ffi_boundary(|| previous());
         }
         pg_sys::RequestAddinShmemSpace(size_of::<Shared>());
+        pg_sys::RequestAddinShmemSpace(pooler_size());
     }
 }
 
@@ -59,5 +103,8 @@ unsafe extern "C-unwind" fn make() {
             (*place).no_worker_slot.store(u32::from(NO_WORKER_SLOT.load(Relaxed)), Relaxed);
         }
         SHARED.store(place, Release);
+        // New shared memory is zero, and touching it would make all of it resident.
+        let tables = pg_sys::ShmemInitStruct(c"postern pooler".as_ptr(), pooler_size(), &mut found);
+        POOLER.store(tables.cast(), Release);
     }
 }

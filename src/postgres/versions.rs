@@ -2,6 +2,12 @@
 
 use pgrx::prelude::*;
 
+/// The newest minor version of protocol 3 (PG_PROTOCOL_LATEST in libpq/pqcomm.h).
+#[cfg(not(feature = "pg18"))]
+pub(super) const PROTOCOL_MINOR: u16 = 0;
+#[cfg(feature = "pg18")]
+pub(super) const PROTOCOL_MINOR: u16 = 2;
+
 /// Connections that ordinary roles cannot have: `superuser_reserved_connections`, and from 16 on
 /// `reserved_connections` too.
 pub(super) fn reserved_connections() -> i32 {
@@ -14,5 +20,101 @@ pub(super) fn reserved_connections() -> i32 {
     #[cfg(not(feature = "pg15"))]
     unsafe {
         pg_sys::SuperuserReservedConnections + pg_sys::ReservedConnections
+    }
+}
+
+type Variable = *mut pg_sys::config_generic;
+
+/// Every setting of the process.
+pub(super) fn settings() -> impl Iterator<Item = Variable> {
+    // SAFETY: the server's own list; on 15 an array of pointers as long as the server says, from 16 on a copy of one.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        let (list, count) = (pg_sys::get_guc_variables(), pg_sys::GetNumConfigOptions());
+        #[cfg(not(feature = "pg15"))]
+        let (list, count) = {
+            let mut count = 0;
+            (pg_sys::get_guc_variables(&raw mut count), count)
+        };
+        (0..usize::try_from(count).unwrap_or(0)).map(move |index| *list.add(index))
+    }
+}
+
+/// The setting of that name, in any case of letters.
+pub(super) fn setting(name: &[u8]) -> Option<Variable> {
+    #[cfg(feature = "pg15")]
+    {
+        // The array is sorted by name as guc_name_compare() compares (guc.c).
+        let count = unsafe_count();
+        // SAFETY: as in `settings`.
+        let list = unsafe { std::slice::from_raw_parts(pg_sys::get_guc_variables(), count) };
+        // SAFETY: each is a setting with a terminated name.
+        let found = list.binary_search_by(|v| unsafe {
+            let theirs = std::ffi::CStr::from_ptr((**v).name).to_bytes();
+            theirs.iter().map(u8::to_ascii_lowercase).cmp(name.iter().map(u8::to_ascii_lowercase))
+        });
+        found.ok().map(|index| list[index])
+    }
+    #[cfg(not(feature = "pg15"))]
+    {
+        let name = std::ffi::CString::new(name).ok()?;
+        // SAFETY: a terminated name; a missing one gives null.
+        let found = unsafe { pg_sys::find_option(name.as_ptr(), false, true, pg_sys::DEBUG5 as i32) };
+        (!found.is_null()).then_some(found)
+    }
+}
+
+#[cfg(feature = "pg15")]
+fn unsafe_count() -> usize {
+    // SAFETY: an int.
+    usize::try_from(unsafe { pg_sys::GetNumConfigOptions() }).unwrap_or(0)
+}
+
+/// What the client was last told of a setting. The server frees it with free() on 15, with guc_free() from 16 on.
+///
+/// # Safety
+/// One of the server's settings.
+pub(super) unsafe fn set_last_reported(
+    variable: &mut pg_sys::config_generic,
+    value: Option<&std::ffi::CStr>,
+) {
+    // SAFETY: the text is of the allocator that the server uses for it.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        {
+            libc::free(variable.last_reported.cast());
+            variable.last_reported = value.map_or(std::ptr::null_mut(), |value| libc::strdup(value.as_ptr()));
+        }
+        #[cfg(not(feature = "pg15"))]
+        {
+            if !variable.last_reported.is_null() {
+                pg_sys::guc_free(variable.last_reported.cast());
+            }
+            let log = pg_sys::LOG as i32;
+            variable.last_reported =
+                value.map_or(std::ptr::null_mut(), |value| pg_sys::guc_strdup(log, value.as_ptr()));
+        }
+    }
+}
+
+/// A new area of dynamic shared memory.
+///
+/// # Safety
+/// In a process with shared memory, with a tranche of its own.
+pub(super) unsafe fn dsa_create(tranche: i32) -> *mut pg_sys::dsa_area {
+    // SAFETY: by the caller.
+    unsafe {
+        #[cfg(any(feature = "pg15", feature = "pg16"))]
+        {
+            pg_sys::dsa_create(tranche)
+        }
+        #[cfg(not(any(feature = "pg15", feature = "pg16")))]
+        {
+            pg_sys::dsa_create_ext(
+                tranche,
+                pg_sys::DSA_DEFAULT_INIT_SEGMENT_SIZE as usize,
+                pg_sys::DSA_MAX_SEGMENT_SIZE as usize,
+            )
+        }
     }
 }

@@ -48,6 +48,25 @@ impl ListenList {
         format!("{entry}:{port}").parse()
     }
 
+    /// The list with a Unix socket `.s.PGSQL.<port>` in each of the directories, for the list's first TCP port: where libpq
+    /// looks when the host is such a directory. Paths that are too long, and abstract ones, are left out.
+    #[must_use]
+    pub fn with_sockets_in<'a>(self, directories: impl Iterator<Item = &'a str>) -> Self {
+        let port = self.0.iter().find_map(|entry| match entry {
+            ListenAddress::Any(port) | ListenAddress::Ip(_, port) | ListenAddress::Name(_, port) => {
+                Some(*port)
+            }
+            ListenAddress::Unix(_) => None,
+        });
+        let Some(port) = port else { return self };
+        directories.fold(self, |list, directory| {
+            match format!("{}/.s.PGSQL.{port}", directory.trim_end_matches('/')).parse::<ListenAddress>() {
+                Ok(socket @ ListenAddress::Unix(_)) => list.joined(Self(vec![socket])),
+                _ => list,
+            }
+        })
+    }
+
     pub(super) fn joined(mut self, other: Self) -> Self {
         for entry in other.0 {
             if !self.0.contains(&entry) {
@@ -147,6 +166,14 @@ impl fmt::Display for ListenList {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_unix_socket_stands_beside_the_servers() {
+        let list: ListenList = "localhost:6432,*:6433".parse().unwrap();
+        let list = list.with_sockets_in(["/run/pg", "@abstract", "/tmp/"].into_iter());
+        assert_eq!(list.to_string(), "localhost:6432,*:6433,/run/pg/.s.PGSQL.6432,/tmp/.s.PGSQL.6432");
+        assert!(ListenList::default().with_sockets_in(["/tmp"].into_iter()).is_empty());
+    }
     use proptest::prelude::*;
 
     #[test]

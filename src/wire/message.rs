@@ -10,6 +10,8 @@ pub struct Report {
     pub message: String,
     pub detail: Option<String>,
     pub hint: Option<String>,
+    /// Source file, line and routine, where the server has them.
+    pub place: Option<(String, u32, String)>,
 }
 
 impl Report {
@@ -86,6 +88,11 @@ fn put_report(out: &mut Vec<u8>, tag: u8, report: &Report) {
         }
         if let Some(hint) = &report.hint {
             field(b'H', hint);
+        }
+        if let Some((file, line, routine)) = &report.place {
+            field(b'F', file);
+            field(b'L', &line.to_string());
+            field(b'R', routine);
         }
         out.push(0);
     });

@@ -1,0 +1,537 @@
+//! A client's settings: reading what its session has, and bringing a backend from one client's to the next one's, in-process.
+//! Pooled backends.
+//!
+//! Two layers make a session: the base, which RESET returns to (what ALTER ROLE and ALTER DATABASE gave it at its login, and its
+//! startup options), and what it has SET since. Under both is the server's own value, which every session of the backend shares; it is
+//! kept for each setting that a base covers, because the server forgets it.
+
+use super::super::{shim, versions};
+use crate::pooler::state::{Setting, Settings, Startup};
+use pgrx::prelude::*;
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_char, c_int};
+
+type Variable = *mut pg_sys::config_generic;
+
+/// Settings that a statement sets for one transaction or that have no value to come back to.
+const NOT_CARRIED: [&[u8]; 4] =
+    [b"transaction_isolation", b"transaction_read_only", b"transaction_deferrable", b"seed"];
+
+/// Settings of the server's own whose check looks at a catalog, so they need a transaction. An extension's may as well.
+const NEED_TRANSACTION: [&[u8]; 7] = [
+    b"role",
+    b"session_authorization",
+    b"default_tablespace",
+    b"temp_tablespaces",
+    b"default_table_access_method",
+    b"default_text_search_config",
+    b"client_encoding",
+];
+
+/// Settings that the analysis of a statement's text depends on: what a plan may be shared by.
+const PARSED_BY: [&CStr; 13] = [
+    c"search_path",
+    c"row_security",
+    c"DateStyle",
+    c"IntervalStyle",
+    c"TimeZone",
+    c"timezone_abbreviations",
+    c"standard_conforming_strings",
+    c"backslash_quote",
+    c"transform_null_equals",
+    c"array_nulls",
+    c"xmloption",
+    c"lc_monetary",
+    c"default_text_search_config",
+];
+
+/// The server's own value of a setting, under every client's.
+struct Own {
+    value: Option<CString>,
+    source: pg_sys::GucSource::Type,
+    context: pg_sys::GucContext::Type,
+    role: pg_sys::Oid,
+}
+
+/// Why a client cannot be brought back.
+#[derive(Debug)]
+pub(super) struct Refused(pub String);
+
+pub(super) struct SessionSettings {
+    own: HashMap<CString, Own>,
+    /// The settings that clients are told of, in the server's order.
+    reported: Vec<Variable>,
+    /// How many settings there were when they were listed.
+    listed: c_int,
+    parsed_by: Vec<Variable>,
+    reloaded_at: i64,
+}
+
+impl SessionSettings {
+    /// Keeps the server's own values. Before the session's base is applied, that is before authentication is over.
+    pub fn before_login() -> Self {
+        let mut own = HashMap::new();
+        for variable in variables() {
+            // SAFETY: one of the server's settings.
+            unsafe { own.insert(name(variable).to_owned(), Own::of(variable)) };
+        }
+        Self { own, reported: Vec::new(), listed: 0, parsed_by: Vec::new(), reloaded_at: 0 }
+    }
+
+    /// Once the session stands: keeps only what its base covers, and lists what is looked at often.
+    pub fn after_login(&mut self) {
+        let mut own = std::mem::take(&mut self.own);
+        for variable in variables() {
+            // SAFETY: one of the server's settings.
+            unsafe {
+                if in_base(variable)
+                    && let Some((name, value)) = own.remove_entry(name(variable))
+                {
+                    self.own.insert(name, value);
+                }
+            }
+        }
+        self.list();
+        self.reloaded_at = reload_time();
+    }
+
+    fn list(&mut self) {
+        // SAFETY: settings of the server.
+        unsafe {
+            self.listed = pg_sys::GetNumConfigOptions();
+            let reported = |v: &Variable| (**v).flags & pg_sys::GUC_REPORT as c_int != 0;
+            self.reported = variables().filter(reported).collect();
+            let parsed_by = |v: &Variable| {
+                PARSED_BY.iter().any(|n| name(*v).to_bytes().eq_ignore_ascii_case(n.to_bytes()))
+            };
+            self.parsed_by = variables().filter(parsed_by).collect();
+        }
+    }
+
+    /// The session as it is now, as [`crate::pooler::state::encode_settings`] makes it.
+    pub fn read(&mut self) -> Vec<u8> {
+        // SAFETY: an int.
+        if self.listed != unsafe { pg_sys::GetNumConfigOptions() } {
+            self.list();
+        }
+        let mut base = Vec::new();
+        let mut session = Vec::new();
+        for variable in variables() {
+            // SAFETY: one of the server's settings.
+            unsafe {
+                let v = &*variable;
+                if in_base(variable)
+                    && let Some(value) = text(variable, true)
+                {
+                    base.push((variable, value, v.reset_source, v.reset_scontext, v.reset_srole));
+                }
+                if v.source == pg_sys::GucSource::PGC_S_SESSION
+                    && !NOT_CARRIED.contains(&name(variable).to_bytes())
+                    && let Some(value) = text(variable, false)
+                {
+                    session.push((variable, value, v.source, v.scontext, v.srole));
+                }
+            }
+        }
+        // SAFETY: names live as long as their settings; the reported values are copied before anything changes them.
+        unsafe {
+            let as_settings = |list: &'_ [Carried]| -> Vec<Setting<'_>> {
+                list.iter()
+                    .map(|(variable, value, source, context, role)| Setting {
+                        name: name(*variable).to_bytes(),
+                        // SAFETY: the list outlives the settings made of it.
+                        value: std::slice::from_raw_parts(value.as_ptr().cast(), value.as_bytes().len()),
+                        source: *source,
+                        context: *context,
+                        role: role.to_u32(),
+                    })
+                    .collect()
+            };
+            let told = self
+                .reported
+                .iter()
+                .map(|v| {
+                    let told = (**v).last_reported;
+                    if told.is_null() { &b""[..] } else { CStr::from_ptr(told).to_bytes() }
+                })
+                .collect();
+            let settings =
+                Settings::Session { base: as_settings(&base), session: as_settings(&session), told };
+            crate::pooler::state::encode_settings(&settings)
+        }
+    }
+
+    /// What the analysis of a statement depends on, as a hash.
+    pub fn parse_environment(&self) -> u64 {
+        let mut bytes = Vec::with_capacity(256);
+        for variable in &self.parsed_by {
+            // SAFETY: one of the server's settings.
+            if let Some(value) = unsafe { text(*variable, false) } {
+                bytes.extend(value.as_bytes());
+            }
+            bytes.push(0);
+        }
+        // SAFETY: a word of the session.
+        bytes.extend(unsafe { pg_sys::GetUserId() }.to_u32().to_le_bytes());
+        crate::pooler::state::hash(&bytes)
+    }
+
+    /// From the settings of the last client to those of the next.
+    ///
+    /// # Errors
+    /// When a value of the next client's is refused now (its role is gone): the session is then neither's, and
+    /// [`SessionSettings::read`] and another swap bring it to a next one.
+    pub fn swap(&mut self, from: &Settings<'_>, to: &Settings<'_>) -> Result<(), Refused> {
+        let empty = (Vec::new(), Vec::new(), Vec::new());
+        let lists = |settings: &Settings<'_>| -> bool { matches!(settings, Settings::Session { .. }) };
+        let (from_base, from_session) = match from {
+            Settings::Session { base, session, .. } => (base, session),
+            Settings::Startup(_) => (&empty.0, &empty.1),
+        };
+        let (to_base, to_session, told) = match to {
+            Settings::Session { base, session, told } => (base, session, told),
+            Settings::Startup(_) => (&empty.0, &empty.1, &empty.2),
+        };
+        // Back to the base: who the client is first, because it decides what may be set.
+        let stays = |setting: &Setting<'_>, list: &[Setting<'_>]| list.contains(setting);
+        let mut back: Vec<_> = from_session.iter().filter(|s| !stays(s, to_session)).collect();
+        back.sort_by_key(|s| !is_identity(s.name));
+        let mut forth: Vec<_> = to_session.iter().filter(|s| !stays(s, from_session)).collect();
+        forth.sort_by_key(|s| identity_order(s.name));
+        let lower: Vec<_> = from_base.iter().filter(|s| !stays(s, to_base)).collect();
+        let mut raise: Vec<_> = to_base.iter().filter(|s| !stays(s, from_base)).collect();
+        raise.sort_by_key(|s| identity_order(s.name));
+        // A change of identity undoes and redoes the other: session_authorization resets role.
+        let identity = back.iter().chain(&forth).any(|s| is_identity(s.name));
+        if identity {
+            back.retain(|s| !is_identity(s.name));
+            forth.retain(|s| !is_identity(s.name));
+            let mut all: Vec<_> = from_session.iter().filter(|s| is_identity(s.name)).collect();
+            all.append(&mut back);
+            back = all;
+            let mut last: Vec<_> = to_session.iter().filter(|s| is_identity(s.name)).collect();
+            last.sort_by_key(|s| identity_order(s.name));
+            forth.append(&mut last);
+        }
+        for setting in &back {
+            reset(setting.name)?;
+        }
+        // A covered value may have changed in postgresql.conf while it was covered.
+        let stale = reload_time() != self.reloaded_at;
+        for setting in &lower {
+            self.lower(setting.name)?;
+        }
+        if stale {
+            // Everything that the client has is off, so the server's own values come through.
+            for setting in from_base.iter().filter(|s| stays(s, to_base)) {
+                self.lower(setting.name)?;
+                raise.push(setting);
+            }
+            // SAFETY: outside a transaction or in one of our own, as the server's main loop does it.
+            unsafe { shim::postern_reload() };
+            for (name, own) in &mut self.own {
+                if let Some(variable) = find(name.to_bytes()) {
+                    // SAFETY: one of the server's settings.
+                    *own = unsafe { Own::of(variable) };
+                }
+            }
+            self.reloaded_at = reload_time();
+            raise.sort_by_key(|s| identity_order(s.name));
+        }
+        for setting in &raise {
+            self.raise(setting)?;
+        }
+        for setting in &forth {
+            set(setting)?;
+        }
+        if lists(to) {
+            self.tell(told);
+        }
+        Ok(())
+    }
+
+    /// Whether bringing a session from one to the other needs a transaction.
+    pub fn needs_transaction(from: &Settings<'_>, to: &Settings<'_>) -> bool {
+        let list = |settings: &Settings<'_>| -> bool {
+            let Settings::Session { base, session, .. } = settings else { return true };
+            base.iter().chain(session).any(|s| NEED_TRANSACTION.contains(&s.name) || s.name.contains(&b'.'))
+        };
+        list(from) || list(to)
+    }
+
+    /// The client knows these values and no others; before its next ReadyForQuery it is told the differences.
+    fn tell(&mut self, told: &[&[u8]]) {
+        for (index, variable) in self.reported.iter().enumerate() {
+            // SAFETY: one of the server's settings; the text is the server's own to free.
+            unsafe {
+                let v = &mut **variable;
+                let value = told.get(index).copied().unwrap_or_default();
+                let same = !v.last_reported.is_null() && CStr::from_ptr(v.last_reported).to_bytes() == value;
+                if !same {
+                    versions::set_last_reported(v, CString::new(value).ok().as_deref());
+                }
+            }
+        }
+        // SAFETY: a flag of shim.c.
+        unsafe { shim::postern_seen.report = true };
+    }
+
+    /// Forgets what the last client was told, so that the next one is told everything.
+    pub fn tell_nothing(&mut self) {
+        for variable in &self.reported {
+            // SAFETY: one of the server's settings.
+            unsafe { versions::set_last_reported(&mut **variable, None) };
+        }
+    }
+
+    /// A client that has just logged in: its role's and database's settings as they are now, and its own options. In a transaction.
+    ///
+    /// Raises the server's own error for an option that it refuses.
+    pub fn begin(&mut self, startup: &Startup, superuser: bool) {
+        // A base covers a value from here on, so every own value that it may cover is kept.
+        for variable in variables() {
+            // SAFETY: one of the server's settings.
+            unsafe {
+                if !self.own.contains_key(name(variable)) {
+                    self.own.insert(name(variable).to_owned(), Own::of(variable));
+                }
+            }
+        }
+        let context =
+            if superuser { pg_sys::GucContext::PGC_SU_BACKEND } else { pg_sys::GucContext::PGC_BACKEND };
+        // SAFETY: in a transaction; terminated strings; the order is InitPostgres()'s.
+        unsafe {
+            if let Some(options) = startup.options.as_ref().and_then(|o| CString::new(o.clone()).ok()) {
+                shim::postern_apply_options(options.as_ptr(), superuser);
+            }
+            for (name, value) in &startup.settings {
+                let (Ok(name), Ok(value)) = (CString::new(name.clone()), CString::new(value.clone())) else {
+                    continue;
+                };
+                pg_sys::SetConfigOption(
+                    name.as_ptr(),
+                    value.as_ptr(),
+                    context,
+                    pg_sys::GucSource::PGC_S_CLIENT,
+                );
+            }
+            shim::postern_apply_role_settings();
+        }
+    }
+
+    /// After [`SessionSettings::begin`]: own values that nothing covers need not be kept.
+    pub fn begun(&mut self) {
+        // SAFETY: settings of the server.
+        self.own.retain(|name, _| find(name.to_bytes()).is_some_and(|v| unsafe { in_base(v) }));
+    }
+
+    /// Takes a base value off: the server's own shows again.
+    fn lower(&mut self, name: &[u8]) -> Result<(), Refused> {
+        let Some(variable) = find(name) else { return Ok(()) };
+        let Some(own) = CString::new(name).ok().and_then(|name| self.own.get(&name)) else { return Ok(()) };
+        // SAFETY: one of the server's settings. Only the source of the value for RESET is written (the list of settings that
+        // are not at their default follows `source`, which the server itself then lowers).
+        unsafe {
+            (*variable).reset_source = pg_sys::GucSource::PGC_S_DEFAULT;
+            reset(name)?;
+            let default = own.source == pg_sys::GucSource::PGC_S_DEFAULT;
+            let value = own.value.as_deref().filter(|_| !default);
+            give((*variable).name, value, own.context, own.source, own.role)
+        }
+    }
+
+    /// Puts a base value over the server's own.
+    fn raise(&mut self, setting: &Setting<'_>) -> Result<(), Refused> {
+        let name = CString::new(setting.name).map_err(|_| Refused("a name with a zero byte".to_owned()))?;
+        let value =
+            CString::new(setting.value).map_err(|_| Refused("a value with a zero byte".to_owned()))?;
+        if !self.own.contains_key(&name)
+            && let Some(variable) = find(setting.name)
+        {
+            // SAFETY: one of the server's settings.
+            self.own.insert(name.clone(), unsafe { Own::of(variable) });
+        }
+        give(
+            name.as_ptr(),
+            Some(&value),
+            trusted(setting.context),
+            setting.source,
+            pg_sys::Oid::from(setting.role),
+        )?;
+        if let Some(variable) = find(setting.name) {
+            // SAFETY: one of the server's settings: who set it is what it was.
+            unsafe {
+                (*variable).reset_scontext = setting.context;
+                (*variable).scontext = setting.context;
+            }
+        }
+        Ok(())
+    }
+}
+
+type Carried = (Variable, CString, u32, u32, pg_sys::Oid);
+
+impl Own {
+    /// # Safety
+    /// One of the server's settings.
+    unsafe fn of(variable: Variable) -> Self {
+        // SAFETY: by the caller.
+        unsafe {
+            Self {
+                value: text(variable, true),
+                source: (*variable).reset_source,
+                context: (*variable).reset_scontext,
+                role: (*variable).reset_srole,
+            }
+        }
+    }
+}
+
+/// Every setting.
+fn variables() -> impl Iterator<Item = Variable> {
+    versions::settings()
+}
+
+/// # Safety
+/// One of the server's settings.
+unsafe fn name(variable: Variable) -> &'static CStr {
+    // SAFETY: by the caller; a name lives as long as its setting, and settings are not removed.
+    unsafe { CStr::from_ptr((*variable).name) }
+}
+
+/// Whether the value for RESET is the session's own: of its role, its database or its startup packet.
+///
+/// # Safety
+/// One of the server's settings.
+unsafe fn in_base(variable: Variable) -> bool {
+    use pg_sys::GucSource as Source;
+    // SAFETY: by the caller.
+    let source = unsafe { (*variable).reset_source };
+    (Source::PGC_S_GLOBAL..=Source::PGC_S_CLIENT).contains(&source)
+}
+
+fn find(name: &[u8]) -> Option<Variable> {
+    versions::setting(name)
+}
+
+/// The value as a text that the server reads back to the same value; `None` for a null string. `base`: the one for RESET.
+///
+/// # Safety
+/// One of the server's settings.
+unsafe fn text(variable: Variable, base: bool) -> Option<CString> {
+    use pg_sys::config_type as Type;
+    // SAFETY: by the caller; the kind says which struct it is.
+    unsafe {
+        let text = match (*variable).vartype {
+            Type::PGC_BOOL => {
+                let v = &*variable.cast::<pg_sys::config_bool>();
+                (if base { v.reset_val } else { *v.variable }).to_string()
+            }
+            Type::PGC_INT => {
+                let v = &*variable.cast::<pg_sys::config_int>();
+                (if base { v.reset_val } else { *v.variable }).to_string()
+            }
+            Type::PGC_REAL => {
+                let v = &*variable.cast::<pg_sys::config_real>();
+                // Rust prints as many digits as it takes to read the same number back.
+                (if base { v.reset_val } else { *v.variable }).to_string()
+            }
+            Type::PGC_ENUM => {
+                let v = variable.cast::<pg_sys::config_enum>();
+                let value = if base { (*v).reset_val } else { *(*v).variable };
+                return Some(CStr::from_ptr(pg_sys::config_enum_lookup_by_value(v, value)).to_owned());
+            }
+            _ => {
+                let v = &*variable.cast::<pg_sys::config_string>();
+                let value = if base { v.reset_val } else { *v.variable };
+                return (!value.is_null()).then(|| CStr::from_ptr(value).to_owned());
+            }
+        };
+        CString::new(text).ok()
+    }
+}
+
+fn is_identity(name: &[u8]) -> bool {
+    name == b"role" || name == b"session_authorization"
+}
+
+/// session_authorization resets role, and what is set as another role may be refused: role goes last.
+fn identity_order(name: &[u8]) -> u8 {
+    match name {
+        b"session_authorization" => 1,
+        b"role" => 2,
+        _ => 0,
+    }
+}
+
+/// A context in which a value that was once accepted is accepted again.
+fn trusted(context: u32) -> pg_sys::GucContext::Type {
+    match context {
+        pg_sys::GucContext::PGC_USERSET => pg_sys::GucContext::PGC_SUSET,
+        other => other,
+    }
+}
+
+/// RESET.
+fn reset(name: &[u8]) -> Result<(), Refused> {
+    let name = CString::new(name).map_err(|_| Refused("a name with a zero byte".to_owned()))?;
+    give(
+        name.as_ptr(),
+        None,
+        pg_sys::GucContext::PGC_SUSET,
+        pg_sys::GucSource::PGC_S_SESSION,
+        pg_sys::Oid::from(pg_sys::BOOTSTRAP_SUPERUSERID),
+    )
+}
+
+/// SET, and who set it stays who it was: else an ordinary client's placeholder would later be taken for a superuser's.
+fn set(setting: &Setting<'_>) -> Result<(), Refused> {
+    let name = CString::new(setting.name).map_err(|_| Refused("a name with a zero byte".to_owned()))?;
+    let value = CString::new(setting.value).map_err(|_| Refused("a value with a zero byte".to_owned()))?;
+    let source = pg_sys::GucSource::PGC_S_SESSION;
+    let superuser = pg_sys::Oid::from(pg_sys::BOOTSTRAP_SUPERUSERID);
+    give(name.as_ptr(), Some(&value), pg_sys::GucContext::PGC_SUSET, source, superuser)?;
+    if let Some(variable) = find(setting.name) {
+        // SAFETY: one of the server's settings.
+        unsafe {
+            (*variable).scontext = setting.context;
+            (*variable).srole = pg_sys::Oid::from(setting.role);
+        }
+    }
+    Ok(())
+}
+
+fn give(
+    name: *const c_char,
+    value: Option<&CStr>,
+    context: pg_sys::GucContext::Type,
+    source: pg_sys::GucSource::Type,
+    role: pg_sys::Oid,
+) -> Result<(), Refused> {
+    // SAFETY: terminated strings, a source and a context of the server's own.
+    let result = unsafe {
+        pg_sys::set_config_option_ext(
+            name,
+            value.map_or(std::ptr::null(), CStr::as_ptr),
+            context,
+            source,
+            role,
+            pg_sys::GucAction::GUC_ACTION_SET,
+            true,
+            pg_sys::LOG as c_int,
+            false,
+        )
+    };
+    if result == 0 {
+        // SAFETY: a terminated string.
+        let name = unsafe { CStr::from_ptr(name) }.to_string_lossy();
+        return Err(Refused(format!("parameter \"{name}\" can no longer be set to its value")));
+    }
+    Ok(())
+}
+
+/// When this process last read postgresql.conf.
+fn reload_time() -> i64 {
+    // SAFETY: a word of the process.
+    unsafe { pg_sys::PgReloadTime }
+}

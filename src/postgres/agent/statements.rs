@@ -1,0 +1,449 @@
+//! A client's prepared statements: reading them from the session's table, and bringing the next client's into it. Pooled backends.
+//!
+//! A backend keeps one plan source for each text, types of parameters and whatever else the analysis depends on; the names of the
+//! client that it serves point at them. A plan source serves one name at a time, since closing the name drops it.
+
+use super::super::shim;
+use crate::pooler::state::{ColumnType, Statement, decode_statements, encode_statements, hash};
+use pgrx::prelude::*;
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+
+type Plan = *mut pg_sys::CachedPlanSource;
+
+/// A plan source of the session, on the heap at a fixed place, since the server calls back with its address when it is freed.
+struct Kept {
+    plan: Plan,
+    key: u64,
+    /// Text, types and environment, to be sure where hashes agree.
+    text: Vec<u8>,
+    types: Vec<u32>,
+    environment: u64,
+    /// A name points at it.
+    in_use: bool,
+    used_at: u64,
+}
+
+pub(super) struct Statements {
+    table: *mut pg_sys::HTAB,
+    /// By address of the plan source.
+    kept: HashMap<usize, Box<Kept>>,
+    by_key: HashMap<u64, Vec<usize>>,
+    clock: u64,
+    /// Plan sources that the server has freed: told by its callback, taken out here.
+    gone: Box<Gone>,
+}
+
+#[derive(Default)]
+struct Gone(Vec<usize>);
+
+/// Called by the server when it frees a plan source's memory, in the middle of its own work: only takes a note.
+unsafe extern "C-unwind" fn plan_gone(argument: *mut c_void) {
+    // SAFETY: the note registered with it, which lives as long as the plan source.
+    unsafe {
+        let note = argument.cast::<Note>();
+        (*(*note).gone).0.push((*note).plan);
+    }
+}
+
+/// In the plan source's own memory.
+#[repr(C)]
+struct Note {
+    callback: pg_sys::MemoryContextCallback,
+    gone: *mut Gone,
+    plan: usize,
+}
+
+impl Statements {
+    /// Finds the session's table. In a transaction; raises the server's error when there is no memory.
+    pub fn find() -> Option<Self> {
+        // SAFETY: in a transaction, on the session's own tables: a statement without text is stored and dropped, so that the
+        // table is made, and the last saved plan source is our sentinel, which stays.
+        unsafe {
+            let make = || {
+                let plan = pg_sys::CreateCachedPlan(
+                    std::ptr::null_mut(),
+                    c"".as_ptr(),
+                    pg_sys::CommandTag::CMDTAG_UNKNOWN,
+                );
+                complete(plan, std::ptr::null_mut(), &[]);
+                plan
+            };
+            let name = c"postern sentinel";
+            pg_sys::StorePreparedStatement(name.as_ptr(), make(), false);
+            pg_sys::DropPreparedStatement(name.as_ptr(), false);
+            let sentinel = make();
+            pg_sys::SaveCachedPlan(sentinel);
+            let table = shim::postern_named_table(c"Prepared Queries".as_ptr());
+            if table.is_null() {
+                return None;
+            }
+            shim::postern_watch_statements(table, sentinel);
+            Some(Self { table, kept: HashMap::new(), by_key: HashMap::new(), clock: 0, gone: Box::default() })
+        }
+    }
+
+    /// The session's statements as [`encode_statements`] makes them; and whether one of them cannot be made again elsewhere.
+    pub fn read(&mut self, environment: u64, changed_meanwhile: bool) -> (Vec<u8>, bool) {
+        self.forget_gone();
+        let mut entries = self.entries();
+        entries.sort_by(|a, b| name_of(*a).cmp(name_of(*b)));
+        let mut fixed = false;
+        let mut statements = Vec::with_capacity(entries.len());
+        for entry in entries {
+            // SAFETY: an entry of the session's table with its plan source; all texts are terminated.
+            unsafe {
+                let plan = (*entry).plansource;
+                let text = CStr::from_ptr((*plan).query_string).to_bytes();
+                let types = types_of(plan);
+                let new = !self.kept.contains_key(&(plan as usize));
+                if new {
+                    self.keep(plan, text, &types, environment);
+                }
+                fixed |= (new && changed_meanwhile && !types.is_empty()) || has_value_of_its_moment(text);
+                statements.push(Statement {
+                    name: name_of(entry),
+                    text,
+                    types,
+                    from_sql: (*entry).from_sql,
+                    prepared_at: (*entry).prepare_time,
+                    columns: columns_of((*plan).resultDesc),
+                });
+            }
+        }
+        (encode_statements(&statements), fixed)
+    }
+
+    /// Makes the table hold these statements and no others. `begin` starts a transaction if there is none; it is called before
+    /// a text is parsed.
+    ///
+    /// Raises the server's error when a text cannot be parsed or there is no memory.
+    pub fn swap(&mut self, to: &[u8], environment: u64, most: usize, begin: &mut dyn FnMut()) {
+        self.forget_gone();
+        let wanted = decode_statements(to).unwrap_or_default();
+        let mut missing: Vec<&Statement<'_>> = Vec::new();
+        let mut present: Vec<(&[u8], usize)> = Vec::new();
+        let entries = self.entries();
+        for entry in entries {
+            // SAFETY: an entry of the session's table; its plan source stays, since it is in our keeping or dropped here.
+            unsafe {
+                let name = name_of(entry);
+                let plan = (*entry).plansource;
+                let keep = wanted.iter().find(|s| s.name == name).filter(|s| {
+                    self.kept.get(&(plan as usize)).is_some_and(|k| k.is_for(s, environment))
+                        && (*entry).from_sql == s.from_sql
+                });
+                if let Some(statement) = keep {
+                    (*entry).prepare_time = statement.prepared_at;
+                    present.push((statement.name, plan as usize));
+                    continue;
+                }
+                match self.kept.get_mut(&(plan as usize)) {
+                    Some(kept) => {
+                        kept.in_use = false;
+                        let mut found = false;
+                        pg_sys::hash_search(
+                            self.table,
+                            (*entry).stmt_name.as_ptr().cast(),
+                            pg_sys::HASHACTION::HASH_REMOVE,
+                            &raw mut found,
+                        );
+                    }
+                    None => pg_sys::DropPreparedStatement((*entry).stmt_name.as_ptr(), false),
+                }
+            }
+        }
+        missing.extend(wanted.iter().filter(|s| !present.iter().any(|(name, _)| *name == s.name)));
+        for statement in missing {
+            let plan = self.free_plan(statement, environment).unwrap_or_else(|| {
+                begin();
+                let plan = make_plan(statement);
+                self.keep(plan, statement.text, &statement.types, environment);
+                plan
+            });
+            self.clock += 1;
+            if let Some(kept) = self.kept.get_mut(&(plan as usize)) {
+                kept.in_use = true;
+                kept.used_at = self.clock;
+            }
+            // SAFETY: the session's table; the key is a name padded to its whole length.
+            unsafe {
+                let mut name = [0 as c_char; pg_sys::NAMEDATALEN as usize];
+                for (to, from) in name.iter_mut().zip(statement.name).take(pg_sys::NAMEDATALEN as usize - 1) {
+                    *to = *from as c_char;
+                }
+                let mut found = false;
+                let entry = pg_sys::hash_search(
+                    self.table,
+                    name.as_ptr().cast(),
+                    pg_sys::HASHACTION::HASH_ENTER,
+                    &raw mut found,
+                )
+                .cast::<pg_sys::PreparedStatement>();
+                (*entry).plansource = plan;
+                (*entry).from_sql = statement.from_sql;
+                (*entry).prepare_time = statement.prepared_at;
+            }
+        }
+        self.drop_oldest(most);
+        // SAFETY: a count of shim.c.
+        unsafe { shim::postern_recount_statements() };
+    }
+
+    fn entries(&self) -> Vec<*mut pg_sys::PreparedStatement> {
+        let mut entries = Vec::new();
+        // SAFETY: the session's table, which is not changed during the scan.
+        unsafe {
+            let mut scan = pg_sys::HASH_SEQ_STATUS::default();
+            pg_sys::hash_seq_init(&raw mut scan, self.table);
+            loop {
+                let entry = pg_sys::hash_seq_search(&raw mut scan).cast::<pg_sys::PreparedStatement>();
+                if entry.is_null() {
+                    return entries;
+                }
+                entries.push(entry);
+            }
+        }
+    }
+
+    /// Takes a plan source into the keeping.
+    fn keep(&mut self, plan: Plan, text: &[u8], types: &[u32], environment: u64) {
+        let key = key_of(text, types, environment);
+        // SAFETY: a saved plan source; the note lives in its memory and is called once, when that is freed.
+        unsafe {
+            let note = pg_sys::MemoryContextAlloc((*plan).context, size_of::<Note>()).cast::<Note>();
+            note.write(Note {
+                callback: pg_sys::MemoryContextCallback {
+                    func: Some(plan_gone),
+                    arg: note.cast(),
+                    next: std::ptr::null_mut(),
+                },
+                gone: &raw mut *self.gone,
+                plan: plan as usize,
+            });
+            pg_sys::MemoryContextRegisterResetCallback((*plan).context, &raw mut (*note).callback);
+        }
+        self.clock += 1;
+        let kept = Kept {
+            plan,
+            key,
+            text: text.to_vec(),
+            types: types.to_vec(),
+            environment,
+            in_use: true,
+            used_at: self.clock,
+        };
+        self.kept.insert(plan as usize, Box::new(kept));
+        self.by_key.entry(key).or_default().push(plan as usize);
+    }
+
+    /// A kept plan source for the statement that no name points at.
+    fn free_plan(&self, statement: &Statement<'_>, environment: u64) -> Option<Plan> {
+        let plans = self.by_key.get(&key_of(statement.text, &statement.types, environment))?;
+        let free = |kept: &&Box<Kept>| !kept.in_use && kept.is_for(statement, environment);
+        let kept = plans.iter().filter_map(|plan| self.kept.get(plan)).find(free)?;
+        // SAFETY: in our keeping, so alive. A result of other columns than this client knows is not for it: the server must
+        // then raise its own error, from a plan source that has them.
+        unsafe { (columns_of((*kept.plan).resultDesc) == statement.columns).then_some(kept.plan) }
+    }
+
+    fn forget_gone(&mut self) {
+        for plan in std::mem::take(&mut self.gone.0) {
+            if let Some(kept) = self.kept.remove(&plan)
+                && let Some(plans) = self.by_key.get_mut(&kept.key)
+            {
+                plans.retain(|p| *p != plan);
+                if plans.is_empty() {
+                    self.by_key.remove(&kept.key);
+                }
+            }
+        }
+    }
+
+    /// Keeps the number of plan sources that nobody points at within bounds.
+    fn drop_oldest(&mut self, most: usize) {
+        let mut free: Vec<(u64, Plan)> =
+            self.kept.values().filter(|k| !k.in_use).map(|k| (k.used_at, k.plan)).collect();
+        if free.len() <= most {
+            return;
+        }
+        free.sort_by_key(|(used_at, _)| *used_at);
+        for (_, plan) in &free[..free.len() - most] {
+            // SAFETY: a saved plan source that no name points at.
+            unsafe { pg_sys::DropCachedPlan(*plan) };
+        }
+        self.forget_gone();
+    }
+}
+
+impl Kept {
+    fn is_for(&self, statement: &Statement<'_>, environment: u64) -> bool {
+        self.environment == environment && self.types == statement.types && self.text == statement.text
+    }
+}
+
+fn key_of(text: &[u8], types: &[u32], environment: u64) -> u64 {
+    let mut bytes = Vec::with_capacity(text.len() + 4 * types.len() + 8);
+    bytes.extend(environment.to_le_bytes());
+    for oid in types {
+        bytes.extend(oid.to_le_bytes());
+    }
+    bytes.extend(text);
+    hash(&bytes)
+}
+
+fn name_of(entry: *mut pg_sys::PreparedStatement) -> &'static [u8] {
+    // SAFETY: an entry of the session's table, used only while it is there.
+    unsafe { CStr::from_ptr((*entry).stmt_name.as_ptr()).to_bytes() }
+}
+
+/// # Safety
+/// A complete plan source.
+unsafe fn types_of(plan: Plan) -> Vec<u32> {
+    // SAFETY: by the caller: as many types as it says.
+    unsafe {
+        let count = usize::try_from((*plan).num_params).unwrap_or(0);
+        (0..count).map(|index| (*(*plan).param_types.add(index)).to_u32()).collect()
+    }
+}
+
+/// The columns of a result as the server compares them (equalTupleDescs() of what PlanCacheComputeResultDesc() makes).
+///
+/// # Safety
+/// Null or a row description.
+unsafe fn columns_of<'a>(description: pg_sys::TupleDesc) -> Option<Vec<ColumnType<'a>>> {
+    if description.is_null() {
+        return None;
+    }
+    // SAFETY: by the caller; attributes are as many as it says, and their names are terminated.
+    unsafe {
+        let count = (*description).natts;
+        Some(
+            (0..count)
+                .map(|index| {
+                    let (mut type_oid, mut collation) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
+                    let mut type_modifier = 0;
+                    let name = shim::postern_column(
+                        description,
+                        index,
+                        &raw mut type_oid,
+                        &raw mut type_modifier,
+                        &raw mut collation,
+                    );
+                    ColumnType {
+                        name: CStr::from_ptr(name).to_bytes(),
+                        type_oid: type_oid.to_u32(),
+                        type_modifier,
+                        collation: collation.to_u32(),
+                    }
+                })
+                .collect(),
+        )
+    }
+}
+
+/// A literal such as 'now' is evaluated when the text is parsed, so parsing it again would give another value.
+fn has_value_of_its_moment(text: &[u8]) -> bool {
+    const WORDS: [&[u8]; 4] = [b"now", b"today", b"tomorrow", b"yesterday"];
+    text.iter().enumerate().filter(|(_, byte)| **byte == b'\'').any(|(at, _)| {
+        let literal = text[at + 1..].trim_ascii_start();
+        WORDS.iter().any(|word| literal.get(..word.len()).is_some_and(|l| l.eq_ignore_ascii_case(word)))
+    })
+}
+
+/// # Safety
+/// A plan source that is not complete yet; in a transaction when it has a text.
+unsafe fn complete(plan: Plan, queries: *mut pg_sys::List, types: &[u32]) {
+    let mut oids: Vec<pg_sys::Oid> = types.iter().map(|oid| pg_sys::Oid::from(*oid)).collect();
+    // SAFETY: by the caller; the server copies the types.
+    unsafe {
+        pg_sys::CompleteCachedPlan(
+            plan,
+            queries,
+            std::ptr::null_mut(),
+            oids.as_mut_ptr(),
+            oids.len() as c_int,
+            None,
+            std::ptr::null_mut(),
+            pg_sys::CURSOR_OPT_PARALLEL_OK as c_int,
+            true,
+        );
+    }
+}
+
+/// A saved plan source for a statement: its text is parsed but not analysed. Bind analyses it, and when the result then has other
+/// columns than the client was told, the server says so itself. What needs no analysis is complete as it is.
+fn make_plan(statement: &Statement<'_>) -> Plan {
+    let text = CString::new(statement.text).unwrap_or_default();
+    // SAFETY: in a transaction; what is allocated here goes with the message's memory or belongs to the plan source.
+    unsafe {
+        let raw = pg_sys::pg_parse_query(text.as_ptr());
+        let raw: *mut pg_sys::RawStmt = if raw.is_null() || (*raw).length == 0 {
+            std::ptr::null_mut()
+        } else {
+            (*(*raw).elements).ptr_value.cast()
+        };
+        let tag = if raw.is_null() {
+            pg_sys::CommandTag::CMDTAG_UNKNOWN
+        } else {
+            pg_sys::CreateCommandTag((*raw).stmt)
+        };
+        let plan = pg_sys::CreateCachedPlan(raw, text.as_ptr(), tag);
+        let later = !raw.is_null() && pg_sys::analyze_requires_snapshot(raw);
+        let mut queries = std::ptr::null_mut();
+        if !later && !raw.is_null() {
+            let types: Vec<pg_sys::Oid> = statement.types.iter().map(|oid| pg_sys::Oid::from(*oid)).collect();
+            let count = types.len() as c_int;
+            let environment = std::ptr::null_mut();
+            queries = pg_sys::pg_analyze_and_rewrite_fixedparams(
+                raw,
+                text.as_ptr(),
+                types.as_ptr(),
+                count,
+                environment,
+            );
+        }
+        complete(plan, queries, &statement.types);
+        if later && let Some(columns) = &statement.columns {
+            let old = pg_sys::MemoryContextSwitchTo((*plan).context);
+            let description = pg_sys::CreateTemplateTupleDesc(columns.len() as c_int);
+            for (index, column) in columns.iter().enumerate() {
+                let name = CString::new(column.name).unwrap_or_default();
+                let number = index as i16 + 1;
+                let type_oid = pg_sys::Oid::from(column.type_oid);
+                pg_sys::TupleDescInitEntry(
+                    description,
+                    number,
+                    name.as_ptr(),
+                    type_oid,
+                    column.type_modifier,
+                    0,
+                );
+                let collation = pg_sys::Oid::from(column.collation);
+                pg_sys::TupleDescInitEntryCollation(description, number, collation);
+            }
+            pg_sys::MemoryContextSwitchTo(old);
+            (*plan).resultDesc = description;
+        }
+        if later {
+            (*plan).is_valid = false;
+        }
+        pg_sys::SaveCachedPlan(plan);
+        plan
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_literal_of_its_moment_is_found() {
+        for text in ["select 'now'::timestamp", "SELECT ' TODAY'", "insert into t values (1, 'tomorrow')"] {
+            assert!(has_value_of_its_moment(text.as_bytes()), "{text}");
+        }
+        for text in ["select now()", "select 'it is now'", "select '", ""] {
+            assert!(!has_value_of_its_moment(text.as_bytes()), "{text}");
+        }
+    }
+}

@@ -1,0 +1,904 @@
+/*
+ * What only C can reach: structs of the server that no binding has (Port, HbaLine, PQcommMethods, the wait set of the client's
+ * socket) and the two places on a query's path where nothing may be in the way. There is no policy here, only access; every
+ * function is declared, with its meaning, in shim.rs. Runs on PostgreSQL threads only.
+ */
+#include "postgres.h"
+
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include "access/genam.h"
+#include "access/table.h"
+#include "access/transam.h"
+#include "access/xlog.h"
+#include "catalog/indexing.h"
+#include "catalog/namespace.h"
+#include "catalog/objectaccess.h"
+#include "catalog/pg_db_role_setting.h"
+#include "catalog/pg_depend.h"
+#include "catalog/pg_namespace.h"
+#include "commands/async.h"
+#include "commands/prepare.h"
+#include "common/ip.h"
+#include "libpq/auth.h"
+#include "libpq/hba.h"
+#include "libpq/libpq-be.h"
+#include "libpq/libpq.h"
+#include "libpq/pqsignal.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/interrupt.h"
+#include "replication/origin.h"
+#include "replication/slot.h"
+#include "storage/latch.h"
+#include "storage/lock.h"
+#include "storage/proc.h"
+#include "storage/sinval.h"
+#include "tcop/dest.h"
+#include "tcop/tcopprot.h"
+#include "tcop/utility.h"
+#include "utils/backend_status.h"
+#include "utils/fmgroids.h"
+#include "utils/guc.h"
+#include "utils/guc_tables.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+#include "utils/plancache.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/timeout.h"
+
+#if PG_VERSION_NUM >= 170000
+#define pq_buffer_has_data() (pq_buffer_remaining_data() > 0)
+#endif
+
+/* --- messages on their way out ----------------------------------------------------------------------------------- */
+
+/* What has gone by since the agent last looked; read and reset by it. */
+typedef struct
+{
+	bool		mute;			/* drop everything: no client is attached, or answers nobody asked for */
+	bool		ready;			/* a ReadyForQuery has gone by */
+	char		status;			/* its status: I, T or E */
+	bool		told;			/* a ParameterStatus has gone by */
+	bool		names;			/* the table of prepared statements may have changed */
+	bool		failed;			/* an ErrorResponse has gone by */
+	bool		settings;		/* a setting may have been changed */
+	bool		seed;			/* the random generator was seeded */
+	bool		loaded;			/* a library was loaded by name */
+	bool		listens;		/* LISTEN was run, and no UNLISTEN * since */
+	bool		report;			/* before the next ReadyForQuery, tell the client what it does not know yet */
+	bool		statement_mode; /* transaction blocks are refused */
+} PosternSeen;
+
+PosternSeen postern_seen;
+
+static const PQcommMethods *server_methods;
+static PQcommMethods methods;
+
+/*
+ * Prepared statements. At a ParseComplete the newest of the saved plan sources is the one that was parsed, and whether the table
+ * has grown tells whether it has a name.
+ */
+static HTAB *statements;
+static dlist_head *saved_plans;
+static long statement_count;
+static CachedPlanSource *unnamed;
+static MemoryContextCallback *unnamed_callback;
+
+/* The plan source is freed: the next Parse or a simple Query replaced it. */
+static void
+unnamed_gone(void *plan)
+{
+	if (unnamed == plan)
+		unnamed = NULL;
+}
+
+static void
+see_parse(void)
+{
+	long		count = hash_get_num_entries(statements);
+
+	if (count == statement_count)
+	{
+		CachedPlanSource *plan = dlist_tail_element(CachedPlanSource, node, saved_plans);
+
+		if (plan != unnamed)
+		{
+			unnamed_callback = MemoryContextAlloc(plan->context, sizeof(MemoryContextCallback));
+			unnamed_callback->func = unnamed_gone;
+			unnamed_callback->arg = plan;
+			MemoryContextRegisterResetCallback(plan->context, unnamed_callback);
+			unnamed = plan;
+		}
+	}
+	else
+		postern_seen.names = true;
+	statement_count = count;
+}
+
+/* The session's own statements from here on; the sentinel was saved last, so what follows it is the list's head. */
+void
+postern_watch_statements(HTAB *table, CachedPlanSource *sentinel)
+{
+	saved_plans = (dlist_head *) sentinel->node.next;
+	statements = table;
+	statement_count = hash_get_num_entries(table);
+}
+
+/* After the table was changed otherwise than by a Parse. */
+void
+postern_recount_statements(void)
+{
+	if (statements)
+		statement_count = hash_get_num_entries(statements);
+}
+
+/* What the unnamed statement stands for; null when there is none. */
+CachedPlanSource *
+postern_unnamed(void)
+{
+	return unnamed;
+}
+
+/* Called at an idle ReadyForQuery, after it was sent, with nothing pipelined behind it. */
+extern void postern_agent_ready(void);
+extern void postern_agent_reset(void);
+
+static int
+agent_putmessage(char type, const char *body, size_t length)
+{
+	switch (type)
+	{
+		case 'Z':
+			if (postern_seen.report && !postern_seen.mute)
+			{
+				postern_seen.report = false;
+				BeginReportingGUCOptions();
+			}
+			postern_seen.ready = true;
+			postern_seen.status = body[0];
+			break;
+		case 'S':
+			postern_seen.told = true;
+			break;
+		case '1':
+			if (statements)
+				see_parse();
+			break;
+		case '3':
+			postern_seen.names = true;
+			postern_recount_statements();
+			break;
+		case 'E':
+			postern_seen.failed = true;
+			break;
+	}
+	if (postern_seen.mute)
+		return 0;
+	return server_methods->putmessage(type, body, length);
+}
+
+static int
+agent_flush(void)
+{
+	int			result = postern_seen.mute ? 0 : server_methods->flush();
+
+	if (postern_seen.ready)
+	{
+		postern_seen.ready = false;
+		if (postern_seen.status == 'I')
+			postern_agent_ready();
+	}
+	return result;
+}
+
+static int
+agent_flush_if_writable(void)
+{
+	return postern_seen.mute ? 0 : server_methods->flush_if_writable();
+}
+
+static void
+agent_comm_reset(void)
+{
+	server_methods->comm_reset();
+	postern_agent_reset();
+}
+
+void
+postern_install_methods(void)
+{
+	server_methods = PqCommMethods;
+	methods = *server_methods;
+	methods.putmessage = agent_putmessage;
+	methods.flush = agent_flush;
+	methods.flush_if_writable = agent_flush_if_writable;
+	methods.comm_reset = agent_comm_reset;
+	PqCommMethods = &methods;
+}
+
+/* Bytes that are already messages, past every flag. */
+void
+postern_send(const char *bytes, size_t length)
+{
+	size_t		at = 0;
+
+	while (at + 5 <= length)
+	{
+		uint32		body;
+
+		memcpy(&body, bytes + at + 1, 4);
+		body = pg_ntoh32(body) - 4;
+		server_methods->putmessage(bytes[at], bytes + at + 5, body);
+		at += 5 + body;
+	}
+}
+
+int
+postern_flush(void)
+{
+	return server_methods->flush();
+}
+
+bool
+postern_output_waits(void)
+{
+	return server_methods->is_send_pending();
+}
+
+bool
+postern_input_waits(void)
+{
+	return pq_buffer_has_data();
+}
+
+/* The first byte of the buffered input; call only when there is some. */
+int
+postern_peek_input(void)
+{
+	return pq_peekbyte();
+}
+
+/* --- what tells that the session's state may have changed -------------------------------------------------------- */
+
+static ProcessUtility_hook_type next_utility;
+static object_access_hook_type next_access;
+
+static void
+see_utility(PlannedStmt *statement, const char *text, bool read_only, ProcessUtilityContext context,
+			ParamListInfo parameters, QueryEnvironment *environment, DestReceiver *destination,
+			QueryCompletion *completion)
+{
+	Node	   *node = statement->utilityStmt;
+	bool		names = false;
+
+	switch (nodeTag(node))
+	{
+		case T_VariableSetStmt:
+			postern_seen.settings = true;
+			if (((VariableSetStmt *) node)->name && strcmp(((VariableSetStmt *) node)->name, "seed") == 0)
+				postern_seen.seed = true;
+			break;
+		case T_DiscardStmt:
+			postern_seen.settings = true;
+			names = true;
+			if (((DiscardStmt *) node)->target == DISCARD_ALL)
+				postern_seen.listens = false;
+			break;
+		case T_PrepareStmt:
+		case T_DeallocateStmt:
+			names = true;
+			break;
+		case T_ListenStmt:
+			postern_seen.listens = true;
+			break;
+		case T_UnlistenStmt:
+			if (((UnlistenStmt *) node)->conditionname == NULL)
+				postern_seen.listens = false;
+			break;
+		case T_LoadStmt:
+			postern_seen.loaded = true;
+			break;
+		case T_TransactionStmt:
+			if (postern_seen.statement_mode &&
+				(((TransactionStmt *) node)->kind == TRANS_STMT_BEGIN ||
+				 ((TransactionStmt *) node)->kind == TRANS_STMT_START))
+				ereport(ERROR,
+						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						 errmsg("transaction blocks are not allowed in statement pooling mode"),
+						 errhint("Set postern.pool_mode to transaction.")));
+			break;
+		default:
+			break;
+	}
+	if (next_utility)
+		next_utility(statement, text, read_only, context, parameters, environment, destination, completion);
+	else
+		standard_ProcessUtility(statement, text, read_only, context, parameters, environment, destination, completion);
+	if (names)
+	{
+		postern_seen.names = true;
+		postern_recount_statements();
+	}
+}
+
+static void
+see_access(ObjectAccessType access, Oid class, Oid object, int sub, void *argument)
+{
+	if (access == OAT_FUNCTION_EXECUTE)
+	{
+		/* A function that is not the server's own may change settings from C, unseen by anything else. */
+		if (object == F_SET_CONFIG || object >= FirstNormalObjectId)
+			postern_seen.settings = true;
+		else if (object == F_SETSEED)
+			postern_seen.seed = true;
+	}
+	if (next_access)
+		next_access(access, class, object, sub, argument);
+}
+
+void
+postern_install_hooks(void)
+{
+	next_utility = ProcessUtility_hook;
+	ProcessUtility_hook = see_utility;
+	next_access = object_access_hook;
+	object_access_hook = see_access;
+}
+
+/* --- the client's socket ----------------------------------------------------------------------------------------- */
+
+int
+postern_socket(void)
+{
+	return MyProcPort->sock;
+}
+
+void
+postern_set_socket(int descriptor)
+{
+	MyProcPort->sock = descriptor;
+}
+
+/* The wait set of the client's socket, made anew for another socket; the old one goes when the new one stands. */
+void
+postern_make_wait_set(int descriptor)
+{
+	WaitEventSet *set;
+
+#if PG_VERSION_NUM >= 170000
+	set = CreateWaitEventSet(NULL, FeBeWaitSetNEvents);
+#else
+	set = CreateWaitEventSet(TopMemoryContext, FeBeWaitSetNEvents);
+#endif
+	AddWaitEventToSet(set, WL_SOCKET_READABLE, descriptor, NULL, NULL);
+	AddWaitEventToSet(set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
+	AddWaitEventToSet(set, WL_POSTMASTER_DEATH, PGINVALID_SOCKET, NULL, NULL);
+	FreeWaitEventSet(FeBeWaitSet);
+	FeBeWaitSet = set;
+}
+
+/* Waits on it until the socket can be read, the latch is set or the postmaster is gone: the events. */
+uint32
+postern_wait_for_client(uint32 wait_event)
+{
+	WaitEvent	event;
+
+	/* secure_write() and pq_check_connection() change the mask. */
+	ModifyWaitEvent(FeBeWaitSet, FeBeWaitSetSocketPos, WL_SOCKET_READABLE, NULL);
+	if (WaitEventSetWait(FeBeWaitSet, -1, &event, 1, wait_event) < 1)
+		return 0;
+	return event.events;
+}
+
+/*
+ * Waits for any client of the pool: 1 and what the client was added with, 0 when a signal came. Signals are let in by the
+ * wait itself, so that none is missed between the look and the sleep.
+ */
+int
+postern_wait_for_any(int epoll, uint64 *data)
+{
+	struct epoll_event event;
+	int			n;
+
+#if PG_VERSION_NUM >= 160000
+	sigprocmask(SIG_SETMASK, &BlockSig, NULL);
+#else
+	PG_SETMASK(&BlockSig);
+#endif
+	if (InterruptPending || ConfigReloadPending || MyLatch->is_set)
+		n = 0;
+	else
+		n = epoll_pwait(epoll, &event, 1, -1, &UnBlockSig);
+#if PG_VERSION_NUM >= 160000
+	sigprocmask(SIG_SETMASK, &UnBlockSig, NULL);
+#else
+	PG_SETMASK(&UnBlockSig);
+#endif
+	if (n < 1)
+		return 0;
+	*data = event.data.u64;
+	return 1;
+}
+
+/* Timers and flags that belong to the client that was served. */
+void
+postern_disarm(void)
+{
+	if (get_timeout_active(IDLE_SESSION_TIMEOUT))
+		disable_timeout(IDLE_SESSION_TIMEOUT, false);
+	if (get_timeout_active(CLIENT_CONNECTION_CHECK_TIMEOUT))
+		disable_timeout(CLIENT_CONNECTION_CHECK_TIMEOUT, false);
+	IdleSessionTimeoutPending = false;
+	CheckClientConnectionPending = false;
+	QueryCancelPending = false;
+	ClientConnectionLost = false;
+}
+
+/* What a session does while it waits for a command: the server's own ProcessClientReadInterrupt(). */
+void
+postern_interrupts(void)
+{
+	CHECK_FOR_INTERRUPTS();
+	if (IdleStatsUpdateTimeoutPending)
+	{
+		IdleStatsUpdateTimeoutPending = false;
+		pgstat_report_stat(true);
+	}
+}
+
+void
+postern_notify_interrupts(bool attached)
+{
+	if (catchupInterruptPending)
+		ProcessCatchupInterrupt();
+	if (attached && notifyInterruptPending)
+		ProcessNotifyInterrupt(true);
+}
+
+bool
+postern_reload_pending(void)
+{
+	return ConfigReloadPending;
+}
+
+void
+postern_reload(void)
+{
+	ConfigReloadPending = false;
+	ProcessConfigFile(PGC_SIGHUP);
+}
+
+bool
+postern_dying(void)
+{
+	return ProcDiePending;
+}
+
+void
+postern_hold_cancel(void)
+{
+	HOLD_CANCEL_INTERRUPTS();
+}
+
+void
+postern_resume_cancel(void)
+{
+	RESUME_CANCEL_INTERRUPTS();
+	/* A cancel that came while no query ran is nobody's. */
+	QueryCancelPending = false;
+}
+
+/* --- who the client is ------------------------------------------------------------------------------------------- */
+
+static char client_host[NI_MAXHOST];
+static char client_port[NI_MAXSERV];
+
+/* family 4, 6 or 0 for a Unix socket; the address in network order; application_name is a setting of its own. */
+void
+postern_set_client(int family, const uint32 *address, int port)
+{
+	SockAddr   *remote = &MyProcPort->raddr;
+
+	memset(remote, 0, sizeof(*remote));
+	if (family == 4)
+	{
+		struct sockaddr_in *in = (struct sockaddr_in *) &remote->addr;
+
+		in->sin_family = AF_INET;
+		in->sin_port = pg_hton16(port);
+		memcpy(&in->sin_addr, address, 4);
+		remote->salen = sizeof(*in);
+	}
+	else if (family == 6)
+	{
+		struct sockaddr_in6 *in = (struct sockaddr_in6 *) &remote->addr;
+
+		in->sin6_family = AF_INET6;
+		in->sin6_port = pg_hton16(port);
+		memcpy(&in->sin6_addr, address, 16);
+		remote->salen = sizeof(*in);
+	}
+	else
+	{
+		remote->addr.ss_family = AF_UNIX;
+		remote->salen = sizeof(sa_family_t);
+	}
+	client_host[0] = client_port[0] = '\0';
+	pg_getnameinfo_all(&remote->addr, remote->salen, client_host, sizeof(client_host),
+					   client_port, sizeof(client_port), NI_NUMERICHOST | NI_NUMERICSERV);
+	MyProcPort->remote_host = client_host;
+	MyProcPort->remote_port = client_port;
+	MyProcPort->remote_hostname = NULL;
+	if (MyBEEntry)
+	{
+		PGSTAT_BEGIN_WRITE_ACTIVITY(MyBEEntry);
+		memcpy(&MyBEEntry->st_clientaddr, remote, sizeof(MyBEEntry->st_clientaddr));
+		PGSTAT_END_WRITE_ACTIVITY(MyBEEntry);
+	}
+}
+
+/* --- the startup packet of a pooled backend ---------------------------------------------------------------------- */
+
+static ClientAuthentication_hook_type next_authentication;
+extern void postern_session_begins(const char *token);
+
+/* Takes the parameter out of the packet, so that the session never knows of it. */
+static void
+see_authentication(Port *port, int status)
+{
+	ListCell   *cell;
+	int			at = 0;
+
+	if (next_authentication)
+		next_authentication(port, status);
+	if (status != STATUS_OK || port == NULL)
+		return;
+	foreach(cell, port->guc_options)
+	{
+		if (at % 2 == 0 && strcmp(lfirst(cell), "postern.agent") == 0)
+		{
+			char	   *token = list_nth(port->guc_options, at + 1);
+
+			port->guc_options = list_delete_nth_cell(port->guc_options, at + 1);
+			port->guc_options = list_delete_nth_cell(port->guc_options, at);
+			postern_session_begins(token);
+			return;
+		}
+		at++;
+	}
+}
+
+void
+postern_install_authentication(void)
+{
+	next_authentication = ClientAuthentication_hook;
+	ClientAuthentication_hook = see_authentication;
+}
+
+/* --- pg_hba.conf ------------------------------------------------------------------------------------------------- */
+
+typedef struct
+{
+	int			method;			/* UserAuth, in our own numbers */
+	int			line;
+	int			client_certificate;	/* 0 off, 1 verify-ca, 2 verify-full */
+	bool		certificate_by_dn;	/* clientname=DN */
+	char		map[128];		/* pg_ident.conf map, or empty */
+	char		text[512];		/* the line as it is written */
+} PosternVerdict;
+
+/* The server's own verdict. Must not be called with a line that names a host, except after a look that it is quick. */
+void
+postern_hba(const char *database, const char *role, int family, const uint32 *address, bool tls, PosternVerdict *out)
+{
+	Port		port;
+	HbaLine    *line;
+
+	memset(&port, 0, sizeof(port));
+	memset(out, 0, sizeof(*out));
+	port.sock = PGINVALID_SOCKET;
+	port.database_name = unconstify(char *, database);
+	port.user_name = unconstify(char *, role);
+#ifdef USE_SSL
+	port.ssl_in_use = tls;
+#endif
+	if (family == 4)
+	{
+		struct sockaddr_in *in = (struct sockaddr_in *) &port.raddr.addr;
+
+		in->sin_family = AF_INET;
+		memcpy(&in->sin_addr, address, 4);
+		port.raddr.salen = sizeof(*in);
+	}
+	else if (family == 6)
+	{
+		struct sockaddr_in6 *in = (struct sockaddr_in6 *) &port.raddr.addr;
+
+		in->sin6_family = AF_INET6;
+		memcpy(&in->sin6_addr, address, 16);
+		port.raddr.salen = sizeof(*in);
+	}
+	else
+	{
+		port.raddr.addr.ss_family = AF_UNIX;
+		port.raddr.salen = sizeof(sa_family_t);
+	}
+	hba_getauthmethod(&port);
+	line = port.hba;
+	switch (line->auth_method)
+	{
+		case uaReject:
+			out->method = 1;
+			break;
+		case uaImplicitReject:
+			out->method = 2;
+			break;
+		case uaTrust:
+			out->method = 3;
+			break;
+		case uaPassword:
+			out->method = 4;
+			break;
+		case uaMD5:
+			out->method = 5;
+			break;
+		case uaSCRAM:
+			out->method = 6;
+			break;
+		case uaCert:
+			out->method = 7;
+			break;
+		case uaPeer:
+			out->method = 8;
+			break;
+		default:
+			out->method = 0;
+			strlcpy(out->text, hba_authname(line->auth_method), sizeof(out->text));
+	}
+	out->line = line->linenumber;
+	out->client_certificate = line->clientcert;
+	out->certificate_by_dn = line->clientcertname == clientCertDN;
+	if (line->usermap)
+		strlcpy(out->map, line->usermap, sizeof(out->map));
+	if (out->method != 0 && line->rawline)
+		strlcpy(out->text, line->rawline, sizeof(out->text));
+}
+
+/* pg_ident.conf: whether the map lets the outside name be the role. Logs as the server does when not. */
+bool
+postern_map_allows(const char *map, const char *role, const char *outside)
+{
+	return check_usermap(map[0] ? map : NULL, role, outside, false) == STATUS_OK;
+}
+
+bool
+postern_load_hba(void)
+{
+	/* The lines live there (hba.c); the postmaster's own is gone in its children. */
+	if (PostmasterContext == NULL)
+		PostmasterContext = AllocSetContextCreate(TopMemoryContext, "Postern HBA", ALLOCSET_DEFAULT_SIZES);
+	return load_hba();
+}
+
+bool
+postern_load_ident(void)
+{
+	return load_ident();
+}
+
+/* --- tables of the session --------------------------------------------------------------------------------------- */
+
+/*
+ * The session's hash table of that name. The server keeps the pointer to itself, but labels the table's memory context with the
+ * name that stands right behind the table's header (dynahash.c, hash_create()). The header's own fields say whether that is what
+ * was found: its context and its name.
+ */
+HTAB *
+postern_named_table(const char *name)
+{
+	MemoryContext context;
+
+	for (context = TopMemoryContext->firstchild; context; context = context->nextchild)
+	{
+		const char *label = context->ident;
+		size_t		size;
+
+		if (label == NULL || strcmp(context->name, "dynahash") != 0 || strcmp(label, name) != 0)
+			continue;
+		for (size = 8 * sizeof(void *); size <= 32 * sizeof(void *); size += sizeof(void *))
+		{
+			const char *header = label - size;
+
+			if (((MemoryContext *) header)[6] == context && ((const char **) header)[7] == label)
+				return (HTAB *) header;
+		}
+	}
+	return NULL;
+}
+
+/* Whether the process holds any lock; at an idle ReadyForQuery that is a session-level one. */
+bool
+postern_holds_locks(void)
+{
+	int			i;
+
+	for (i = 0; i < NUM_LOCK_PARTITIONS; i++)
+	{
+#if PG_VERSION_NUM >= 160000
+		if (!dlist_is_empty(&MyProc->myProcLocks[i]))
+			return true;
+#else
+		if (!SHMQueueEmpty(&MyProc->myProcLocks[i]))
+			return true;
+#endif
+	}
+	return false;
+}
+
+/* This process's number in the table of processes, and the latch of such a number. */
+int
+postern_proc_number(void)
+{
+#if PG_VERSION_NUM >= 170000
+	return MyProcNumber;
+#else
+	return MyProc->pgprocno;
+#endif
+}
+
+void
+postern_wake(int number)
+{
+	SetLatch(&ProcGlobal->allProcs[number].procLatch);
+}
+
+/* Where answers to the session go; DestNone would make the server read standard input. */
+void
+postern_answer_remote(void)
+{
+	whereToSendOutput = DestRemote;
+}
+
+void
+postern_use_message_context(void)
+{
+	MemoryContextSwitchTo(MessageContext);
+}
+
+/* A startup packet's options, as process_startup_options() gives them to the settings. */
+void
+postern_apply_options(const char *options, bool superuser)
+{
+	char	  **av;
+	int			ac = 0;
+	int			most = 2 + (strlen(options) + 1) / 2;
+
+	av = (char **) palloc(most * sizeof(char *));
+	av[ac++] = "postgres";
+	pg_split_opts(av, &ac, options);
+	av[ac] = NULL;
+	(void) process_postgres_switches(ac, av, superuser ? PGC_SU_BACKEND : PGC_BACKEND, NULL);
+}
+
+/* --- ends of things ---------------------------------------------------------------------------------------------- */
+
+/* Takes a Terminate off the buffered input; call only when its first byte is one. */
+void
+postern_take_terminate(void)
+{
+	StringInfoData message;
+
+	initStringInfo(&message);
+	pq_startmsgread();
+	(void) pq_getbyte();
+	(void) pq_getmessage(&message, 10000);
+	pfree(message.data);
+}
+
+/* What a session begins with after its authentication: the reported settings, the key for cancels, ReadyForQuery. */
+void
+postern_welcome(uint32 pid, uint32 key)
+{
+	StringInfoData message;
+
+	BeginReportingGUCOptions();
+	pq_beginmessage(&message, 'K');
+	pq_sendint32(&message, pid);
+	pq_sendint32(&message, key);
+	pq_endmessage(&message);
+	pq_beginmessage(&message, 'Z');
+	pq_sendbyte(&message, 'I');
+	pq_endmessage(&message);
+	postern_seen.ready = false;
+	server_methods->flush();
+}
+
+/* Whether the client's socket has failed while something was sent. */
+bool
+postern_connection_lost(void)
+{
+	return ClientConnectionLost;
+}
+
+/* Session-level state that no setting shows and that cannot move. */
+bool
+postern_has_replication_state(void)
+{
+	return MyReplicationSlot != NULL || replorigin_session_origin != InvalidRepOriginId ||
+		get_backup_status() != SESSION_BACKUP_NONE;
+}
+
+void
+postern_release_advisory_locks(void)
+{
+	LockReleaseAll(USER_LOCKMETHOD, true);
+}
+
+/* --- catalogs ---------------------------------------------------------------------------------------------------- */
+
+/* What ALTER ROLE and ALTER DATABASE ... SET give a new session: process_settings() of postinit.c. In a transaction. */
+void
+postern_apply_role_settings(void)
+{
+	Relation	relation = table_open(DbRoleSettingRelationId, AccessShareLock);
+	Snapshot	snapshot = RegisterSnapshot(GetCatalogSnapshot(DbRoleSettingRelationId));
+	Oid			role = GetSessionUserId();
+
+	ApplySetting(snapshot, MyDatabaseId, role, relation, PGC_S_DATABASE_USER);
+	ApplySetting(snapshot, InvalidOid, role, relation, PGC_S_USER);
+	ApplySetting(snapshot, MyDatabaseId, InvalidOid, relation, PGC_S_DATABASE);
+	ApplySetting(snapshot, InvalidOid, InvalidOid, relation, PGC_S_GLOBAL);
+	UnregisterSnapshot(snapshot);
+	table_close(relation, AccessShareLock);
+}
+
+/* Whether the session has a temporary schema, and whether anything is in it. In a transaction. */
+bool
+postern_has_temporary_schema(void)
+{
+	Oid			schema;
+	Oid			toast;
+
+	GetTempNamespaceState(&schema, &toast);
+	return OidIsValid(schema);
+}
+
+bool
+postern_has_temporary_objects(void)
+{
+	Oid			schema;
+	Oid			toast;
+	Relation	relation;
+	ScanKeyData keys[2];
+	SysScanDesc scan;
+	bool		found;
+
+	GetTempNamespaceState(&schema, &toast);
+	relation = table_open(DependRelationId, AccessShareLock);
+	ScanKeyInit(&keys[0], Anum_pg_depend_refclassid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(NamespaceRelationId));
+	ScanKeyInit(&keys[1], Anum_pg_depend_refobjid, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(schema));
+	scan = systable_beginscan(relation, DependReferenceIndexId, true, NULL, 2, keys);
+	found = HeapTupleIsValid(systable_getnext(scan));
+	systable_endscan(scan);
+	table_close(relation, AccessShareLock);
+	return found;
+}
+
+const char *
+postern_column(TupleDesc description, int index, Oid *type, int32 *modifier, Oid *collation)
+{
+	Form_pg_attribute attribute = TupleDescAttr(description, index);
+
+	*type = attribute->atttypid;
+	*modifier = attribute->atttypmod;
+	*collation = attribute->attcollation;
+	return NameStr(attribute->attname);
+}

@@ -1,0 +1,138 @@
+//! The Rust side of `shim.c`, and functions and words of the server that pgrx has no binding for. PostgreSQL threads only.
+//!
+//! Those in the guarded block may raise an error, which comes out as a panic that pgrx carries; the others only read or write
+//! words and cannot.
+
+use pgrx::prelude::*;
+use std::ffi::{c_char, c_int};
+
+/// What has gone by since the agent last looked (`PosternSeen` in shim.c).
+#[repr(C)]
+pub(super) struct Seen {
+    pub mute: bool,
+    pub ready: bool,
+    pub status: c_char,
+    pub told: bool,
+    pub names: bool,
+    pub failed: bool,
+    pub settings: bool,
+    pub seed: bool,
+    pub loaded: bool,
+    pub listens: bool,
+    pub report: bool,
+    pub statement_mode: bool,
+}
+
+/// `PosternVerdict` in shim.c.
+#[repr(C)]
+pub(super) struct RawVerdict {
+    pub method: c_int,
+    pub line: c_int,
+    pub client_certificate: c_int,
+    pub certificate_by_dn: bool,
+    pub map: [c_char; 128],
+    pub text: [c_char; 512],
+}
+
+impl Default for RawVerdict {
+    fn default() -> Self {
+        // SAFETY: numbers, false and bytes: all-zero is a value of each.
+        unsafe { std::mem::zeroed() }
+    }
+}
+
+unsafe extern "C" {
+    pub(super) static mut postern_seen: Seen;
+
+    pub(super) fn postern_install_methods();
+    pub(super) fn postern_install_authentication();
+    pub(super) fn postern_install_hooks();
+    pub(super) fn postern_output_waits() -> bool;
+    pub(super) fn postern_input_waits() -> bool;
+    pub(super) fn postern_socket() -> c_int;
+    pub(super) fn postern_set_socket(descriptor: c_int);
+    pub(super) fn postern_reload_pending() -> bool;
+    pub(super) fn postern_dying() -> bool;
+    pub(super) fn postern_hold_cancel();
+    pub(super) fn postern_resume_cancel();
+    pub(super) fn postern_has_temporary_schema() -> bool;
+    pub(super) fn postern_column(
+        description: pg_sys::TupleDesc,
+        index: c_int,
+        type_oid: *mut pg_sys::Oid,
+        modifier: *mut i32,
+        collation: *mut pg_sys::Oid,
+    ) -> *const c_char;
+    pub(super) fn postern_connection_lost() -> bool;
+    pub(super) fn postern_has_replication_state() -> bool;
+    pub(super) fn postern_holds_locks() -> bool;
+    pub(super) fn postern_proc_number() -> c_int;
+    pub(super) fn postern_wake(number: c_int);
+    pub(super) fn postern_answer_remote();
+    pub(super) fn postern_use_message_context();
+    pub(super) fn postern_named_table(name: *const c_char) -> *mut pg_sys::HTAB;
+    pub(super) fn postern_watch_statements(table: *mut pg_sys::HTAB, sentinel: *mut pg_sys::CachedPlanSource);
+    pub(super) fn postern_recount_statements();
+    pub(super) fn postern_unnamed() -> *mut pg_sys::CachedPlanSource;
+    pub(super) fn postern_wait_for_any(epoll: c_int, data: *mut u64) -> c_int;
+}
+
+/// Functions that may raise an error: a wrapper each, through which the error comes out as a panic and no jump crosses Rust.
+macro_rules! guarded {
+    ($($(#[$about:meta])* fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)?;)*) => {$(
+        $(#[$about])*
+        /// # Safety
+        /// As the function of the server or of shim.c wants it.
+        #[allow(non_snake_case)]
+        pub(super) unsafe fn $name($($argument: $type),*) $(-> $result)? {
+            mod raw {
+                #[allow(unused_imports)]
+                use super::*;
+                unsafe extern "C-unwind" {
+                    pub fn $name($($argument: $type),*) $(-> $result)?;
+                }
+            }
+            // SAFETY: by the caller; the guard turns the server's long jump into an unwinding panic.
+            unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| raw::$name($($argument),*)) }
+        }
+    )*};
+}
+
+guarded! {
+    fn postern_send(bytes: *const c_char, length: usize);
+    fn postern_flush() -> c_int;
+    fn postern_peek_input() -> c_int;
+    fn postern_make_wait_set(descriptor: c_int);
+    fn postern_wait_for_client(wait_event: u32) -> u32;
+    fn postern_disarm();
+    fn postern_interrupts();
+    fn postern_notify_interrupts(attached: bool);
+    fn postern_reload();
+    fn postern_set_client(family: c_int, address: *const u32, port: c_int);
+    fn postern_hba(
+        database: *const c_char,
+        role: *const c_char,
+        family: c_int,
+        address: *const u32,
+        tls: bool,
+        out: *mut RawVerdict,
+    );
+    fn postern_map_allows(
+        map: *const c_char,
+        role: *const c_char,
+        outside: *const c_char,
+    ) -> bool;
+    fn postern_load_hba() -> bool;
+    fn postern_load_ident() -> bool;
+    fn postern_take_terminate();
+    fn postern_welcome(pid: u32, key: u32);
+    fn postern_release_advisory_locks();
+    fn postern_apply_options(options: *const c_char, superuser: bool);
+
+    fn postern_apply_role_settings();
+    fn postern_has_temporary_objects() -> bool;
+    /// commands/sequence.h
+    fn ResetSequenceCaches();
+    /// commands/async.h
+    fn Async_UnlistenAll();
+}

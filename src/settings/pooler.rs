@@ -1,0 +1,58 @@
+//! The pooler's settings as plain structs. Times are PgBouncer's, in seconds there; 0 is off.
+
+use super::ListenList;
+use std::time::Duration;
+
+/// What the front is told. Replaced as a whole on reload.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct PoolerSettings {
+    /// `postern.pooler_listen`, and a Unix socket beside each of the server's.
+    pub listen: ListenList,
+    /// `postern.pool_size`: server connections a database and role.
+    pub pool_size: u32,
+    /// `postern.max_client_connections`.
+    pub max_clients: u32,
+    /// `postern.client_login_timeout`.
+    pub client_login_timeout: Option<Duration>,
+    /// `postern.client_idle_timeout`.
+    pub client_idle_timeout: Option<Duration>,
+    /// `postern.query_wait_timeout`.
+    pub query_wait_timeout: Option<Duration>,
+    /// `postern.server_idle_timeout`.
+    pub server_idle_timeout: Option<Duration>,
+    /// `postern.server_lifetime`.
+    pub server_lifetime: Option<Duration>,
+    /// `postern.server_connect_timeout`.
+    pub server_connect_timeout: Option<Duration>,
+    /// `postern.server_login_retry`.
+    pub server_login_retry: Duration,
+    pub door: ServerDoor,
+    pub tls: Option<TlsFiles>,
+}
+
+/// Where the server itself listens.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ServerDoor {
+    /// `port`.
+    pub port: u16,
+    /// The first of `unix_socket_directories`; empty when there is none.
+    pub socket_directory: String,
+    /// Whether `listen_addresses` lets loopback TCP in, and by which address.
+    pub loopback: Option<std::net::IpAddr>,
+    /// The newest minor version of protocol 3 that it speaks.
+    pub protocol_minor: u16,
+}
+
+/// The server's TLS settings: `ssl_cert_file` and so on, as whole paths. `None` where `ssl` is off.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TlsFiles {
+    pub certificate: String,
+    pub key: String,
+    pub authorities: String,
+    pub revocations: String,
+    pub revocation_directory: String,
+    /// `ssl_min_protocol_version` is TLSv1.3.
+    pub only_1_3: bool,
+    /// `ssl_max_protocol_version` is TLSv1.2 or less.
+    pub only_1_2: bool,
+}
