@@ -2,12 +2,14 @@
 //!
 //! - [`settings`]: what the operator writes, checked and made into plain structs. No PostgreSQL, no threads.
 //! - [`bridge`]: the one door between the PostgreSQL thread of a worker and its network threads.
+//! - [`auth`]: who a client is: SCRAM, md5 and password, from both ends. No sockets, no PostgreSQL.
 //! - [`net`]: network threads, listeners that follow a reload, accepting and closing.
 //! - [`status`]: the banner, the agent line and the HTTP answers.
 //! - `postgres`: the only room that knows pgrx; it exists with a `pgNN` feature only.
 //!
 //! `postgres` may use every room and nobody uses `postgres`. Services do not use each other.
 
+pub mod auth;
 pub mod bridge;
 pub mod net;
 #[cfg(feature = "postgres")]
