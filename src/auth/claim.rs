@@ -85,7 +85,7 @@ impl Claim {
         credential.ok_or_else(|| self.refused(Some(self.mismatch())))
     }
 
-    /// How many PBKDF2 iterations [`Claim::password`] will take; 4096 are about a millisecond, and there is no
+    /// How many PBKDF2 iterations [`Claim::password`] will take; 4096 are a millisecond or two, and there is no
     /// limit but 2147483647, so a network thread does not do many itself.
     pub fn iterations(&self) -> u32 {
         match &self.secret {

@@ -83,7 +83,7 @@ pub struct ScramKeys {
 }
 
 impl ScramKeys {
-    /// From the password, as bytes without a terminating zero. Costs `iterations` HMACs, about a millisecond
+    /// From the password, as bytes without a terminating zero. Costs `iterations` HMACs, a millisecond or two
     /// for 4096.
     pub fn derive(password: &[u8], salt: &[u8], iterations: u32) -> Self {
         let mut salted = Zeroizing::new([0; KEY_LEN]);
