@@ -2,6 +2,7 @@
 //!
 //! - [`settings`]: what the operator writes, checked and made into plain structs. No PostgreSQL, no threads.
 //! - [`bridge`]: the one door between the PostgreSQL thread of a worker and its network threads.
+//! - [`auth`]: who a client is: SCRAM, md5 and password, from both ends. No sockets, no PostgreSQL.
 //! - [`net`]: network threads, listeners that follow a reload, accepting and closing.
 //! - [`wire`]: the frontend/backend protocol as bytes and structs. No I/O, no PostgreSQL.
 //! - [`status`]: the banner, the agent line and the HTTP answers.
@@ -10,6 +11,7 @@
 //!
 //! `postgres` may use every room and nobody uses `postgres`. Services do not use each other.
 
+pub mod auth;
 pub mod bridge;
 pub mod net;
 pub mod pooler;
