@@ -1,0 +1,114 @@
+//! What a client sees at the pooler's port equals, byte for byte, what it sees at the server's: the scripts of
+//! `pgrx-tests/corpus`, replayed at both.
+
+use anyhow::{Context, Result, ensure};
+use pgrx_tests::cluster::Cluster;
+use pgrx_tests::script::{self, Noise, Script, Target, staged};
+
+/// Runs only the scripts whose names contain it.
+const ONLY: &str = "POSTERN_TEST_SCRIPT";
+
+/// The port at which clients are to see what they see directly.
+fn front(cluster: &Cluster) -> u16 {
+    cluster.port
+}
+
+fn start() -> Result<Cluster> {
+    let cluster = Cluster::new("corpus")?;
+    for (setting, value) in [("max_prepared_transactions", "0"), ("log_min_messages", "panic")] {
+        cluster.set(setting, value)?;
+    }
+    cluster.start()
+}
+
+fn scripts() -> Result<Vec<Script>> {
+    let mut scripts = script::corpus()?;
+    if let Ok(only) = std::env::var(ONLY) {
+        scripts.retain(|script| script.name.contains(&only));
+    }
+    ensure!(!scripts.is_empty(), "there are no such scripts");
+    Ok(scripts)
+}
+
+/// Every script at both targets; what differs, and what a script has wrong about the server, in one text.
+fn compare(cluster: &Cluster, direct: &Target, front: &Target) -> Result<()> {
+    let mut superuser = cluster.connect()?;
+    superuser.batch_execute("set client_min_messages = warning")?;
+    let mut found = String::new();
+    for script in scripts()? {
+        let seen = staged(&script, &mut superuser, direct)?;
+        if let Some(mistake) = mistake(&script, &seen) {
+            found += &format!("{}: {mistake}\n{}\n", script.name, seen.text());
+            continue;
+        }
+        let through = staged(&script, &mut superuser, front)?;
+        if let Some(difference) = seen.difference(&through) {
+            found += &format!("{} ({}):\n{difference}\n", script.name, script.about);
+        }
+    }
+    ensure!(found.is_empty(), "directly (-) and through the front (+):\n{found}");
+    Ok(())
+}
+
+/// A script that does not do what it was written for would be equal everywhere.
+fn mistake(script: &Script, seen: &script::Transcript) -> Option<String> {
+    if seen.is_stuck() {
+        return Some("the script waits for what never comes".to_owned());
+    }
+    if seen.errors() != script.errors {
+        return Some(format!("the errors are {:?}, not {:?}", seen.errors(), script.errors));
+    }
+    let unseen = script.sees.iter().find(|text| !seen.sees(text));
+    unseen.map(|text| format!("nobody sees {text:?}"))
+}
+
+#[test]
+fn a_client_over_tcp_sees_the_same_through_the_front() -> Result<()> {
+    let cluster = start()?;
+    compare(&cluster, &Target::tcp(cluster.port), &Target::tcp(front(&cluster)))
+}
+
+#[test]
+fn a_client_over_a_unix_socket_sees_the_same_through_the_front() -> Result<()> {
+    let cluster = start()?;
+    let at = |port| Target::unix(cluster.socket_directory(), port);
+    compare(&cluster, &at(cluster.port), &at(front(&cluster)))
+}
+
+#[test]
+fn a_client_sees_the_same_when_others_use_the_pool() -> Result<()> {
+    let cluster = start()?;
+    let front = Target::tcp(front(&cluster));
+    let noise = Noise::start(4, &front);
+    let compared = compare(&cluster, &Target::tcp(cluster.port), &front);
+    let rounds = noise.stop().context("the noise")?;
+    compared?;
+    ensure!(rounds > 100, "only {rounds} rounds of noise");
+    Ok(())
+}
+
+/// Or all of the above would pass whatever the front does.
+#[test]
+fn one_other_byte_in_any_message_is_a_difference() -> Result<()> {
+    let cluster = start()?;
+    let mut superuser = cluster.connect()?;
+    let target = Target::tcp(cluster.port);
+    let script = Script::parse(
+        "one",
+        "> Parse \"\" \"select 1, 'x'\"\n> Bind \"\" \"\" []\n> Describe portal \"\"\n> Execute \"\"\n> Sync\n> Query \"select 1/0\"",
+    )?;
+    let seen = staged(&script, &mut superuser, &target)?;
+    ensure!(seen.difference(&staged(&script, &mut superuser, &target)?).is_none(), "two replays differ");
+    for index in 0..seen.events.len() {
+        let mut other = seen.clone();
+        match &mut other.events[index].what {
+            script::connection::Received::Message { body, .. } if !body.is_empty() => body[0] ^= 1,
+            what => *what = script::connection::Received::Silence,
+        }
+        ensure!(seen.difference(&other).is_some(), "a change of event {index} is not seen");
+        let mut other = seen.clone();
+        other.events.remove(index);
+        ensure!(seen.difference(&other).is_some(), "the lack of event {index} is not seen");
+    }
+    Ok(())
+}
