@@ -24,7 +24,7 @@
 //! > Execute "portal" 10    > Flush    > Sync    > FunctionCall 1598 ["a"] in=0 out=1
 //! > CopyData "1\t2\n"    > CopyDone    > CopyFail "why"    > Terminate
 //! > Message "p" "body"     > raw 0x5300000004     > SSLRequest     > GSSENCRequest
-//! >> Query "select 1"                         two arrows: the client does not read
+//! >> Query "select 1"                         two arrows: the client does not read, and counts on no answer
 //! B> Query "select 2"                         another client
 //! < until ReadyForQuery    < until D          reads until a message of that type, by name or type byte, or the end
 //! < count 3    < byte    < eof                so many messages; a byte outside messages; until the server closes
@@ -33,6 +33,7 @@
 //! together ... end                            the messages between the two go out in one write
 //! pause 50                                    milliseconds
 //! cancel B                                    cancel requests with B's key until something comes
+//! B hangup                                    closes the connection without a word; the letter may connect again
 //! ```
 //!
 //! A text is in double quotes, with `\n`, `\t`, `\r`, `\\`, `\"`, `\0` and `\xHH`; `"ab"*1000` repeats it. At the end of a
@@ -77,6 +78,7 @@ pub enum Step {
     Read(Until),
     Pause(Duration),
     Cancel,
+    Hangup,
 }
 
 /// When a client has read enough. The end of the connection is always enough.
@@ -181,8 +183,9 @@ impl Reader {
             let mut tokens = Tokens::new(sending.trim_start_matches('>'))?;
             let mut message = message(&mut tokens)?;
             tokens.finish()?;
-            message.reads &= waits;
-            message.closes &= waits;
+            if !waits {
+                message = Message::raw(message.bytes);
+            }
             if let Some((whose, so_far)) = &mut self.together {
                 *whose = client;
                 let all = so_far.take();
@@ -196,6 +199,7 @@ impl Reader {
                 "connect" => Step::Connect(None),
                 "startup" => Step::Connect(Some(startup(&mut tokens)?)),
                 "pause" => Step::Pause(Duration::from_millis(tokens.number()?)),
+                "hangup" => Step::Hangup,
                 "cancel" => {
                     let whose = tokens.word()?;
                     client = whose.chars().next().context("whose query?")?;

@@ -68,6 +68,7 @@ impl Play<'_> {
         match &line.step {
             Step::Pause(time) => std::thread::sleep(*time),
             Step::Cancel => self.cancel(client, number)?,
+            Step::Hangup => drop(self.clients.remove(&client)),
             Step::Connect(startup) => {
                 self.clients.insert(client, Connection::open(self.target)?);
                 if let Some(startup) = startup {
