@@ -149,7 +149,7 @@ impl Connection {
     /// The next message.
     ///
     /// # Errors
-    /// When the system fails otherwise than by a closed connection, or a length makes no sense.
+    /// When the system fails otherwise than by a closed connection.
     pub fn receive(&mut self, patience: Duration) -> Result<Received> {
         let head = match self.fill(5, patience)? {
             Some(end) => return Ok(end),
@@ -157,8 +157,9 @@ impl Connection {
         };
         let tag = head[0];
         let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
-        anyhow::ensure!((4..1 << 30).contains(&length), "a message {:?} of length {length}", char::from(tag));
-        if let Some(end) = self.fill(length + 1, patience)? {
+        // A server may answer to an unknown version in the way of protocol 2: a text without a length.
+        let wanted = if (4..1 << 30).contains(&length) { length + 1 } else { usize::MAX };
+        if let Some(end) = self.fill(wanted, patience)? {
             return Ok(end);
         }
         let body = self.inbox[self.taken + 5..self.taken + 1 + length].to_vec();
