@@ -8,6 +8,7 @@
 //! errors 22012 42P05                the SQLSTATEs of all ErrorResponses that a server gives, in order
 //! sees "work_mem"                   a text that a server's answers contain; may be repeated
 //! mask ports                        the ports of both ends are hidden in texts
+//! alone                             another client that plays the same script would disturb it, or it measures time
 //! ```
 //!
 //! Then what clients do. A client is a capital letter in front of the line, `A` where there is none. It is connected, as
@@ -33,6 +34,7 @@
 //! together ... end                            the messages between the two go out in one write
 //! pause 50                                    milliseconds
 //! cancel B                                    cancel requests with B's key until something comes
+//! cancel B once                               one, and nothing is waited for
 //! B hangup                                    closes the connection without a word; the letter may connect again
 //! ```
 //!
@@ -55,6 +57,7 @@ pub struct Script {
     pub errors: Vec<String>,
     pub sees: Vec<String>,
     pub masks_ports: bool,
+    pub alone: bool,
     pub lines: Vec<Line>,
 }
 
@@ -77,7 +80,10 @@ pub enum Step {
     },
     Read(Until),
     Pause(Duration),
-    Cancel,
+    /// Repeated until something comes, or once.
+    Cancel {
+        once: bool,
+    },
     Hangup,
 }
 
@@ -130,6 +136,7 @@ impl Reader {
             errors: Vec::new(),
             sees: Vec::new(),
             masks_ports: false,
+            alone: false,
             lines: Vec::new(),
         };
         Self { script, piece: None, together: None }
@@ -156,6 +163,7 @@ impl Reader {
                 ensure!(rest == "ports", "only ports can be masked");
                 self.script.masks_ports = true;
             }
+            "alone" => self.script.alone = true,
             "split" => self.piece = Some(rest.parse()?),
             "together" => self.together = Some(('A', None)),
             "end" => {
@@ -203,7 +211,7 @@ impl Reader {
                 "cancel" => {
                     let whose = tokens.word()?;
                     client = whose.chars().next().context("whose query?")?;
-                    Step::Cancel
+                    Step::Cancel { once: !tokens.at_end() && tokens.word()? == "once" }
                 }
                 other => bail!("what is {other:?}?"),
             }

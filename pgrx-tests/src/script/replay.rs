@@ -67,7 +67,7 @@ impl Play<'_> {
         let (client, number) = (line.client, line.number);
         match &line.step {
             Step::Pause(time) => std::thread::sleep(*time),
-            Step::Cancel => self.cancel(client, number)?,
+            Step::Cancel { once } => self.cancel(client, number, *once)?,
             Step::Hangup => drop(self.clients.remove(&client)),
             Step::Connect(startup) => {
                 self.clients.insert(client, Connection::open(self.target)?);
@@ -181,7 +181,7 @@ impl Play<'_> {
     }
 
     /// A request that comes before the query has begun does nothing, as with any client: it is repeated.
-    fn cancel(&mut self, client: char, number: usize) -> Result<()> {
+    fn cancel(&mut self, client: char, number: usize, once: bool) -> Result<()> {
         let key = self.connection(client)?.key.clone();
         let (process, key) = key.with_context(|| format!("{client} has no key"))?;
         let deadline = Instant::now() + PATIENCE;
@@ -190,7 +190,10 @@ impl Play<'_> {
             request.send(&Message::cancel(&process, &key).bytes, None);
             let answer = request.receive(PATIENCE)?;
             anyhow::ensure!(matches!(answer, Received::Closed { .. }), "a cancel request got {answer:?}");
-            match self.connection(client)?.receive(Duration::from_millis(100))? {
+            if once {
+                return Ok(());
+            }
+            match self.connection(client)?.receive(Duration::from_secs(1))? {
                 Received::Silence => {}
                 received => {
                     self.keep(client, number, received);
