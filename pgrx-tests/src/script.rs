@@ -16,6 +16,7 @@ pub mod frontend;
 pub mod language;
 pub mod noise;
 pub mod replay;
+mod token;
 pub mod transcript;
 
 pub use connection::Target;

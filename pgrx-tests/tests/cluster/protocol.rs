@@ -1,12 +1,15 @@
 //! What a client sees at the pooler's port equals, byte for byte, what it sees at the server's: the scripts of
 //! `pgrx-tests/corpus`, replayed at both.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use pgrx_tests::cluster::Cluster;
 use pgrx_tests::script::{self, Noise, Script, Target, staged};
 
 /// Runs only the scripts whose names contain it.
 const ONLY: &str = "POSTERN_TEST_SCRIPT";
+
+/// So many scripts that differ tell enough: one that is stuck takes its time.
+const ENOUGH: usize = 10;
 
 /// The port at which clients are to see what they see directly.
 fn front(cluster: &Cluster) -> u16 {
@@ -34,21 +37,33 @@ fn scripts() -> Result<Vec<Script>> {
 /// Every script at both targets; what differs, and what a script has wrong about the server, in one text.
 fn compare(cluster: &Cluster, direct: &Target, front: &Target) -> Result<()> {
     let mut superuser = cluster.connect()?;
-    superuser.batch_execute("set client_min_messages = warning")?;
-    let mut found = String::new();
+    // A client that is stuck may hold what a teardown wants.
+    superuser.batch_execute("set client_min_messages = warning; set statement_timeout = '20s'")?;
+    let mut found = Vec::new();
     for script in scripts()? {
-        let seen = staged(&script, &mut superuser, direct)?;
-        if let Some(mistake) = mistake(&script, &seen) {
-            found += &format!("{}: {mistake}\n{}\n", script.name, seen.text());
-            continue;
+        match equal(&script, &mut superuser, direct, front) {
+            Ok(()) => {}
+            Err(error) => found.push(format!("{} ({}):\n{error:#}", script.name, script.about)),
         }
-        let through = staged(&script, &mut superuser, front)?;
-        if let Some(difference) = seen.difference(&through) {
-            found += &format!("{} ({}):\n{difference}\n", script.name, script.about);
+        if found.len() == ENOUGH {
+            found.push("and more was not looked at".to_owned());
+            break;
         }
     }
-    ensure!(found.is_empty(), "directly (-) and through the front (+):\n{found}");
+    ensure!(found.is_empty(), "directly (-) and through the front (+):\n{}", found.join("\n\n"));
     Ok(())
+}
+
+fn equal(script: &Script, superuser: &mut postgres::Client, direct: &Target, front: &Target) -> Result<()> {
+    let seen = staged(script, superuser, direct)?;
+    if let Some(mistake) = mistake(script, &seen) {
+        bail!("{mistake}\n{}", seen.text());
+    }
+    let through = staged(script, superuser, front)?;
+    match seen.difference(&through) {
+        Some(difference) => bail!("{difference}"),
+        None => Ok(()),
+    }
 }
 
 /// A script that does not do what it was written for would be equal everywhere.
@@ -80,11 +95,11 @@ fn a_client_over_a_unix_socket_sees_the_same_through_the_front() -> Result<()> {
 fn a_client_sees_the_same_when_others_use_the_pool() -> Result<()> {
     let cluster = start()?;
     let (direct, front) = (Target::tcp(cluster.port), Target::tcp(front(&cluster)));
-    let noise = Noise::start(4, &front, Noise::rehearse(&scripts()?, &direct)?);
+    let noise = Noise::start(4, &front, Noise::rehearse(&script::corpus()?, &direct)?);
     let compared = compare(&cluster, &direct, &front);
     let played = noise.stop().context("one of the others")?;
     compared?;
-    ensure!(played > 50, "the others have played only {played} scripts");
+    ensure!(played > 50 || std::env::var_os(ONLY).is_some(), "the others have played only {played} scripts");
     Ok(())
 }
 
