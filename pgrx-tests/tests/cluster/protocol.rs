@@ -4,6 +4,8 @@
 use anyhow::{Context, Result, bail, ensure};
 use pgrx_tests::cluster::Cluster;
 use pgrx_tests::script::{self, Noise, Script, Target, staged};
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 
 /// Runs only the scripts whose names contain it.
 const ONLY: &str = "POSTERN_TEST_SCRIPT";
@@ -127,4 +129,55 @@ fn one_other_byte_in_any_message_is_a_difference() -> Result<()> {
         ensure!(seen.difference(&other).is_some(), "the lack of event {index} is not seen");
     }
     Ok(())
+}
+
+/// A front that forwards every byte is the same, but that the server does not know the client's address; and one that
+/// changes a single one is not.
+#[test]
+fn a_forwarder_shows_in_the_client_s_address_and_a_changed_answer_anywhere() -> Result<()> {
+    let cluster = start()?;
+    let direct = Target::tcp(cluster.port);
+    let plain = Target::tcp(forward(cluster.port, |_| {})?);
+    let meddling = Target::tcp(forward(cluster.port, |bytes| {
+        // The status byte of ReadyForQuery.
+        if let Some(at) = bytes.windows(6).position(|part| part == b"Z\0\0\0\x05I") {
+            bytes[at + 5] = b'T';
+        }
+    })?);
+    let mut superuser = cluster.connect()?;
+    for (name, forwarded) in
+        [("extended_pipeline", true), ("pieces", true), ("cancel", true), ("own_activity", false)]
+    {
+        let script = script::corpus()?.into_iter().find(|script| script.name == name).context(name)?;
+        let answer = equal(&script, &mut superuser, &direct, &plain);
+        ensure!(answer.is_ok() == forwarded, "{name} through a forwarder: {answer:?}");
+        ensure!(equal(&script, &mut superuser, &direct, &meddling).is_err(), "{name} hides a changed answer");
+    }
+    Ok(())
+}
+
+/// Listens on a port and forwards to another, with a hand in what the server answers. Ends with the program.
+fn forward(to: u16, meddle: fn(&mut [u8])) -> Result<u16> {
+    let listener = TcpListener::bind(("127.0.0.1", 0))?;
+    let port = listener.local_addr()?.port();
+    std::thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            let Ok(server) = TcpStream::connect(("127.0.0.1", to)) else { return };
+            let (Ok(from_client), Ok(to_server)) = (client.try_clone(), server.try_clone()) else { return };
+            std::thread::spawn(move || pump(from_client, to_server, |_| {}));
+            std::thread::spawn(move || pump(server, client, meddle));
+        }
+    });
+    Ok(port)
+}
+
+fn pump(mut from: TcpStream, mut to: TcpStream, meddle: fn(&mut [u8])) {
+    let mut buffer = [0; 65536];
+    while let Ok(read @ 1..) = from.read(&mut buffer) {
+        meddle(&mut buffer[..read]);
+        if to.write_all(&buffer[..read]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Write);
 }
