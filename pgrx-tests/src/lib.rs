@@ -6,6 +6,7 @@
 //! - [`haproxy`]: a real haproxy in front
 //! - [`probe`]: what a checker does: banner, agent line, HTTP
 //! - [`process`], [`ports`], [`wait`]: children that never outlive us, free ports, waiting for a condition
+//! - [`script`]: conversations of raw clients with a server, replayed and compared
 //! - [`in_server`]: runs `#[pg_test]`s; pgrx's macro calls [`run_test`] of a crate of this name
 //!
 //! ```no_run
@@ -28,6 +29,7 @@ pub mod machine;
 pub mod ports;
 pub mod probe;
 pub mod process;
+pub mod script;
 pub mod wait;
 
 pub use in_server::run_test;

@@ -6,5 +6,6 @@ mod failover;
 mod honest;
 mod http;
 mod lifecycle;
+mod protocol;
 mod rig;
 mod view;
