@@ -5,6 +5,7 @@
 //! - [`auth`]: who a client is: SCRAM, md5 and password, from both ends. No sockets, no PostgreSQL.
 //! - [`net`]: network threads, listeners that follow a reload, accepting and closing.
 //! - [`wire`]: the frontend/backend protocol as bytes and structs. No I/O, no PostgreSQL.
+//! - [`login`]: from a startup packet to an authenticated client.
 //! - [`status`]: the banner, the agent line and the HTTP answers.
 //! - [`pooler`]: the front that hands clients' sockets to pooled backends.
 //! - `postgres`: the only room that knows pgrx; it exists with a `pgNN` feature only.
@@ -13,6 +14,7 @@
 
 pub mod auth;
 pub mod bridge;
+pub mod login;
 pub mod net;
 pub mod pooler;
 #[cfg(feature = "postgres")]
