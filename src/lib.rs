@@ -4,6 +4,7 @@
 //! - [`bridge`]: the one door between the PostgreSQL thread of a worker and its network threads.
 //! - [`net`]: network threads, listeners that follow a reload, accepting and closing.
 //! - [`wire`]: the frontend/backend protocol as bytes and structs. No I/O, no PostgreSQL.
+//! - [`pooler`]: the front of the pooler: PgBouncer's console.
 //! - [`status`]: the banner, the agent line and the HTTP answers.
 //! - `postgres`: the only room that knows pgrx; it exists with a `pgNN` feature only.
 //!
@@ -11,6 +12,7 @@
 
 pub mod bridge;
 pub mod net;
+pub mod pooler;
 #[cfg(feature = "postgres")]
 mod postgres;
 pub mod settings;
