@@ -532,3 +532,6 @@ fn formats(codes: &[u16], columns: usize) -> Result<Vec<Format>, Error> {
 fn text(bytes: &[u8]) -> Result<&str, Error> {
     std::str::from_utf8(bytes).map_err(|_| Error::NotUtf8)
 }
+
+#[cfg(test)]
+mod tests;
