@@ -3,8 +3,9 @@
 
 use libfuzzer_sys::fuzz_target;
 use postern::pooler::console::{
-    Access, ClientReport, ConsoleReport, DatabaseReport, Error, ListsReport, MemoryReport, Operator, PoolMode,
-    PoolReport, Progress, ServerReport, SettingReport, Session, Shutdown, State, StatsReport, Step, UserReport,
+    Access, ClientReport, ConsoleReport, DatabaseReport, Error, ListsReport, MemoryReport, Operator,
+    PoolMode, PoolReport, Progress, ServerReport, Session, SettingReport, Shutdown, State, StatsReport, Step,
+    UserReport,
 };
 use std::time::Duration;
 
@@ -105,13 +106,14 @@ impl Operator for Willing {
     }
 }
 
-fuzz_target!(|pieces: (u8, Vec<Vec<u8>>)| {
-    let (kind, pieces) = pieces;
+// The first byte says who the client is and what becomes of what takes time, the second how long the pieces are.
+fuzz_target!(|bytes: &[u8]| {
+    let [kind, length, sent @ ..] = bytes else { return };
     let access = if kind & 1 == 0 { Access::Admin } else { Access::Monitor };
     let operator = Willing([Progress::Done, Progress::Pending, Progress::Undone][usize::from(kind >> 1) % 3]);
     let mut session = Session::new(access);
-    for piece in pieces {
-        session.receive(&piece);
+    for piece in sent.chunks(usize::from(*length).max(1)) {
+        session.receive(piece);
         loop {
             match session.step(&operator) {
                 Step::Reply(bytes) => {
