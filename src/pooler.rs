@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod console;
 pub mod control;
 pub mod shared;
 pub mod slot;

@@ -3,10 +3,12 @@
 //!
 //! - [`startup`]: the first packet of a connection
 //! - [`frame`]: where one message of a client ends and the next begins, and whether the server would take it
+//! - [`extended`]: the bodies of a client's extended-protocol messages
 //! - [`message`]: messages to a client, and the few that a client sends
 
 #![forbid(unsafe_code)]
 
+pub mod extended;
 pub mod frame;
 pub mod message;
 pub mod startup;

@@ -187,7 +187,7 @@ pub fn password(out: &mut Vec<u8>, data: &[u8]) {
     put(out, b'p', |out| out.extend(data));
 }
 
-/// A column of a RowDescription whose values are sent as text.
+/// A column of a RowDescription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Column<'a> {
     pub name: &'a str,
@@ -196,16 +196,50 @@ pub struct Column<'a> {
     pub type_length: i16,
 }
 
+/// A RowDescription of values sent as text.
 pub fn row_description(out: &mut Vec<u8>, columns: &[Column<'_>]) {
+    row_description_in(out, columns, |_| 0);
+}
+
+/// A RowDescription; `format` gives the format code of a column by its place: 0 is text, 1 binary.
+pub fn row_description_in(out: &mut Vec<u8>, columns: &[Column<'_>], format: impl Fn(usize) -> u16) {
     put(out, b'T', |out| {
         out.extend(u16::try_from(columns.len()).unwrap_or(u16::MAX).to_be_bytes());
-        for column in columns {
+        for (place, column) in columns.iter().enumerate() {
             put_string(out, column.name.as_bytes());
             out.extend([0; 6]);
             out.extend(column.type_oid.to_be_bytes());
             out.extend(column.type_length.to_be_bytes());
             out.extend((-1i32).to_be_bytes());
-            out.extend([0; 2]);
+            out.extend(format(place).to_be_bytes());
+        }
+    });
+}
+
+/// A DataRow whose values are not text: `value` appends the bytes of a column by its place and says whether there is a
+/// value; without one it is NULL.
+pub fn data_row_with(out: &mut Vec<u8>, columns: usize, value: impl Fn(usize, &mut Vec<u8>) -> bool) {
+    put(out, b'D', |out| {
+        out.extend(u16::try_from(columns).unwrap_or(u16::MAX).to_be_bytes());
+        for place in 0..columns {
+            let start = out.len();
+            out.extend((-1i32).to_be_bytes());
+            if value(place, out) {
+                let length = u32::try_from(out.len() - start - 4).unwrap_or(u32::MAX);
+                out[start..start + 4].copy_from_slice(&length.to_be_bytes());
+            } else {
+                out.truncate(start + 4);
+            }
+        }
+    });
+}
+
+/// The types of a statement's parameters.
+pub fn parameter_description(out: &mut Vec<u8>, type_oids: &[u32]) {
+    put(out, b't', |out| {
+        out.extend(u16::try_from(type_oids.len()).unwrap_or(u16::MAX).to_be_bytes());
+        for oid in type_oids {
+            out.extend(oid.to_be_bytes());
         }
     });
 }
@@ -267,6 +301,19 @@ mod tests {
         out.clear();
         authentication(&mut out, &Authentication::Sasl(&["SCRAM-SHA-256"]));
         assert_eq!(out, b"R\0\0\0\x17\0\0\0\x0aSCRAM-SHA-256\0\0");
+    }
+
+    #[test]
+    fn a_row_has_its_lengths_and_nulls() {
+        let mut out = Vec::new();
+        data_row_with(&mut out, 2, |place, out| {
+            out.extend([7, 8]);
+            place == 0
+        });
+        assert_eq!(out, b"D\0\0\0\x10\0\x02\0\0\0\x02\x07\x08\xff\xff\xff\xff");
+        let mut text = Vec::new();
+        data_row(&mut text, &[Some("\x07\x08".into()), None]);
+        assert_eq!(out, text);
     }
 
     #[test]

@@ -1,0 +1,614 @@
+//! From a query's text to commands: PgBouncer's, and what drivers send unasked. Words in any case, quoted names, comments,
+//! several commands between semicolons; all are read before any is run, as the server does. Pure.
+
+use super::operator::Shutdown;
+use super::{Error, VERSION, parameter};
+
+/// What SHOW shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Show {
+    ActiveSockets,
+    Clients,
+    Config,
+    Databases,
+    DnsHosts,
+    DnsZones,
+    Fds,
+    Help,
+    Lists,
+    Mem,
+    PeerPools,
+    Peers,
+    Pools,
+    Servers,
+    Sockets,
+    State,
+    Stats,
+    StatsAverages,
+    StatsTotals,
+    Totals,
+    Users,
+    Version,
+}
+
+/// Every SHOW by its name.
+pub(super) const SHOWS: &[(&str, Show)] = &[
+    ("active_sockets", Show::ActiveSockets),
+    ("clients", Show::Clients),
+    ("config", Show::Config),
+    ("databases", Show::Databases),
+    ("dns_hosts", Show::DnsHosts),
+    ("dns_zones", Show::DnsZones),
+    ("fds", Show::Fds),
+    ("help", Show::Help),
+    ("lists", Show::Lists),
+    ("mem", Show::Mem),
+    ("peer_pools", Show::PeerPools),
+    ("peers", Show::Peers),
+    ("pools", Show::Pools),
+    ("servers", Show::Servers),
+    ("sockets", Show::Sockets),
+    ("state", Show::State),
+    ("stats", Show::Stats),
+    ("stats_averages", Show::StatsAverages),
+    ("stats_totals", Show::StatsTotals),
+    ("totals", Show::Totals),
+    ("users", Show::Users),
+    ("version", Show::Version),
+];
+
+/// SHOW HELP's detail.
+pub(super) const HELP: &str = "
+\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USERS|VERSION
+\tSHOW PEERS|PEER_POOLS
+\tSHOW FDS|SOCKETS|ACTIVE_SOCKETS|LISTS|MEM|STATE
+\tSHOW DNS_HOSTS|DNS_ZONES
+\tSHOW STATS|STATS_TOTALS|STATS_AVERAGES|TOTALS
+\tSET key = arg
+\tRELOAD
+\tPAUSE [<db>]
+\tRESUME [<db>]
+\tDISABLE <db>
+\tENABLE <db>
+\tRECONNECT [<db>]
+\tKILL <db>
+\tKILL_CLIENT <client_id>
+\tSHUTDOWN
+\tSHUTDOWN WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS
+\tWAIT_CLOSE [<db>]";
+
+/// How much of a wrong command an error repeats, in characters.
+const REPEATED: usize = 200;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Command {
+    Show(Show),
+    /// One row of one text column.
+    Text(&'static str, &'static str),
+    /// `SELECT 1`.
+    Number(i32),
+    Pause(Option<String>),
+    Resume(Option<String>),
+    Reconnect(Option<String>),
+    WaitClose(Option<String>),
+    Kill(String),
+    Enable(String),
+    Disable(String),
+    KillClient(u64),
+    Reload,
+    Suspend,
+    Shutdown(Shutdown),
+    /// The setting and its value; `None` is its default.
+    Set(String, Option<String>),
+    /// SET of a client's own setting.
+    SetIgnored,
+    /// Nothing, with this tag.
+    Nothing(&'static str),
+    /// BEGIN or START TRANSACTION.
+    Begin(&'static str),
+    Commit,
+    Rollback,
+    /// Forgets prepared statements: one, or all. The tag.
+    Forget(Option<String>, &'static str),
+}
+
+impl Command {
+    /// Whether it changes something of the pooler.
+    pub fn needs_admin(&self) -> bool {
+        matches!(
+            self,
+            Self::Show(Show::Fds)
+                | Self::Pause(_)
+                | Self::Resume(_)
+                | Self::Reconnect(_)
+                | Self::WaitClose(_)
+                | Self::Kill(_)
+                | Self::Enable(_)
+                | Self::Disable(_)
+                | Self::KillClient(_)
+                | Self::Reload
+                | Self::Suspend
+                | Self::Shutdown(_)
+                | Self::Set(..)
+        )
+    }
+}
+
+/// What an error about `text` says is possible.
+pub(super) fn possible_instead_of(text: &str) -> &'static str {
+    let word = text.split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or_default();
+    if word.eq_ignore_ascii_case("show") {
+        "Possible are SHOW HELP, CONFIG, DATABASES, POOLS, CLIENTS, SERVERS, SOCKETS, ACTIVE_SOCKETS, LISTS, USERS, \
+         STATS, STATS_TOTALS, STATS_AVERAGES, TOTALS, MEM, VERSION, STATE, FDS, DNS_HOSTS, DNS_ZONES, PEERS and \
+         PEER_POOLS."
+    } else {
+        "Possible are SHOW, SET key = value, RELOAD, PAUSE [db], RESUME [db], RECONNECT [db], WAIT_CLOSE [db], \
+         KILL db, ENABLE db, DISABLE db, KILL_CLIENT id and SHUTDOWN. A name of other than letters, digits and _ \
+         stands in double quotes."
+    }
+}
+
+/// The commands of `query` in order; none for an empty query.
+///
+/// # Errors
+/// [`Error::InvalidCommand`], [`Error::Unterminated`], [`Error::TakesNoParameters`], [`Error::DatabaseRequired`] or
+/// [`Error::ClientId`] for the first that is none.
+pub(super) fn parse(query: &str) -> Result<Vec<Command>, Error> {
+    let tokens = scan(query)?;
+    if tokens.iter().any(|token| token.kind == Kind::Word && token.text.starts_with('$')) {
+        return Err(Error::TakesNoParameters);
+    }
+    tokens
+        .split(|token| token.is_symbol(';'))
+        .filter(|tokens| !tokens.is_empty())
+        .map(|tokens| Statement { query, tokens }.command())
+        .collect()
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Letters, digits, `_`, `.`, `$` and everything beyond ASCII.
+    Word,
+    /// In double quotes.
+    Name,
+    /// In single quotes.
+    Text,
+    Symbol,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Token {
+    kind: Kind,
+    /// Without its quotes.
+    text: String,
+    /// Where it is in the query.
+    start: usize,
+    end: usize,
+}
+
+impl Token {
+    fn is_symbol(&self, symbol: char) -> bool {
+        self.kind == Kind::Symbol && self.text.starts_with(symbol)
+    }
+
+    fn is_word(&self, word: &str) -> bool {
+        self.kind == Kind::Word && self.text.eq_ignore_ascii_case(word)
+    }
+
+    fn is_name(&self) -> bool {
+        matches!(self.kind, Kind::Word | Kind::Name)
+    }
+}
+
+fn scan(query: &str) -> Result<Vec<Token>, Error> {
+    let mut tokens = Vec::new();
+    let mut at = 0;
+    while let Some(first) = query[at..].chars().next() {
+        let rest = &query[at..];
+        if first.is_ascii_whitespace() || first == '\u{b}' {
+            at += 1;
+        } else if rest.starts_with("--") {
+            at += rest.find('\n').unwrap_or(rest.len());
+        } else if rest.starts_with("/*") {
+            at += comment(rest).ok_or(Error::Unterminated("/* comment"))?;
+        } else {
+            let (kind, length, text) = match first {
+                '\'' => {
+                    let (length, text) = quoted(rest, '\'').ok_or(Error::Unterminated("quoted string"))?;
+                    (Kind::Text, length, text)
+                }
+                '"' => {
+                    let (length, text) = quoted(rest, '"').ok_or(Error::Unterminated("quoted identifier"))?;
+                    (Kind::Name, length, text)
+                }
+                _ if of_word(first) => {
+                    let length = rest.find(|c| !of_word(c)).unwrap_or(rest.len());
+                    (Kind::Word, length, rest[..length].to_owned())
+                }
+                symbol => (Kind::Symbol, symbol.len_utf8(), symbol.to_string()),
+            };
+            tokens.push(Token { kind, text, start: at, end: at + length });
+            at += length;
+        }
+    }
+    Ok(tokens)
+}
+
+fn of_word(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '$') || !c.is_ascii()
+}
+
+/// The length of a comment, within which comments may stand.
+fn comment(text: &str) -> Option<usize> {
+    let mut depth = 0usize;
+    let mut at = 0;
+    let bytes = text.as_bytes();
+    while at < bytes.len() {
+        match bytes.get(at..at + 2) {
+            Some(b"/*") => {
+                depth += 1;
+                at += 2;
+            }
+            Some(b"*/") => {
+                depth -= 1;
+                at += 2;
+                if depth == 0 {
+                    return Some(at);
+                }
+            }
+            _ => at += 1,
+        }
+    }
+    None
+}
+
+/// The length of what stands in quotes, with them, and what it says: a doubled quote is one.
+fn quoted(text: &str, quote: char) -> Option<(usize, String)> {
+    let mut said = String::new();
+    let mut characters = text.char_indices().skip(1).peekable();
+    while let Some((at, c)) = characters.next() {
+        if c == quote && characters.next_if(|(_, next)| *next == quote).is_none() {
+            return Some((at + 1, said));
+        }
+        said.push(c);
+    }
+    None
+}
+
+/// One command's tokens, at least one.
+struct Statement<'a> {
+    query: &'a str,
+    tokens: &'a [Token],
+}
+
+impl Statement<'_> {
+    fn invalid(&self) -> Error {
+        Error::InvalidCommand(self.source(0).chars().take(REPEATED).collect())
+    }
+
+    /// The text as it was written, from a token on.
+    fn source(&self, from: usize) -> &str {
+        match (self.tokens.get(from), self.tokens.last()) {
+            (Some(first), Some(last)) => &self.query[first.start..last.end],
+            _ => "",
+        }
+    }
+
+    /// Whether these words follow, perhaps with more after them.
+    fn begins(&self, words: &[&str]) -> bool {
+        words.len() <= self.tokens.len()
+            && self.tokens.iter().zip(words).all(|(token, word)| token.is_word(word))
+    }
+
+    fn is(&self, words: &[&str]) -> bool {
+        words.len() == self.tokens.len() && self.begins(words)
+    }
+
+    fn command(&self) -> Result<Command, Error> {
+        let Some(first) = self.tokens.first().filter(|first| first.kind == Kind::Word) else {
+            return Err(self.invalid());
+        };
+        let plain = |command| if self.tokens.len() == 1 { Ok(command) } else { Err(self.invalid()) };
+        match first.text.to_ascii_lowercase().as_str() {
+            "show" => self.show(),
+            "select" => self.select(),
+            "pause" => self.database().map(Command::Pause),
+            "resume" => self.database().map(Command::Resume),
+            "reconnect" => self.database().map(Command::Reconnect),
+            "wait_close" => self.database().map(Command::WaitClose),
+            "kill" => self.needed_database().map(Command::Kill),
+            "enable" => self.needed_database().map(Command::Enable),
+            "disable" => self.needed_database().map(Command::Disable),
+            "kill_client" => self.client().map(Command::KillClient),
+            "reload" => plain(Command::Reload),
+            "suspend" => plain(Command::Suspend),
+            "shutdown" => self.shutdown(),
+            "set" => self.set(),
+            "reset" => self.reset(),
+            "begin" => Ok(Command::Begin("BEGIN")),
+            "start" if self.begins(&["start", "transaction"]) => Ok(Command::Begin("START TRANSACTION")),
+            "commit" | "end" => Ok(Command::Commit),
+            "rollback" | "abort" if self.tokens.iter().any(|token| token.is_word("to")) => {
+                Ok(Command::Nothing("ROLLBACK"))
+            }
+            "rollback" | "abort" => Ok(Command::Rollback),
+            "savepoint" => Ok(Command::Nothing("SAVEPOINT")),
+            "release" => Ok(Command::Nothing("RELEASE")),
+            "unlisten" => Ok(Command::Nothing("UNLISTEN")),
+            "close" if self.is(&["close", "all"]) => Ok(Command::Nothing("CLOSE CURSOR ALL")),
+            "discard" if self.is(&["discard", "all"]) => Ok(Command::Forget(None, "DISCARD ALL")),
+            "deallocate" => self.deallocate(),
+            _ => Err(self.invalid()),
+        }
+    }
+
+    /// The name that may follow.
+    fn database(&self) -> Result<Option<String>, Error> {
+        match &self.tokens[1..] {
+            [] => Ok(None),
+            [name] if name.is_name() => Ok(Some(name.text.clone())),
+            _ => Err(self.invalid()),
+        }
+    }
+
+    fn needed_database(&self) -> Result<String, Error> {
+        self.database()?.ok_or(Error::DatabaseRequired)
+    }
+
+    /// An id as SHOW CLIENTS shows it, or as its column `ptr` does.
+    fn client(&self) -> Result<u64, Error> {
+        let [id] = &self.tokens[1..] else { return Err(Error::ClientId) };
+        let read = match id.text.strip_prefix("0x") {
+            Some(digits) => u64::from_str_radix(digits, 16),
+            None => id.text.parse(),
+        };
+        read.map_err(|_| Error::ClientId)
+    }
+
+    fn show(&self) -> Result<Command, Error> {
+        if self.is(&["show", "time", "zone"]) {
+            return Ok(Command::Text("timezone", "GMT"));
+        }
+        if self.is(&["show", "transaction", "isolation", "level"]) {
+            return Ok(Command::Text("transaction_isolation", "read committed"));
+        }
+        let [what] = &self.tokens[1..] else { return Err(self.invalid()) };
+        if let Some(show) = shown(what) {
+            return Ok(Command::Show(show));
+        }
+        match parameter::find(&what.text) {
+            Some((name, value)) if what.is_name() => Ok(Command::Text(name, value)),
+            _ => Err(self.invalid()),
+        }
+    }
+
+    /// PgBouncer takes SELECT for SHOW. A number is what drivers ask for to see whether somebody answers.
+    fn select(&self) -> Result<Command, Error> {
+        match &self.tokens[1..] {
+            [what] => {
+                if let Ok(number) = what.text.parse()
+                    && what.kind == Kind::Word
+                {
+                    return Ok(Command::Number(number));
+                }
+                self.show()
+            }
+            [what, open, close]
+                if (what.is_word("version") || what.is_word("pg_catalog.version"))
+                    && open.is_symbol('(')
+                    && close.is_symbol(')') =>
+            {
+                Ok(Command::Text("version", VERSION))
+            }
+            _ => Err(self.invalid()),
+        }
+    }
+
+    fn shutdown(&self) -> Result<Command, Error> {
+        let how = match &self.tokens[1..] {
+            [] => Shutdown::Immediate,
+            [how] if how.is_word("wait_for_servers") => Shutdown::WaitForServers,
+            [how] if how.is_word("wait_for_clients") => Shutdown::WaitForClients,
+            _ => return Err(self.invalid()),
+        };
+        Ok(Command::Shutdown(how))
+    }
+
+    fn set(&self) -> Result<Command, Error> {
+        let starts: [&[&str]; 5] = [
+            &["set", "names"],
+            &["set", "time", "zone"],
+            &["set", "session", "time", "zone"],
+            &["set", "transaction"],
+            &["set", "session", "characteristics", "as", "transaction"],
+        ];
+        let assigns = |place: usize| {
+            self.tokens.get(place).is_some_and(|token| token.is_symbol('=') || token.is_word("to"))
+        };
+        if !assigns(2) && starts.iter().any(|start| self.begins(start)) {
+            return Ok(Command::SetIgnored);
+        }
+        let scope = ["session", "local"].iter().any(|scope| self.begins(&["set", scope])) && !assigns(2);
+        let place = if scope { 2 } else { 1 };
+        let (Some(key), true) = (self.tokens.get(place).filter(|key| key.is_name()), assigns(place + 1))
+        else {
+            return Err(self.invalid());
+        };
+        let value = match &self.tokens[place + 2..] {
+            [] => return Err(self.invalid()),
+            [value] if value.is_word("default") => None,
+            [value] => Some(value.text.clone()),
+            // `-1`, `a, b`: as written.
+            _ => Some(self.source(place + 2).to_owned()),
+        };
+        Ok(match parameter::find(&key.text) {
+            Some(_) => Command::SetIgnored,
+            None => Command::Set(setting(key), value),
+        })
+    }
+
+    fn reset(&self) -> Result<Command, Error> {
+        match &self.tokens[1..] {
+            [all] if all.is_word("all") => Ok(Command::Nothing("RESET")),
+            [key] if key.is_name() => Ok(match parameter::find(&key.text) {
+                Some(_) => Command::Nothing("RESET"),
+                None => Command::Set(setting(key), None),
+            }),
+            _ => Err(self.invalid()),
+        }
+    }
+
+    fn deallocate(&self) -> Result<Command, Error> {
+        match &self.tokens[1..] {
+            [name] | [_, name] if name.is_word("all") => Ok(Command::Forget(None, "DEALLOCATE ALL")),
+            [name] if name.is_name() => Ok(Command::Forget(Some(name.text.clone()), "DEALLOCATE")),
+            [prepare, name] if prepare.is_word("prepare") && name.is_name() => {
+                Ok(Command::Forget(Some(name.text.clone()), "DEALLOCATE"))
+            }
+            _ => Err(self.invalid()),
+        }
+    }
+}
+
+fn shown(what: &Token) -> Option<Show> {
+    SHOWS
+        .iter()
+        .find(|(name, _)| what.is_name() && what.text.eq_ignore_ascii_case(name))
+        .map(|(_, show)| *show)
+}
+
+fn setting(key: &Token) -> String {
+    if key.kind == Kind::Word { key.text.to_ascii_lowercase() } else { key.text.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn one(query: &str) -> Command {
+        let commands = parse(query).unwrap();
+        assert_eq!(commands.len(), 1, "{query}");
+        commands.into_iter().next().unwrap()
+    }
+
+    fn named(name: &str) -> Option<String> {
+        Some(name.to_owned())
+    }
+
+    #[test]
+    fn every_show_is_read_however_it_is_written() {
+        for (name, show) in SHOWS {
+            for query in [
+                format!("SHOW {}", name.to_uppercase()),
+                format!("  show\t{name} ;"),
+                format!("-- why\nShow /* a /* b */ c */ \"{name}\" ; -- end"),
+                format!("select {name};"),
+            ] {
+                assert_eq!(one(&query), Command::Show(*show), "{query}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_database_is_taken_as_it_is_written() {
+        assert_eq!(one("PAUSE"), Command::Pause(None));
+        assert_eq!(one("pause Sales;"), Command::Pause(named("Sales")));
+        assert_eq!(one("resume \"my \"\"db\"\"-1\""), Command::Resume(named("my \"db\"-1")));
+        assert_eq!(one("kill \"pause\""), Command::Kill("pause".into()));
+        assert_eq!(one("wait_close größe"), Command::WaitClose(named("größe")));
+        assert_eq!(parse("kill"), Err(Error::DatabaseRequired));
+        assert_eq!(parse("pause my-db"), Err(Error::InvalidCommand("pause my-db".into())));
+        assert_eq!(parse("pause 'db'"), Err(Error::InvalidCommand("pause 'db'".into())));
+    }
+
+    #[test]
+    fn a_client_is_named_by_its_id_or_its_pointer() {
+        assert_eq!(one("KILL_CLIENT 12"), Command::KillClient(12));
+        assert_eq!(one("kill_client 0xC"), Command::KillClient(12));
+        for wrong in ["kill_client", "kill_client x", "kill_client 1 2", "kill_client -1"] {
+            assert_eq!(parse(wrong), Err(Error::ClientId), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn settings_of_the_pooler_are_set_and_those_of_a_client_ignored() {
+        let set = |query, key: &str, value: Option<&str>| {
+            assert_eq!(one(query), Command::Set(key.into(), value.map(Into::into)), "{query}");
+        };
+        set("SET Pool_Mode = session", "pool_mode", Some("session"));
+        set("set x='it''s'", "x", Some("it's"));
+        set("set \"X\" to \"y\";", "X", Some("y"));
+        set("set query_timeout = -1.5", "query_timeout", Some("-1.5"));
+        set("set a = b, c", "a", Some("b, c"));
+        set("set session a = default", "a", None);
+        set("reset a", "a", None);
+        for ignored in [
+            "SET extra_float_digits = 3",
+            "SET datestyle TO 'ISO'",
+            "set local TimeZone to default",
+            "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+            "SET TIME ZONE 'UTC'",
+            "SET NAMES 'UTF8'",
+            "set search_path = a, b",
+        ] {
+            assert_eq!(one(ignored), Command::SetIgnored, "{ignored}");
+        }
+        for wrong in ["set", "set a", "set a =", "set = a", "set a b", "set role x", "reset"] {
+            assert!(matches!(parse(wrong), Err(Error::InvalidCommand(_))), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_drivers_send_is_understood() {
+        assert_eq!(one("SELECT 1"), Command::Number(1));
+        assert_eq!(one("select pg_catalog.version()"), Command::Text("version", VERSION));
+        assert_eq!(one("BEGIN ISOLATION LEVEL SERIALIZABLE"), Command::Begin("BEGIN"));
+        assert_eq!(one("start transaction"), Command::Begin("START TRANSACTION"));
+        assert_eq!(one("END"), Command::Commit);
+        assert_eq!(one("ROLLBACK TO SAVEPOINT a"), Command::Nothing("ROLLBACK"));
+        assert_eq!(one("ABORT"), Command::Rollback);
+        assert_eq!(one("SHOW client_encoding"), Command::Text("client_encoding", "UTF8"));
+        assert_eq!(
+            one("show transaction isolation level"),
+            Command::Text("transaction_isolation", "read committed")
+        );
+        assert_eq!(one("DISCARD ALL"), Command::Forget(None, "DISCARD ALL"));
+        assert_eq!(one("deallocate prepare all"), Command::Forget(None, "DEALLOCATE ALL"));
+        assert_eq!(one("deallocate s1"), Command::Forget(named("s1"), "DEALLOCATE"));
+    }
+
+    #[test]
+    fn several_commands_are_all_read_before_any_is_run() {
+        assert_eq!(parse(" ; ;; -- nothing"), Ok(vec![]));
+        assert_eq!(parse("reload; ;pause;"), Ok(vec![Command::Reload, Command::Pause(None)]));
+        assert_eq!(parse("pause 'a;b'"), Err(Error::InvalidCommand("pause 'a;b'".into())));
+        assert_eq!(parse("reload; resmue ; pause"), Err(Error::InvalidCommand("resmue".into())));
+    }
+
+    #[test]
+    fn what_has_no_end_or_wants_a_value_is_refused() {
+        assert_eq!(parse("pause \"a"), Err(Error::Unterminated("quoted identifier")));
+        assert_eq!(parse("set a = 'b''"), Err(Error::Unterminated("quoted string")));
+        assert_eq!(parse("show /* /* */ pools"), Err(Error::Unterminated("/* comment")));
+        assert_eq!(parse("pause $1"), Err(Error::TakesNoParameters));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(text in ".{0,60}") {
+            let _ = parse(&text);
+        }
+
+        #[test]
+        fn any_words_are_read_or_refused(words in prop::collection::vec(
+            prop::sample::select(vec![
+                "show", "set", "pools", "pause", "to", "=", "default", "session", "\"", "'", "/*", "*/", "--", "\n",
+                ";", "$1", "time", "zone", "select", "1", "(", ")", "version", "deallocate", "all", "ü",
+            ]), 0..12))
+        {
+            let _ = parse(&words.join(" "));
+            let _ = parse(&words.concat());
+        }
+    }
+}

@@ -1,0 +1,813 @@
+//! From reports to the rows of every SHOW, in the columns, types and order of PgBouncer 1.24. Pure.
+//!
+//! What PgBouncer has and this pooler has not (DNS, peers, descriptors to take over) is an empty answer in its columns.
+
+use super::command::Show;
+use super::operator::Operator;
+use super::report::{
+    ClientReport, ClientState, Counters, DatabaseReport, PoolMode, PoolReport, Replication, ServerReport,
+    ServerState, SocketReport, State, StatsReport,
+};
+use super::table::{Column, Kind, Table, Value};
+use super::{DATABASE, VERSION};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use Kind::{Bytea, Int4, Int8, Numeric, Text};
+
+type Columns = &'static [(Kind, &'static [&'static str])];
+
+const SOCKET: Columns = &[
+    (Text, &["type", "user", "database", "replication", "state", "addr"]),
+    (Int4, &["port"]),
+    (Text, &["local_addr"]),
+    (Int4, &["local_port"]),
+    (Text, &["connect_time", "request_time"]),
+    (Int4, &["wait", "wait_us", "close_needed"]),
+    (Text, &["ptr", "link"]),
+    (Int4, &["remote_pid"]),
+    (Text, &["tls", "application_name"]),
+    (Int4, &["prepared_statements", "id"]),
+];
+
+const SOCKET_BUFFERS: Columns =
+    &[(Int4, &["recv_pos", "pkt_pos", "pkt_remain", "send_pos", "send_remain", "pkt_avail", "send_avail"])];
+
+const POOLS: Columns = &[
+    (Text, &["database", "user"]),
+    (
+        Int4,
+        &[
+            "cl_active",
+            "cl_waiting",
+            "cl_active_cancel_req",
+            "cl_waiting_cancel_req",
+            "sv_active",
+            "sv_active_cancel",
+            "sv_being_canceled",
+            "sv_idle",
+            "sv_used",
+            "sv_tested",
+            "sv_login",
+            "maxwait",
+            "maxwait_us",
+        ],
+    ),
+    (Text, &["pool_mode", "load_balance_hosts"]),
+];
+
+const DATABASES: Columns = &[
+    (Text, &["name", "host"]),
+    (Int4, &["port"]),
+    (Text, &["database", "force_user"]),
+    (Int4, &["pool_size", "min_pool_size", "reserve_pool_size", "server_lifetime"]),
+    (Text, &["pool_mode", "load_balance_hosts"]),
+    (
+        Int4,
+        &[
+            "max_connections",
+            "current_connections",
+            "max_client_connections",
+            "current_client_connections",
+            "paused",
+            "disabled",
+        ],
+    ),
+];
+
+const USERS: Columns = &[
+    (Text, &["name", "pool_size", "reserve_pool_size", "pool_mode"]),
+    (
+        Int4,
+        &[
+            "max_user_connections",
+            "current_connections",
+            "max_user_client_connections",
+            "current_client_connections",
+        ],
+    ),
+];
+
+const STATS: Columns = &[
+    (Text, &["database"]),
+    (
+        Numeric,
+        &[
+            "total_server_assignment_count",
+            "total_xact_count",
+            "total_query_count",
+            "total_received",
+            "total_sent",
+            "total_xact_time",
+            "total_query_time",
+            "total_wait_time",
+            "total_client_parse_count",
+            "total_server_parse_count",
+            "total_bind_count",
+            "avg_server_assignment_count",
+            "avg_xact_count",
+            "avg_query_count",
+            "avg_recv",
+            "avg_sent",
+            "avg_xact_time",
+            "avg_query_time",
+            "avg_wait_time",
+            "avg_client_parse_count",
+            "avg_server_parse_count",
+            "avg_bind_count",
+        ],
+    ),
+];
+
+const STATS_TOTALS: Columns = &[
+    (Text, &["database"]),
+    (
+        Numeric,
+        &[
+            "server_assignment_count",
+            "xact_count",
+            "query_count",
+            "bytes_received",
+            "bytes_sent",
+            "xact_time",
+            "query_time",
+            "wait_time",
+            "client_parse_count",
+            "server_parse_count",
+            "bind_count",
+        ],
+    ),
+];
+
+/// PgBouncer names the last three as no other of them.
+const STATS_AVERAGES: Columns = &[
+    (Text, &["database"]),
+    (
+        Numeric,
+        &[
+            "server_assignment_count",
+            "xact_count",
+            "query_count",
+            "bytes_received",
+            "bytes_sent",
+            "xact_time",
+            "query_time",
+            "wait_time",
+            "avg_client_parse_count",
+            "avg_server_parse_count",
+            "avg_bind_count",
+        ],
+    ),
+];
+
+/// SHOW TOTALS' rows, each once with `total_` and once with `avg_`.
+const TOTALS: [&str; 11] = [
+    "server_assignment_count",
+    "xact_count",
+    "query_count",
+    "client_bytes",
+    "server_bytes",
+    "xact_time",
+    "query_time",
+    "wait_time",
+    "ps_client_parse_count",
+    "ps_server_parse_count",
+    "ps_bind_count",
+];
+
+/// The columns of a SHOW; none for SHOW HELP, which answers with a notice.
+pub(super) fn columns(show: Show) -> Vec<Column> {
+    let parts: &[Columns] = match show {
+        Show::Help => &[],
+        Show::Clients | Show::Servers => &[SOCKET],
+        Show::Sockets | Show::ActiveSockets => &[SOCKET, SOCKET_BUFFERS],
+        Show::Config => &[&[(Text, &["key", "value", "default", "changeable"])]],
+        Show::Databases => &[DATABASES],
+        Show::DnsHosts => &[&[(Text, &["hostname"]), (Int8, &["ttl"]), (Text, &["addrs"])]],
+        Show::DnsZones => &[&[(Text, &["zonename"]), (Int8, &["serial"]), (Int4, &["count"])]],
+        Show::Fds => &[&[
+            (Int4, &["fd"]),
+            (Text, &["task", "user", "database", "addr"]),
+            (Int4, &["port"]),
+            (Int8, &["cancel"]),
+            (Int4, &["link"]),
+            (Text, &["client_encoding", "std_strings", "datestyle", "timezone", "password"]),
+            (Bytea, &["scram_client_key", "scram_server_key"]),
+        ]],
+        Show::Lists => &[&[(Text, &["list"]), (Int4, &["items"])]],
+        Show::Mem => &[&[(Text, &["name"]), (Int4, &["size", "used", "free", "memtotal"])]],
+        Show::Peers => &[&[(Int4, &["peer_id"]), (Text, &["host"]), (Int4, &["port", "pool_size"])]],
+        Show::PeerPools => &[&[(
+            Int4,
+            &["peer_id", "cl_active_cancel_req", "cl_waiting_cancel_req", "sv_active_cancel", "sv_login"],
+        )]],
+        Show::Pools => &[POOLS],
+        Show::State => &[&[(Text, &["key", "value"])]],
+        Show::Stats => &[STATS],
+        Show::StatsTotals => &[STATS_TOTALS],
+        Show::StatsAverages => &[STATS_AVERAGES],
+        Show::Totals => &[&[(Text, &["name"]), (Numeric, &["value"])]],
+        Show::Users => &[USERS],
+        Show::Version => &[&[(Text, &["version"])]],
+    };
+    let groups = parts.iter().copied().flatten();
+    groups.flat_map(|(kind, names)| names.iter().map(|name| Column { name, kind: *kind })).collect()
+}
+
+pub(super) fn table(show: Show, operator: &dyn Operator) -> Table {
+    let rows = match show {
+        Show::Help | Show::DnsHosts | Show::DnsZones | Show::Fds | Show::Peers | Show::PeerPools => {
+            Vec::new()
+        }
+        Show::Clients => operator.clients().iter().filter_map(|client| client_row(client, "")).collect(),
+        Show::Servers => operator.servers().iter().map(|server| server_row(server, "")).collect(),
+        Show::Sockets => sockets(operator, |_| true),
+        Show::ActiveSockets => sockets(operator, |socket| socket.unread > 0 || socket.unsent > 0),
+        Show::Config => {
+            let row = |setting: super::SettingReport| {
+                let changeable = if setting.changeable { "yes" } else { "no" };
+                vec![setting.key.into(), setting.value.into(), setting.default.into(), changeable.into()]
+            };
+            operator.settings().into_iter().map(row).collect()
+        }
+        Show::Databases => {
+            operator.databases().into_iter().chain([own_database(operator)]).map(database_row).collect()
+        }
+        Show::Lists => lists(operator),
+        Show::Mem => {
+            let row = |memory: super::MemoryReport| {
+                let total = memory.used.saturating_add(memory.free).saturating_mul(memory.size);
+                vec![
+                    memory.name.into(),
+                    memory.size.into(),
+                    memory.used.into(),
+                    memory.free.into(),
+                    total.into(),
+                ]
+            };
+            operator.memory().into_iter().map(row).collect()
+        }
+        Show::Pools => operator.pools().into_iter().chain([own_pool(operator)]).map(pool_row).collect(),
+        Show::State => {
+            let state = operator.state();
+            let row = |name: &str, is: bool| vec![name.into(), if is { "yes" } else { "no" }.into()];
+            vec![
+                row("active", state == State::Active),
+                row("paused", state == State::Paused),
+                row("suspended", false),
+            ]
+        }
+        Show::Stats => stats(operator, |stats| [counts(&stats.total), counts(&stats.average())].concat()),
+        Show::StatsTotals => stats(operator, |stats| counts(&stats.total).to_vec()),
+        Show::StatsAverages => stats(operator, |stats| counts(&stats.average()).to_vec()),
+        Show::Totals => totals(operator),
+        Show::Users => users(operator),
+        Show::Version => vec![vec![VERSION.into()]],
+    };
+    Table { columns: columns(show), rows }
+}
+
+fn own_database(operator: &dyn Operator) -> DatabaseReport {
+    let own = operator.itself();
+    DatabaseReport {
+        name: DATABASE.to_owned(),
+        host: None,
+        port: own.port,
+        database: DATABASE.to_owned(),
+        force_user: None,
+        pool_size: 0,
+        min_pool_size: 0,
+        reserve_pool_size: 0,
+        server_lifetime: Duration::ZERO,
+        pool_mode: Some(PoolMode::Statement),
+        max_connections: 0,
+        current_connections: 0,
+        max_client_connections: 0,
+        current_client_connections: own.clients,
+        paused: false,
+        disabled: false,
+    }
+}
+
+fn own_pool(operator: &dyn Operator) -> PoolReport {
+    PoolReport {
+        database: DATABASE.to_owned(),
+        user: DATABASE.to_owned(),
+        cl_active: operator.itself().clients,
+        cl_waiting: 0,
+        cl_active_cancel_req: 0,
+        cl_waiting_cancel_req: 0,
+        sv_active: 0,
+        sv_active_cancel: 0,
+        sv_being_canceled: 0,
+        sv_idle: 0,
+        sv_used: 0,
+        sv_tested: 0,
+        sv_login: 0,
+        maxwait: Duration::ZERO,
+        pool_mode: PoolMode::Statement,
+    }
+}
+
+fn own_stats() -> StatsReport {
+    StatsReport {
+        database: DATABASE.to_owned(),
+        total: Counters::default(),
+        recent: Counters::default(),
+        period: Duration::ZERO,
+    }
+}
+
+fn pool_row(pool: PoolReport) -> Vec<Value> {
+    vec![
+        pool.database.into(),
+        pool.user.into(),
+        pool.cl_active.into(),
+        pool.cl_waiting.into(),
+        pool.cl_active_cancel_req.into(),
+        pool.cl_waiting_cancel_req.into(),
+        pool.sv_active.into(),
+        pool.sv_active_cancel.into(),
+        pool.sv_being_canceled.into(),
+        pool.sv_idle.into(),
+        pool.sv_used.into(),
+        pool.sv_tested.into(),
+        pool.sv_login.into(),
+        pool.maxwait.as_secs().into(),
+        pool.maxwait.subsec_micros().into(),
+        pool.pool_mode.name().into(),
+        Value::Null,
+    ]
+}
+
+fn database_row(database: DatabaseReport) -> Vec<Value> {
+    vec![
+        database.name.into(),
+        database.host.into(),
+        database.port.into(),
+        database.database.into(),
+        database.force_user.into(),
+        database.pool_size.into(),
+        database.min_pool_size.into(),
+        database.reserve_pool_size.into(),
+        database.server_lifetime.as_secs().into(),
+        database.pool_mode.map(PoolMode::name).into(),
+        Value::Null,
+        database.max_connections.into(),
+        database.current_connections.into(),
+        database.max_client_connections.into(),
+        database.current_client_connections.into(),
+        database.paused.into(),
+        database.disabled.into(),
+    ]
+}
+
+fn users(operator: &dyn Operator) -> Vec<Vec<Value>> {
+    // PgBouncer shows an empty text where its documentation says NULL; scripts know the former.
+    let text = |size: Option<u32>| size.map(|size| size.to_string()).unwrap_or_default();
+    let row = |user: super::UserReport| {
+        vec![
+            user.name.into(),
+            text(user.pool_size).into(),
+            text(user.reserve_pool_size).into(),
+            user.pool_mode.map(PoolMode::name).into(),
+            user.max_user_connections.into(),
+            user.current_connections.into(),
+            user.max_user_client_connections.into(),
+            user.current_client_connections.into(),
+        ]
+    };
+    operator.users().into_iter().map(row).collect()
+}
+
+fn lists(operator: &dyn Operator) -> Vec<Vec<Value>> {
+    let lists = operator.lists();
+    [
+        ("databases", lists.databases.saturating_add(1)),
+        ("users", lists.users),
+        ("peers", 0),
+        ("pools", lists.pools.saturating_add(1)),
+        ("peer_pools", 0),
+        ("free_clients", lists.free_clients),
+        ("used_clients", lists.used_clients),
+        ("login_clients", lists.login_clients),
+        ("free_servers", lists.free_servers),
+        ("used_servers", lists.used_servers),
+        ("dns_names", 0),
+        ("dns_zones", 0),
+        ("dns_queries", 0),
+        ("dns_pending", 0),
+    ]
+    .into_iter()
+    .map(|(list, items)| vec![list.into(), items.into()])
+    .collect()
+}
+
+/// Every connection but those of cancel requests, as PgBouncer does.
+fn sockets(operator: &dyn Operator, wanted: impl Fn(&SocketReport) -> bool) -> Vec<Vec<Value>> {
+    let clients = operator.clients();
+    let servers = operator.servers();
+    let login = |client: &&ClientReport| client.state == ClientState::Login;
+    let with_buffers = |mut row: Vec<Value>, socket: &SocketReport| {
+        // Positions within PgBouncer's buffers, which are not here; then what is unread and what unsent.
+        row.extend((0..5).map(|_| Value::Count(0)));
+        row.extend([Value::Count(socket.unread), Value::Count(socket.unsent)]);
+        row
+    };
+    let clients_in = clients.iter().filter(|client| !login(client)).filter_map(|client| {
+        let shown = matches!(client.state, ClientState::Active | ClientState::Waiting);
+        let row = client_row(client, "cl_").filter(|_| shown && wanted(&client.socket))?;
+        Some(with_buffers(row, &client.socket))
+    });
+    let servers_in = servers.iter().filter_map(|server| {
+        let shown = !matches!(server.state, ServerState::ActiveCancel | ServerState::BeingCanceled);
+        (shown && wanted(&server.socket)).then(|| with_buffers(server_row(server, "sv_"), &server.socket))
+    });
+    let logging_in =
+        clients.iter().filter(login).filter(|client| wanted(&client.socket)).map(|client| {
+            with_buffers(socket_row("C", "cl_login".to_owned(), &client.socket), &client.socket)
+        });
+    clients_in.chain(servers_in).chain(logging_in).collect()
+}
+
+/// `None` for one that is not logged in.
+fn client_row(client: &ClientReport, prefix: &str) -> Option<Vec<Value>> {
+    let state = match client.state {
+        ClientState::Active => "active",
+        ClientState::Waiting => "waiting",
+        ClientState::ActiveCancelRequest => "active_cancel_req",
+        ClientState::WaitingCancelRequest => "waiting_cancel_req",
+        ClientState::Login => return None,
+    };
+    Some(socket_row("C", format!("{prefix}{state}"), &client.socket))
+}
+
+fn server_row(server: &ServerReport, prefix: &str) -> Vec<Value> {
+    let state = match server.state {
+        ServerState::Active => "active",
+        ServerState::Idle => "idle",
+        ServerState::Used => "used",
+        ServerState::Tested => "tested",
+        // SHOW SOCKETS has another word for it than SHOW SERVERS.
+        ServerState::New if prefix.is_empty() => "new",
+        ServerState::New => "login",
+        ServerState::ActiveCancel => "active_cancel",
+        ServerState::BeingCanceled => "being_canceled",
+    };
+    socket_row("S", format!("{prefix}{state}"), &server.socket)
+}
+
+fn socket_row(kind: &str, state: String, socket: &SocketReport) -> Vec<Value> {
+    let pointer = |id: u64| format!("{id:#x}");
+    vec![
+        kind.into(),
+        socket.user.as_deref().unwrap_or("(nouser)").into(),
+        socket.database.as_deref().unwrap_or("(nodb)").into(),
+        match socket.replication {
+            Replication::None => "none",
+            Replication::Logical => "logical",
+            Replication::Physical => "physical",
+        }
+        .into(),
+        state.into(),
+        socket.addr.as_str().into(),
+        socket.port.into(),
+        socket.local_addr.as_str().into(),
+        socket.local_port.into(),
+        time(socket.connect_time).into(),
+        time(socket.request_time).into(),
+        socket.wait.as_secs().into(),
+        socket.wait.subsec_micros().into(),
+        socket.close_needed.into(),
+        pointer(socket.id).into(),
+        socket.link.map(pointer).unwrap_or_default().into(),
+        socket.remote_pid.into(),
+        socket.tls.as_str().into(),
+        socket.application_name.as_str().into(),
+        socket.prepared_statements.into(),
+        socket.id.into(),
+    ]
+}
+
+/// `2026-11-21 09:05:03 UTC`: PgBouncer's form, always in UTC, because a thread cannot ask for the server's time zone.
+fn time(at: SystemTime) -> String {
+    let seconds = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let (year, month, day) = date(seconds / 86_400);
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+}
+
+/// Year, month and day from days since 1970-01-01. Years begin in March, so that the leap day ends one: then 400 years are
+/// 146,097 days, and the months from March on are 31, 30, 31, 30, 31 days twice and a rest.
+fn date(days: u64) -> (u64, u64, u64) {
+    // From 0000-03-01.
+    let days = days + 719_468;
+    let (cycle, day) = (days / 146_097, days % 146_097);
+    // Less the leap days that have been.
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let january = month >= 10;
+    let year = cycle * 400 + year + u64::from(january);
+    (year, if january { month - 9 } else { month + 3 }, day)
+}
+
+fn stats(operator: &dyn Operator, values: impl Fn(&StatsReport) -> Vec<u64>) -> Vec<Vec<Value>> {
+    let all = operator.stats().into_iter().chain([own_stats()]);
+    all.map(|stats| {
+        let values = values(&stats);
+        std::iter::once(Value::Text(stats.database)).chain(values.into_iter().map(Value::Count)).collect()
+    })
+    .collect()
+}
+
+fn totals(operator: &dyn Operator) -> Vec<Vec<Value>> {
+    let mut sum = own_stats();
+    for stats in operator.stats() {
+        sum.total = sum.total.plus(&stats.total);
+        sum.recent = sum.recent.plus(&stats.recent);
+        sum.period = sum.period.max(stats.period);
+    }
+    let rows = |prefix: &'static str, counters: Counters| {
+        TOTALS
+            .iter()
+            .zip(counts(&counters))
+            .map(move |(name, value)| vec![format!("{prefix}{name}").into(), value.into()])
+    };
+    rows("total_", sum.total).chain(rows("avg_", sum.average())).collect()
+}
+
+/// In the order in which every SHOW has them.
+fn counts(counters: &Counters) -> [u64; 11] {
+    [
+        counters.server_assignment_count,
+        counters.xact_count,
+        counters.query_count,
+        counters.received,
+        counters.sent,
+        counters.xact_time,
+        counters.query_time,
+        counters.wait_time,
+        counters.client_parse_count,
+        counters.server_parse_count,
+        counters.bind_count,
+    ]
+}
+
+impl Counters {
+    fn plus(&self, other: &Self) -> Self {
+        Self {
+            server_assignment_count: self
+                .server_assignment_count
+                .saturating_add(other.server_assignment_count),
+            xact_count: self.xact_count.saturating_add(other.xact_count),
+            query_count: self.query_count.saturating_add(other.query_count),
+            received: self.received.saturating_add(other.received),
+            sent: self.sent.saturating_add(other.sent),
+            xact_time: self.xact_time.saturating_add(other.xact_time),
+            query_time: self.query_time.saturating_add(other.query_time),
+            wait_time: self.wait_time.saturating_add(other.wait_time),
+            client_parse_count: self.client_parse_count.saturating_add(other.client_parse_count),
+            server_parse_count: self.server_parse_count.saturating_add(other.server_parse_count),
+            bind_count: self.bind_count.saturating_add(other.bind_count),
+        }
+    }
+}
+
+impl StatsReport {
+    /// Counts a second, and the mean of a time over what took it.
+    fn average(&self) -> Counters {
+        let rate = |count: u64| {
+            let micros = self.period.as_micros();
+            u128::from(count).saturating_mul(1_000_000).checked_div(micros).map_or(0, narrow)
+        };
+        let mean = |time: u64, count: u64| time.checked_div(count).unwrap_or(0);
+        let recent = &self.recent;
+        Counters {
+            server_assignment_count: rate(recent.server_assignment_count),
+            xact_count: rate(recent.xact_count),
+            query_count: rate(recent.query_count),
+            received: rate(recent.received),
+            sent: rate(recent.sent),
+            xact_time: mean(recent.xact_time, recent.xact_count),
+            query_time: mean(recent.query_time, recent.query_count),
+            wait_time: mean(recent.wait_time, recent.server_assignment_count),
+            client_parse_count: rate(recent.client_parse_count),
+            server_parse_count: rate(recent.server_parse_count),
+            bind_count: rate(recent.bind_count),
+        }
+    }
+}
+
+fn narrow(count: u128) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::command::SHOWS;
+    use super::super::rehearsal::Rehearsal;
+    use super::*;
+    use Kind::{Bytea as B, Int4 as I, Int8 as Q, Numeric as N, Text as S};
+
+    /// The columns of PgBouncer 1.24.1, as `SHOW …` of it describes them; one letter a column's type.
+    const SOCKET_NAMES: &str = "type user database replication state addr port local_addr local_port connect_time \
+        request_time wait wait_us close_needed ptr link remote_pid tls application_name prepared_statements id";
+    const SOCKET_TYPES: [Kind; 21] = [S, S, S, S, S, S, I, S, I, S, S, I, I, I, S, S, I, S, S, I, I];
+
+    fn expected(show: Show) -> (String, Vec<Kind>) {
+        let (names, types): (&str, &[Kind]) = match show {
+            Show::Help => ("", &[]),
+            Show::Clients | Show::Servers => (SOCKET_NAMES, &SOCKET_TYPES),
+            Show::Sockets | Show::ActiveSockets => {
+                let names = "recv_pos pkt_pos pkt_remain send_pos send_remain pkt_avail send_avail";
+                return (format!("{SOCKET_NAMES} {names}"), [&SOCKET_TYPES[..], &[I; 7]].concat());
+            }
+            Show::Config => ("key value default changeable", &[S, S, S, S]),
+            Show::Databases => (
+                "name host port database force_user pool_size min_pool_size reserve_pool_size server_lifetime \
+                 pool_mode load_balance_hosts max_connections current_connections max_client_connections \
+                 current_client_connections paused disabled",
+                &[S, S, I, S, S, I, I, I, I, S, S, I, I, I, I, I, I],
+            ),
+            Show::DnsHosts => ("hostname ttl addrs", &[S, Q, S]),
+            Show::DnsZones => ("zonename serial count", &[S, Q, I]),
+            Show::Fds => (
+                "fd task user database addr port cancel link client_encoding std_strings datestyle timezone password \
+                 scram_client_key scram_server_key",
+                &[I, S, S, S, S, I, Q, I, S, S, S, S, S, B, B],
+            ),
+            Show::Lists => ("list items", &[S, I]),
+            Show::Mem => ("name size used free memtotal", &[S, I, I, I, I]),
+            Show::Peers => ("peer_id host port pool_size", &[I, S, I, I]),
+            Show::PeerPools => (
+                "peer_id cl_active_cancel_req cl_waiting_cancel_req sv_active_cancel sv_login",
+                &[I, I, I, I, I],
+            ),
+            Show::Pools => (
+                "database user cl_active cl_waiting cl_active_cancel_req cl_waiting_cancel_req sv_active \
+                 sv_active_cancel sv_being_canceled sv_idle sv_used sv_tested sv_login maxwait maxwait_us pool_mode \
+                 load_balance_hosts",
+                &[S, S, I, I, I, I, I, I, I, I, I, I, I, I, I, S, S],
+            ),
+            Show::State => ("key value", &[S, S]),
+            Show::Stats => (
+                "database total_server_assignment_count total_xact_count total_query_count total_received total_sent \
+                 total_xact_time total_query_time total_wait_time total_client_parse_count total_server_parse_count \
+                 total_bind_count avg_server_assignment_count avg_xact_count avg_query_count avg_recv avg_sent \
+                 avg_xact_time avg_query_time avg_wait_time avg_client_parse_count avg_server_parse_count \
+                 avg_bind_count",
+                &[S, N, N, N, N, N, N, N, N, N, N, N, N, N, N, N, N, N, N, N, N, N, N],
+            ),
+            Show::StatsTotals => (
+                "database server_assignment_count xact_count query_count bytes_received bytes_sent xact_time \
+                 query_time wait_time client_parse_count server_parse_count bind_count",
+                &[S, N, N, N, N, N, N, N, N, N, N, N],
+            ),
+            Show::StatsAverages => (
+                "database server_assignment_count xact_count query_count bytes_received bytes_sent xact_time \
+                 query_time wait_time avg_client_parse_count avg_server_parse_count avg_bind_count",
+                &[S, N, N, N, N, N, N, N, N, N, N, N],
+            ),
+            Show::Totals => ("name value", &[S, N]),
+            Show::Users => (
+                "name pool_size reserve_pool_size pool_mode max_user_connections current_connections \
+                 max_user_client_connections current_client_connections",
+                &[S, S, S, S, I, I, I, I],
+            ),
+            Show::Version => ("version", &[S]),
+        };
+        (names.to_owned(), types.to_vec())
+    }
+
+    #[test]
+    fn every_show_has_pgbouncers_columns_and_types() {
+        for (name, show) in SHOWS {
+            let (names, types) = expected(*show);
+            let columns = columns(*show);
+            let found: Vec<_> = columns.iter().map(|column| column.name).collect();
+            assert_eq!(found, names.split_whitespace().collect::<Vec<_>>(), "{name}");
+            assert_eq!(columns.iter().map(|column| column.kind).collect::<Vec<_>>(), types, "{name}");
+        }
+    }
+
+    #[test]
+    fn every_row_is_as_wide_as_its_columns() {
+        let operator = Rehearsal { clients: 5, ..Rehearsal::default() };
+        for (name, show) in SHOWS {
+            let table = table(*show, &operator);
+            assert!(table.rows.iter().all(|row| row.len() == table.columns.len()), "{name}");
+            for (column, value) in table.rows.iter().flat_map(|row| table.columns.iter().zip(row)) {
+                let fits = match value {
+                    Value::Null => true,
+                    Value::Text(_) => column.kind == Kind::Text,
+                    Value::Count(_) | Value::Int(_) => column.kind != Kind::Text,
+                };
+                assert!(fits, "{name}.{} is {value:?}", column.name);
+            }
+        }
+    }
+
+    /// A table as text, a row a line.
+    fn shown(show: Show, operator: &Rehearsal) -> Vec<String> {
+        let text = |value: &Value| match value {
+            Value::Null => "NULL".to_owned(),
+            Value::Text(text) => text.clone(),
+            Value::Count(count) => count.to_string(),
+            Value::Int(number) => number.to_string(),
+        };
+        let rows = table(show, operator).rows;
+        rows.iter().map(|row| row.iter().map(text).collect::<Vec<_>>().join("|")).collect()
+    }
+
+    #[test]
+    fn pools_are_followed_by_the_consoles_own() {
+        assert_eq!(
+            shown(Show::Pools, &Rehearsal::default()),
+            [
+                "app|alice|1|2|3|4|5|6|7|8|9|10|11|12|13000|transaction|NULL",
+                "postern|postern|1|0|0|0|0|0|0|0|0|0|0|0|0|statement|NULL",
+            ]
+        );
+        assert_eq!(
+            shown(Show::Databases, &Rehearsal::default()),
+            [
+                "app|NULL|5432|app|NULL|20|0|0|3600|NULL|NULL|0|1|0|2|1|0",
+                "postern|NULL|6432|postern|NULL|0|0|0|0|statement|NULL|0|0|0|1|0|0",
+            ]
+        );
+        assert_eq!(shown(Show::Users, &Rehearsal::default()), ["alice|5||session|0|1|0|2"]);
+        assert_eq!(shown(Show::Mem, &Rehearsal::default()), ["client_cache|100|2|3|500"]);
+        assert_eq!(shown(Show::Lists, &Rehearsal::default())[..2], ["databases|2", "users|1"]);
+        assert_eq!(shown(Show::State, &Rehearsal::default()), ["active|yes", "paused|no", "suspended|no"]);
+    }
+
+    #[test]
+    fn sockets_are_shown_by_state_as_each_list_names_it() {
+        let operator = Rehearsal { clients: 5, ..Rehearsal::default() };
+        let states = |show| -> Vec<_> {
+            shown(show, &operator)
+                .iter()
+                .map(|row| row.split('|').nth(4).map(str::to_owned).unwrap_or_default())
+                .collect()
+        };
+        assert_eq!(states(Show::Clients), ["active", "waiting", "active_cancel_req", "waiting_cancel_req"]);
+        assert_eq!(states(Show::Servers), ["active", "new", "being_canceled"]);
+        assert_eq!(states(Show::Sockets), ["cl_active", "cl_waiting", "sv_active", "sv_login", "cl_login"]);
+        assert_eq!(states(Show::ActiveSockets), ["cl_active", "sv_login", "cl_login"]);
+        assert_eq!(
+            shown(Show::Servers, &operator)[0],
+            "S|alice|app|none|active|10.0.0.1|40001|unix|6432|2024-02-18 00:00:00 UTC|2024-02-29 12:00:00 UTC|2|3|0\
+             |0x3e8|0x1f|77||psql|3|1000"
+        );
+    }
+
+    #[test]
+    fn averages_are_a_second_and_a_thing() {
+        let rows = shown(Show::Stats, &Rehearsal::default());
+        let overflow = u64::MAX / 10;
+        assert_eq!(
+            rows,
+            [
+                format!(
+                    "app|100|200|300|400|500|600|700|800|900|1000|1100|10|4|30|{overflow}|50|2|0|8|90|100|110"
+                ),
+                format!("postern{}", "|0".repeat(22)),
+            ]
+        );
+        let totals = shown(Show::Totals, &Rehearsal::default());
+        assert_eq!(totals.len(), 22);
+        assert_eq!(totals[0], "total_server_assignment_count|100");
+        assert_eq!(totals[3], "total_client_bytes|400");
+        assert_eq!(totals[19], "avg_ps_client_parse_count|90");
+    }
+
+    #[test]
+    fn the_version_begins_with_pgbouncers_number() {
+        let shown = shown(Show::Version, &Rehearsal::default());
+        assert!(shown[0].starts_with("PgBouncer 1.24.1 (postern "), "{shown:?}");
+    }
+
+    #[test]
+    fn dates_are_right_in_leap_years_and_centuries() {
+        assert_eq!(date(0), (1970, 1, 1));
+        assert_eq!(date(58), (1970, 2, 28));
+        assert_eq!(date(59), (1970, 3, 1));
+        assert_eq!(date(11_016), (2000, 2, 29));
+        assert_eq!(date(11_322), (2000, 12, 31));
+        assert_eq!(date(11_323), (2001, 1, 1));
+        assert_eq!(date(47_540), (2100, 2, 28));
+        assert_eq!(date(47_541), (2100, 3, 1));
+        assert_eq!(time(UNIX_EPOCH + Duration::from_secs(86_399)), "1970-01-01 23:59:59 UTC");
+        // Every day follows the one before it.
+        let mut last = date(0);
+        for day in 1..200_000 {
+            let next = date(day);
+            let follows = next == (last.0, last.1, last.2 + 1)
+                || next == (last.0, last.1 + 1, 1)
+                || (next == (last.0 + 1, 1, 1) && (last.1, last.2) == (12, 31));
+            assert!(follows && next.2 <= 31, "{last:?} {next:?}");
+            last = next;
+        }
+    }
+}
