@@ -2,9 +2,11 @@
 
 mod agent;
 mod banner;
+mod drivers;
 mod failover;
 mod honest;
 mod http;
 mod lifecycle;
+mod pgbouncer;
 mod rig;
 mod view;
