@@ -113,10 +113,9 @@ fn node_modules() -> Result<PathBuf> {
     if home.exists() {
         return Ok(modules);
     }
-    for program in ["node", "npm"] {
-        if Command::new(program).arg("--version").output().is_err() {
-            bail!("no {program}: install Node.js with npm (Debian: nodejs and npm)");
-        }
+    let missing = |program: &str| Command::new(program).arg("--version").output().is_err();
+    if missing("node") || missing("npm") {
+        machine::install(&["nodejs".to_owned(), "npm".to_owned()], |what| eprintln!("{what}"))?;
     }
     let aside = home.with_extension(format!("new-{}", std::process::id()));
     fs::create_dir_all(&aside)?;
@@ -124,7 +123,7 @@ fn node_modules() -> Result<PathBuf> {
     npm.current_dir(&aside).args(["install", "--silent", "--no-audit", "--no-fund", "--no-package-lock"]);
     npm.args(["--no-save", "--ignore-scripts", "--prefix", "."]);
     let installed = installation::run(npm.arg(format!("pg@{NODE_POSTGRES}")))
-        .with_context(|| format!("no node-postgres {NODE_POSTGRES}: npm must reach its registry"));
+        .with_context(|| format!("no node-postgres {NODE_POSTGRES}: npm must be able to download it"));
     if let Err(error) = installed {
         let _ = fs::remove_dir_all(&aside);
         return Err(error);

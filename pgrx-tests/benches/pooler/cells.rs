@@ -1,6 +1,6 @@
 //! pgbench -S: protocol × number of clients, plain or with TLS.
 
-use crate::cost::Snapshot;
+use crate::cost::{Snapshot, Syscalls};
 use crate::{Bench, Kind, Target, alternating, median, number};
 use anyhow::{Context, Result};
 use pgrx_tests::machine;
@@ -22,6 +22,17 @@ pub struct Round {
     /// Processor microseconds and wake-ups a transaction, of the server and the pooler together.
     processor: f64,
     wakeups: f64,
+    /// System calls a transaction, in a run that counts them.
+    syscalls: f64,
+}
+
+/// How pgbench is run.
+#[derive(Clone, Copy)]
+pub struct Run<'a> {
+    pub arguments: &'a [&'a str],
+    pub sslmode: &'a str,
+    /// Whether perf counts system calls, which slows them a little.
+    pub syscalls: bool,
 }
 
 pub fn plain(bench: &Bench) -> Result<()> {
@@ -55,7 +66,7 @@ pub fn tls(bench: &Bench) -> Result<()> {
 
 fn header() {
     println!(
-        "{:<10}{:>7}  {:<10}{:>9}{:>9}{:>12}{:>9}{:>9}{:>9}{:>9}{:>8}",
+        "{:<10}{:>7}  {:<10}{:>9}{:>9}{:>12}{:>9}{:>9}{:>9}{:>9}{:>9}{:>8}",
         "protocol",
         "clients",
         "",
@@ -66,6 +77,7 @@ fn header() {
         "p99 ms",
         "cpu us",
         "wakes",
+        "syscalls",
         "failed"
     );
 }
@@ -76,16 +88,21 @@ fn cell(bench: &Bench, targets: &[Target], protocol: &str, clients: usize, sslmo
     let count = clients.to_string();
     let threads = clients.min(2).to_string();
     let arguments = ["-S", "-M", protocol, "-c", &count, "-j", &threads];
-    let rounds =
-        alternating(&targets, bench.options.rounds, |target| pgbench(bench, target, &arguments, sslmode))?;
+    let run = Run { arguments: &arguments, sslmode, syscalls: false };
+    let rounds = alternating(&targets, bench.options.rounds, |target| pgbench(bench, target, run))?;
     let tps = |rounds: &[Round]| median(rounds.iter().map(|round| round.tps));
     let of = |kind: Kind| {
         rounds.iter().find(|(target, _)| target.kind == kind).map_or(f64::NAN, |(_, rounds)| tps(rounds))
     };
     for (target, rounds) in &rounds {
         let of_rounds = |value: fn(&Round) -> f64| median(rounds.iter().map(value));
+        let syscalls = if bench.options.syscalls {
+            pgbench(bench, target, Run { syscalls: true, ..run })?.syscalls
+        } else {
+            f64::NAN
+        };
         println!(
-            "{protocol:<10}{clients:>7}  {:<10}{:>9}{:>9}{:>12}{:>9}{:>9}{:>9}{:>9}{:>8}",
+            "{protocol:<10}{clients:>7}  {:<10}{:>9}{:>9}{:>12}{:>9}{:>9}{:>9}{:>9}{:>9}{:>8}",
             target.kind,
             number(tps(rounds), 0),
             number(tps(rounds) / of(Kind::Direct), 2),
@@ -94,6 +111,7 @@ fn cell(bench: &Bench, targets: &[Target], protocol: &str, clients: usize, sslmo
             number(of_rounds(|round| round.p99), 2),
             number(of_rounds(|round| round.processor), 1),
             number(of_rounds(|round| round.wakeups), 2),
+            number(syscalls, 2),
             rounds.iter().map(|round| round.failed).sum::<usize>()
         );
     }
@@ -102,7 +120,8 @@ fn cell(bench: &Bench, targets: &[Target], protocol: &str, clients: usize, sslmo
 
 /// One run. Processor time and wake-ups are of the time between the first and the last of pgbench's words on its
 /// progress, when all clients are connected and none has left.
-pub fn pgbench(bench: &Bench, target: &Target, arguments: &[&str], sslmode: &str) -> Result<Round> {
+pub fn pgbench(bench: &Bench, target: &Target, run: Run) -> Result<Round> {
+    let Run { arguments, sslmode, .. } = run;
     let seconds = bench.options.seconds;
     let logs = bench.server.socket_directory().join("latency");
     let _ = fs::remove_dir_all(&logs);
@@ -119,11 +138,15 @@ pub fn pgbench(bench: &Bench, target: &Target, arguments: &[&str], sslmode: &str
     let mut child = command.spawn()?;
     let (mut failed, mut complaint) = (0, None);
     let (mut first, mut last, mut transactions) = (None, None, 0.0);
+    let mut syscalls = None;
     for line in BufReader::new(child.stderr.take().context("stderr")?).lines() {
         let line = line?;
         match progress(&line) {
             Some((time, _)) if time > f64::from(seconds) - 0.5 => {}
             Some((_, tps)) => {
+                if run.syscalls && syscalls.is_none() {
+                    syscalls = Some(Syscalls::count(bench, target)?);
+                }
                 let look = Snapshot::take(bench, target)?;
                 if let Some(before) = last.as_ref().or(first.as_ref()) {
                     let before: &Snapshot = before;
@@ -155,13 +178,15 @@ pub fn pgbench(bench: &Bench, target: &Target, arguments: &[&str], sslmode: &str
         used.as_ref()
             .map_or(f64::NAN, |used| if used.seconds > 0.5 { sum(used) / transactions } else { f64::NAN })
     };
+    let tps = tps(&text).unwrap_or(f64::NAN);
     Ok(Round {
-        tps: tps(&text).unwrap_or(f64::NAN),
+        tps,
         p50: at(0.50),
         p99: at(0.99),
         failed,
         processor: each(|used| used.nanoseconds / 1e3),
         wakeups: each(|used| used.sleeps),
+        syscalls: syscalls.and_then(Syscalls::counted).map_or(f64::NAN, |count| count / tps),
     })
 }
 

@@ -1,6 +1,6 @@
 //! Connect, log in, SELECT 1, close: four clients of pgbench -C.
 
-use crate::cells::pgbench;
+use crate::cells::{Run, pgbench};
 use crate::{Bench, Kind, alternating, median, number};
 use anyhow::Result;
 use pgrx_tests::machine;
@@ -23,7 +23,7 @@ pub fn run(bench: &Bench) -> Result<()> {
         let script = script.to_string_lossy();
         let arguments = ["-C", "-c", "4", "-j", "4", "-U", user, "-f", &script];
         let rounds = alternating(&bench.targets(&bouncer)?, bench.options.rounds, |target| {
-            pgbench(bench, target, &arguments, "disable")
+            pgbench(bench, target, Run { arguments: &arguments, sslmode: "disable", syscalls: false })
         })?;
         let rate = |kind: Kind| {
             let found = rounds.iter().find(|(target, _)| target.kind == kind);

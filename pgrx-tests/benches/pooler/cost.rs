@@ -1,9 +1,10 @@
-//! What the processes of a target use: processor time, wake-ups and memory, from /proc.
+//! What the processes of a target use: processor time, wake-ups and memory, from /proc; system calls, from perf.
 
 use crate::{Bench, Target};
 use anyhow::{Context, Result};
 use pgrx_tests::process;
 use std::collections::HashMap;
+use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 /// A look at every process of a target.
@@ -71,4 +72,37 @@ pub fn memory(bench: &Bench, target: &Target) -> Result<u64> {
         sum += line.split_whitespace().nth(1).context("no number")?.parse::<u64>()? * 1024;
     }
     Ok(sum)
+}
+
+/// A perf that counts the system calls of a target for one second.
+pub struct Syscalls(Child);
+
+impl Syscalls {
+    /// # Errors
+    /// When there is no perf.
+    pub fn count(bench: &Bench, target: &Target) -> Result<Self> {
+        let pids: Vec<String> = pids(bench, target)?.iter().map(i32::to_string).collect();
+        let mut perf = Command::new("perf");
+        perf.args([
+            "stat",
+            "-x",
+            ",",
+            "-e",
+            "raw_syscalls:sys_enter",
+            "-p",
+            &pids.join(","),
+            "--",
+            "sleep",
+            "1",
+        ]);
+        let child = perf.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+        Ok(Self(child.context("perf")?))
+    }
+
+    /// How many there were in that second; `None` where perf may not count.
+    pub fn counted(self) -> Option<f64> {
+        let output = self.0.wait_with_output().ok()?;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        text.lines().find(|line| line.contains("raw_syscalls"))?.split(',').next()?.parse().ok()
+    }
 }

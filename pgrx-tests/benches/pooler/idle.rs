@@ -20,13 +20,13 @@ pub fn run(bench: &Bench) -> Result<()> {
     let mut options = bench.pgbouncer_options();
     options.max_clients = u32::try_from(count)? + 100;
     let bouncer = Pgbouncer::start(&bench.server, &options)?;
-    println!("{:<12}{:>9}{:>20}{:>20}", "", "clients", "connected, kB each", "has queried, kB each");
+    println!("{:<12}{:>9}{:>22}{:>22}", "", "clients", "connected, kB each", "has queried, kB each");
     for target in bench.targets(&bouncer)? {
         let count = if target.kind == Kind::Direct { DIRECT.min(count) } else { count };
         // One target that cannot have so many says so; the others are still measured.
         match measure(bench, &target, count) {
             Ok((connected, queried)) => println!(
-                "{:<12}{count:>9}{:>20}{:>20}",
+                "{:<12}{count:>9}{:>22}{:>22}",
                 target.kind,
                 number(connected / 1024.0, 2),
                 number(queried / 1024.0, 2)

@@ -30,6 +30,9 @@ use std::process::Command;
 
 fn main() -> Result<()> {
     let options = Options::read(std::env::args().skip(1))?;
+    if !PARTS.iter().any(|(name, _)| options.wants(name)) {
+        return Ok(());
+    }
     raise_file_limit();
     let bench = Bench::start(options)?;
     let mut failed = Vec::new();
@@ -115,6 +118,8 @@ impl Bench {
         if let Some(port) = postern {
             cluster.set("postern.pooler_listen", &format!("127.0.0.1:{port}"))?;
             cluster.set("postern.pool_size", &options.pool.to_string())?;
+            let most = (options.idle_clients + 1000).max(10_000);
+            cluster.set("postern.max_client_connections", &most.to_string())?;
         }
         let bench = Self { options, server: cluster.start()?, certificate, postern };
         bench.server.sql("CREATE ROLE bench_scram LOGIN PASSWORD 'secret'")?;

@@ -46,13 +46,12 @@ impl Client {
         Ok(values)
     }
 
-    /// Prepares statements by the extended protocol, all with one int4 parameter.
-    pub fn prepare(&mut self, statements: &[(String, String)]) -> Result<()> {
+    /// Prepares a statement by the extended protocol, with one int4 parameter. Not several in a pipeline: that puts
+    /// PgBouncer 1.24 out of step when it makes room for them by closing others.
+    pub fn prepare(&mut self, name: &str, sql: &str) -> Result<()> {
         let mut messages = Vec::new();
-        for (name, sql) in statements {
-            let int4 = 23_i32.to_be_bytes();
-            push(&mut messages, b'P', &[name.as_bytes(), b"\0", sql.as_bytes(), b"\0\0\x01", &int4]);
-        }
+        let int4 = 23_i32.to_be_bytes();
+        push(&mut messages, b'P', &[name.as_bytes(), b"\0", sql.as_bytes(), b"\0\0\x01", &int4]);
         push(&mut messages, b'S', &[]);
         self.stream.write_all(&messages)?;
         self.answer().map(drop)

@@ -52,14 +52,14 @@ pub fn run(bench: &Bench) -> Result<()> {
     let targets = bench.targets(&bouncer)?;
     println!("{CLIENTS} clients, {STATEMENTS} statements each, {} backends", bench.options.pool);
     println!("{:<12}{:<12}{:>10}{:>8}{:>8}{:>8}", "", "state", "queries/s", "/plain", "failed", "wrong");
-    let mut of_states = Vec::new();
-    for (state, _) in STATES {
-        of_states.push(alternating(&targets, bench.options.rounds, |target| round(bench, target, state))?);
-    }
-    for (place, target) in targets.iter().enumerate() {
-        let rate = |state: usize| median(of_states[state][place].1.iter().map(|figures| figures.rate));
+    let results = alternating(&targets, bench.options.rounds, |target| {
+        STATES.iter().map(|(state, _)| round(bench, target, *state)).collect::<Result<Vec<_>>>()
+    })?;
+    for (target, rounds) in &results {
+        let rate = |state: usize| median(rounds.iter().map(|states| states[state].rate));
         for (state, (_, name)) in STATES.iter().enumerate() {
-            let sum = |value: fn(&Figures) -> u64| of_states[state][place].1.iter().map(value).sum::<u64>();
+            let sum =
+                |value: fn(&Figures) -> u64| rounds.iter().map(|states| value(&states[state])).sum::<u64>();
             println!(
                 "{:<12}{name:<12}{:>10}{:>8}{:>8}{:>8}",
                 target.kind,
@@ -117,9 +117,10 @@ fn connect(port: u16, number: usize, state: State) -> Result<Client> {
         }
     }
     let own = if state == State::Plain { String::new() } else { format!(" of client {number}") };
-    let text = |i| format!("SELECT abalance FROM pgbench_accounts WHERE aid = $1 /* statement {i}{own} */");
-    let statements: Vec<_> = (0..STATEMENTS).map(|i| (statement(i), text(i))).collect();
-    client.prepare(&statements).context("statements")?;
+    for i in 0..STATEMENTS {
+        let sql = format!("SELECT abalance FROM pgbench_accounts WHERE aid = $1 /* statement {i}{own} */");
+        client.prepare(&statement(i), &sql).context("statements")?;
+    }
     Ok(client)
 }
 
