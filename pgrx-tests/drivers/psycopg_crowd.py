@@ -52,7 +52,8 @@ async def crowd():
 
 def cancel():
     with connect(autocommit=True) as victim, connect(autocommit=True) as other:
-        for way in ("cancel", "cancel_safe"):
+        # cancel_safe came with psycopg 3.2.
+        for way in (way for way in ("cancel", "cancel_safe") if hasattr(victim, way)):
             timer = threading.Timer(0.3, getattr(victim, way))
             timer.start()
             before = time.monotonic()

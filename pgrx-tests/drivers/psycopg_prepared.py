@@ -1,7 +1,5 @@
 """psycopg_prepared.py HOST PORT: prepared statements on the server, and pipelines."""
 
-import psycopg
-
 from expect import connect, equal, fails, value
 
 
@@ -62,22 +60,22 @@ def pipelines():
             cursors = [c.execute("SELECT %s::int, pg_backend_pid()", (i,)) for i in range(500)]
             rows = [cursor.fetchone() for cursor in cursors]
         equal([row[0] for row in rows], list(range(500)), "a pipeline of 500")
-        with c.pipeline() as pipeline:
-            good = c.execute("SELECT 1")
-            pipeline.sync()
-            bad = c.execute("SELECT 1/0")
-            skipped = c.execute("SELECT 2")
-            fails("22012", "an error in a pipeline", pipeline.sync)
-            equal(good.fetchone(), (1,), "before the error")
-            try:
-                skipped.fetchone()
-            except psycopg.errors.PipelineAborted:
-                pass
-            except psycopg.ProgrammingError:
-                pass
-            after = c.execute("SELECT 3")
-            equal(after.fetchone(), (3,), "after the error and a Sync")
-            del bad
+
+        def broken():
+            with c.pipeline() as pipeline:
+                good = c.execute("SELECT 1")
+                pipeline.sync()
+                equal(good.fetchone(), (1,), "before the error")
+                # Which of these raises it depends on what has come by then.
+                c.execute("SELECT 1/0")
+                c.execute("CREATE TABLE driver_skipped ()")
+                pipeline.sync()
+
+        for _ in range(20):
+            fails("22012", "an error in a pipeline", broken)
+            with c.pipeline():
+                after = c.execute("SELECT to_regclass('driver_skipped')")
+                equal(after.fetchone(), (None,), "what the server skips up to the Sync")
         equal(value(c, "SELECT 4"), 4, "after the pipeline")
     with connect() as c:
         with c.pipeline():
