@@ -43,6 +43,7 @@ mod shim {
             .flag_if_supported("-Wno-unused-parameter")
             .flag_if_supported("-Wno-sign-compare")
             .flag_if_supported("-fexceptions")
+            .flag_if_supported("-Werror=implicit-function-declaration")
             .opt_level(2)
             .compile("postern_shim");
     }

@@ -1,11 +1,26 @@
 //! The pooler: a front that logs clients in and hands their sockets to pooled backends, which serve them as their own.
 //! Everything here runs on the front's network threads or is pure; what runs inside the pooled backends is
-//! `postgres::agent`, and what the two share stands in [`shared`].
+//! `postgres::agent`.
+//!
+//! - [`front`]: accepting, logging in, placing and ending clients
+//! - [`seats`]: the clients' sockets, each at its number
+//! - [`pools`]: when a server connection is opened and closed, who has waited too long
+//! - [`opening`]: logging in at the server
+//! - [`agents`], [`control`]: what the front and the session agents say to each other
+//! - [`cancel`]: cancel requests
+//! - [`console`]: PgBouncer's console
+//! - [`shared`], [`slot`], [`state`]: what stands in shared memory
 
 #![forbid(unsafe_code)]
 
+pub mod agents;
+pub mod cancel;
 pub mod console;
 pub mod control;
+pub mod front;
+pub mod opening;
+pub mod pools;
+pub mod seats;
 pub mod shared;
 pub mod slot;
 pub mod state;

@@ -7,13 +7,17 @@
 //! - `shim`: what only C can reach
 //! - `shmem`: mapping the shared words
 //! - `worker`: the status worker's main loop
+//! - `front`: the pooler's main loop
+//! - `answers`: what logins ask of the catalogs and of pg_hba.conf
 //! - `sample`: taking facts from the server
 //! - `asker`, `libpq`: asking the primary
 //! - `functions`: what SQL can call
 //! - `versions`: every difference between major versions
 
 mod agent;
+mod answers;
 mod asker;
+mod front;
 mod functions;
 mod guc;
 mod init;

@@ -45,6 +45,7 @@ pub struct Cluster {
     pub banner_port: u16,
     pub http_port: u16,
     pub agent_port: u16,
+    pub pooler_port: u16,
     installation: &'static Installation,
     directory: Directory,
     server: Mutex<Option<Process>>,
@@ -57,6 +58,7 @@ pub struct Ports {
     pub banner: u16,
     pub http: u16,
     pub agent: u16,
+    pub pooler: u16,
 }
 
 impl Ports {
@@ -64,7 +66,7 @@ impl Ports {
     /// When there are none.
     pub fn free() -> Result<Self> {
         let free = ports::free;
-        Ok(Self { server: free()?, banner: free()?, http: free()?, agent: free()? })
+        Ok(Self { server: free()?, banner: free()?, http: free()?, agent: free()?, pooler: free()? })
     }
 }
 
@@ -144,6 +146,7 @@ impl Cluster {
             banner_port: ports.banner,
             http_port: ports.http,
             agent_port: ports.agent,
+            pooler_port: ports.pooler,
             installation,
             directory: Directory { path, sockets },
             server: Mutex::new(None),
@@ -154,13 +157,14 @@ impl Cluster {
         let own = format!(
             "{SETTINGS}port = {}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = '{}'\n\
              cluster_name = '{}'\npostern.status_listen = '127.0.0.1:{}'\npostern.http_listen = '127.0.0.1:{}'\n\
-             postern.agent_listen = '127.0.0.1:{}'\n",
+             postern.agent_listen = '127.0.0.1:{}'\npostern.pooler_listen = '127.0.0.1:{}'\n",
             self.port,
             self.socket_directory().display(),
             self.name,
             self.banner_port,
             self.http_port,
-            self.agent_port
+            self.agent_port,
+            self.pooler_port
         );
         fs::write(self.data().join("postgresql.auto.conf"), "")?;
         fs::write(self.data().join("postgresql.conf"), own)?;
@@ -246,10 +250,13 @@ impl Cluster {
             bail!("server \"{}\" did not start:\n{}", self.name, self.log_tail());
         }
         let heads = || {
-            self.log().matches("status http listens on").count()
-                >= self.log().matches("starting PostgreSQL").count()
+            let log = self.log();
+            let starts = log.matches("starting PostgreSQL").count();
+            ["status http listens on", "pooler listens on"]
+                .iter()
+                .all(|line| log.matches(line).count() >= starts)
         };
-        let _ = wait::until_within(Duration::from_secs(1), "the status worker listens", heads);
+        let _ = wait::until_within(Duration::from_secs(1), "the workers listen", heads);
         Ok(())
     }
 

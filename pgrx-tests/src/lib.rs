@@ -4,6 +4,8 @@
 //! - [`installation`]: a private copy of the distribution's server with Postern in it
 //! - [`cluster`]: initdb, start, stop, kill, standby, promote, the log
 //! - [`haproxy`]: a real haproxy in front
+//! - [`pgbouncer`]: a real PgBouncer in front, to compare with
+//! - [`drivers`]: what applications connect with: psycopg, node-postgres
 //! - [`probe`]: what a checker does: banner, agent line, HTTP
 //! - [`process`], [`ports`], [`wait`]: children that never outlive us, free ports, waiting for a condition
 //! - [`script`]: conversations of raw clients with a server, replayed and compared
@@ -22,10 +24,12 @@
 //! ```
 
 pub mod cluster;
+pub mod drivers;
 pub mod haproxy;
 pub mod in_server;
 pub mod installation;
 pub mod machine;
+pub mod pgbouncer;
 pub mod ports;
 pub mod probe;
 pub mod process;

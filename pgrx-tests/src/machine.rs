@@ -18,11 +18,19 @@ pub fn demo_packages(major: u32) -> Vec<String> {
     ]
 }
 
-/// What the tests need beside that: promtool.
+/// What the tests need beside that: promtool, and what the peers are built with.
 pub fn test_packages(major: u32) -> Vec<String> {
     let mut packages = demo_packages(major);
     packages.push("prometheus".to_owned());
+    packages.extend(peer_packages());
     packages
+}
+
+/// What building PgBouncer takes.
+pub fn peer_packages() -> Vec<String> {
+    ["libevent-dev", "libssl-dev", "openssl", "pkg-config", "gcc", "make", "dpkg-dev"]
+        .map(str::to_owned)
+        .to_vec()
 }
 
 /// Installs what is missing of `packages` where apt and the rights are at hand; elsewhere says what to install.

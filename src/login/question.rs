@@ -101,8 +101,6 @@ pub struct Admission {
     /// OIDs.
     pub role: u32,
     pub database: u32,
-    /// `postern.pool_size` as it is for the two.
-    pub pool_size: u32,
 }
 
 /// What main is asked. A reply that nobody waits for any more is dropped.

@@ -118,10 +118,12 @@ pub struct Slot {
     /// The front has seen it ready with no backend for it, since then; 0 when it has not. The front's.
     pub waiting_since: AtomicI64,
     pub transactions: AtomicU64,
+    /// As the front last looked.
+    pub seen_transactions: AtomicU64,
     /// The text of its unnamed statement, with types; in the dynamic memory.
     pub unnamed: AtomicU64,
-    /// The descriptor of its own end is a TLS pump's, and so on: bits of the front.
-    pub ends: AtomicU32,
+    /// How often in a row only a part of a message was there.
+    pub parts: AtomicU32,
     pub application_name: Name,
 }
 
@@ -182,6 +184,8 @@ pub struct Server {
     pub opened_at: AtomicI64,
     pub since: AtomicI64,
     pub transactions: AtomicU64,
+    /// As the front last looked.
+    pub seen_transactions: AtomicU64,
     pub swaps: AtomicU64,
 }
 

@@ -298,6 +298,7 @@ impl Agent {
             pg_sys::CommitTransactionCommand();
         }
         self.settings.after_login();
+        self.pool.size.store(guc::pool_size(), Relaxed);
         self.now_settings = self.settings.read();
         self.now_statements = state::encode_statements(&[]);
         let links = if self.statements.is_some() { Links::open(self) } else { Err("no table of statements") };
@@ -796,6 +797,7 @@ impl Agent {
             self.settings.begin(&startup, superuser);
         }
         self.settings.begun();
+        self.pool.size.store(guc::pool_size(), Relaxed);
         let empty = state::encode_statements(&[]);
         if self.now_statements != empty
             && let Some(statements) = &mut self.statements

@@ -201,6 +201,11 @@ pub(super) fn max_prepared_statements() -> usize {
     usize::try_from(MAX_PREPARED_STATEMENTS.get()).unwrap_or(0)
 }
 
+/// `postern.pool_size` of this session: its role's and database's, if they have one.
+pub(super) fn pool_size() -> u32 {
+    u32::try_from(POOL_SIZE.get()).unwrap_or(1)
+}
+
 /// Bytes.
 pub(super) fn client_state_size() -> usize {
     usize::try_from(CLIENT_STATE_SIZE.get()).unwrap_or(0) * 1024

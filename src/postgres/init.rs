@@ -1,7 +1,8 @@
 //! What happens when the server loads the library: settings, shared memory, the worker's registration. Runs in the
 //! postmaster, so there is no thread, no runtime and no socket here.
 
-use super::{guc, shmem, worker};
+use super::{agent, front, guc, shmem, worker};
+use pgrx::bgworkers::BgWorkerStartTime;
 use pgrx::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -18,22 +19,27 @@ pub extern "C-unwind" fn _PG_init() {
     }
     guc::define();
     shmem::reserve();
-    register(worker::NAME, worker::FUNCTION);
+    agent::install();
+    register(worker::NAME, worker::FUNCTION, BgWorkerStartTime::PostmasterStart, "no status answers");
+    register(front::NAME, front::FUNCTION, BgWorkerStartTime::ConsistentState, "no pooler");
 }
 
-/// Registers a worker from the postmaster's start on. Where `max_worker_processes` leaves no place for it the
+/// Registers a worker. Where `max_worker_processes` leaves no place for it the
 /// server only logs a line that does not say whose worker it was, so we say it.
-fn register(name: &str, function: &str) {
-    use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
+fn register(name: &str, function: &str, start: BgWorkerStartTime, without: &str) {
+    use pgrx::bgworkers::BackgroundWorkerBuilder;
     let watch = RefusalWatch::start();
-    BackgroundWorkerBuilder::new(name)
+    let worker = BackgroundWorkerBuilder::new(name)
         .set_type(name)
         .set_library("postern")
         .set_function(function)
-        .set_start_time(BgWorkerStartTime::PostmasterStart)
-        .set_restart_time(Some(RESTART_TIME))
-        .enable_shmem_access(None)
-        .load();
+        .set_restart_time(Some(RESTART_TIME));
+    // One that starts with the postmaster cannot have catalogs.
+    let worker = match start {
+        BgWorkerStartTime::PostmasterStart => worker.enable_shmem_access(None),
+        _ => worker.enable_spi_access(),
+    };
+    worker.set_start_time(start).load();
     if watch.refused() {
         shmem::NO_WORKER_SLOT.store(true, Relaxed);
         // SAFETY: an int setting, read in the postmaster.
@@ -41,7 +47,7 @@ fn register(name: &str, function: &str) {
         ereport!(
             PgLogLevel::WARNING,
             PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-            format!("background worker \"{name}\" has no place, so Postern gives no status answers"),
+            format!("background worker \"{name}\" has no place, so Postern gives {without}"),
             format!("max_worker_processes is {places}; raise it by at least one and restart the server.")
         );
     }

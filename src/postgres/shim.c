@@ -19,6 +19,7 @@
 #include "catalog/indexing.h"
 #include "catalog/namespace.h"
 #include "catalog/objectaccess.h"
+#include "catalog/pg_database.h"
 #include "catalog/pg_db_role_setting.h"
 #include "catalog/pg_depend.h"
 #include "catalog/pg_namespace.h"
@@ -29,6 +30,7 @@
 #include "libpq/hba.h"
 #include "libpq/libpq-be.h"
 #include "libpq/libpq.h"
+#include "libpq/pqformat.h"
 #include "libpq/pqsignal.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -50,6 +52,7 @@
 #include "utils/memutils.h"
 #include "utils/plancache.h"
 #include "utils/rel.h"
+#include "utils/relcache.h"
 #include "utils/snapmgr.h"
 #include "utils/timeout.h"
 
@@ -678,12 +681,45 @@ postern_map_allows(const char *map, const char *role, const char *outside)
 	return check_usermap(map[0] ? map : NULL, role, outside, false) == STATUS_OK;
 }
 
+/*
+ * hba.c remembers the memory context of the lines that it read last and deletes it when it has read new ones. In a worker, what it
+ * remembers is the postmaster's, which the start of every child process deletes without telling it. A deleted context of these sizes
+ * is not freed but kept in a list, from which the next one of these sizes is taken (aset.c, context_freelists). So, before anything
+ * else is made in this process, every place in that list is taken by a context of our own: what hba.c and ident's part of it then
+ * delete are two of those, alive and empty. False when that was not so. Called once, first of all in a worker.
+ */
+#define FILLERS 48
+
+static int
+count_fillers(void)
+{
+	MemoryContext child;
+	int			count = 0;
+
+	for (child = PostmasterContext->firstchild; child; child = child->nextchild)
+		if (strcmp(child->name, "postern filler") == 0)
+			count++;
+	return count;
+}
+
+bool
+postern_first_load(bool *hba, bool *ident)
+{
+	int			i;
+
+	PostmasterContext = AllocSetContextCreate(TopMemoryContext, "Postern HBA", ALLOCSET_DEFAULT_SIZES);
+	for (i = 0; i < FILLERS; i++)
+		(void) AllocSetContextCreate(PostmasterContext, "postern filler", ALLOCSET_SMALL_SIZES);
+	*hba = load_hba();
+	if (*hba && count_fillers() != FILLERS - 1)
+		return false;
+	*ident = load_ident();
+	return !*ident || !*hba || count_fillers() == FILLERS - 2;
+}
+
 bool
 postern_load_hba(void)
 {
-	/* The lines live there (hba.c); the postmaster's own is gone in its children. */
-	if (PostmasterContext == NULL)
-		PostmasterContext = AllocSetContextCreate(TopMemoryContext, "Postern HBA", ALLOCSET_DEFAULT_SIZES);
 	return load_hba();
 }
 
@@ -901,4 +937,32 @@ postern_column(TupleDesc description, int index, Oid *type, int32 *modifier, Oid
 	*modifier = attribute->atttypmod;
 	*collation = attribute->attcollation;
 	return NameStr(attribute->attname);
+}
+
+/*
+ * A database by its name: false when there is none. Without a database of its own a process may use an index of a shared catalog only
+ * once the relation cache has it, as GetDatabaseTuple() of postinit.c says. In a transaction.
+ */
+bool
+postern_database(const char *name, Oid *oid, bool *allows_connections, int32 *connection_limit)
+{
+	Relation	relation = table_open(DatabaseRelationId, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&key, Anum_pg_database_datname, BTEqualStrategyNumber, F_NAMEEQ, CStringGetDatum(name));
+	scan = systable_beginscan(relation, DatabaseNameIndexId, criticalSharedRelcachesBuilt, NULL, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+	{
+		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
+
+		*oid = form->oid;
+		*allows_connections = form->datallowconn;
+		*connection_limit = form->datconnlimit;
+	}
+	systable_endscan(scan);
+	table_close(relation, AccessShareLock);
+	return HeapTupleIsValid(tuple);
 }

@@ -122,6 +122,13 @@ guarded! {
         role: *const c_char,
         outside: *const c_char,
     ) -> bool;
+    fn postern_database(
+        name: *const c_char,
+        oid: *mut pg_sys::Oid,
+        allows_connections: *mut bool,
+        connection_limit: *mut i32,
+    ) -> bool;
+    fn postern_first_load(hba: *mut bool, ident: *mut bool) -> bool;
     fn postern_load_hba() -> bool;
     fn postern_load_ident() -> bool;
     fn postern_take_terminate();

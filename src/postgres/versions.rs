@@ -23,6 +23,22 @@ pub(super) fn reserved_connections() -> i32 {
     }
 }
 
+/// Whether a role may connect to a database.
+///
+/// # Safety
+/// In a transaction.
+pub(super) unsafe fn may_connect(database: pg_sys::Oid, role: pg_sys::Oid) -> bool {
+    let connect = pg_sys::AclMode::from(pg_sys::ACL_CONNECT);
+    // SAFETY: by the caller.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        let result = pg_sys::pg_database_aclcheck(database, role, connect);
+        #[cfg(not(feature = "pg15"))]
+        let result = pg_sys::object_aclcheck(pg_sys::DatabaseRelationId, database, role, connect);
+        result == pg_sys::AclResult::ACLCHECK_OK
+    }
+}
+
 type Variable = *mut pg_sys::config_generic;
 
 /// Every setting of the process.

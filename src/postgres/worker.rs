@@ -193,7 +193,7 @@ impl Drop for EndedMark {
     }
 }
 
-fn log(line: LogLine) {
+pub(super) fn log(line: LogLine) {
     let text = format!("postern: {}", line.text);
     match line.level {
         Level::Log => log!("{text}"),
@@ -210,7 +210,7 @@ unsafe extern "C" {
 
 /// Main's latch as threads hold it.
 #[derive(Clone, Copy)]
-struct Latch(*mut pg_sys::Latch);
+pub(super) struct Latch(pub *mut pg_sys::Latch);
 
 // SAFETY: the latch is in shared memory and outlives the threads; setting it from any thread is its purpose.
 unsafe impl Send for Latch {}
@@ -218,7 +218,7 @@ unsafe impl Send for Latch {}
 unsafe impl Sync for Latch {}
 
 impl Latch {
-    fn set(&self) {
+    pub fn set(&self) {
         // SAFETY: see `raw_set_latch` and above.
         unsafe { raw_set_latch(self.0) }
     }

@@ -2,10 +2,13 @@
 
 mod agent;
 mod banner;
+mod drivers;
 mod failover;
 mod honest;
 mod http;
 mod lifecycle;
+mod pgbouncer;
+mod pooler;
 mod protocol;
 mod rig;
 mod view;

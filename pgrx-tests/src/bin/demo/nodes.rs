@@ -25,7 +25,7 @@ pub struct Nodes {
 impl Nodes {
     pub fn start() -> Result<Self> {
         let primary = step("node1, the primary, on 5500", || {
-            let ports = Ports { server: 5500, banner: 5400, http: 5480, agent: 5490 };
+            let ports = Ports { server: 5500, banner: 5400, http: 5480, agent: 5490, pooler: 6432 };
             let primary = Cluster::on_ports(install(Build::Release)?, "node1", ports)?;
             settle(&primary)?;
             let primary = primary.start()?;
@@ -42,7 +42,7 @@ impl Nodes {
             Ok(primary)
         })?;
         let standby = step("node2, a streaming standby by pg_basebackup, on 5501", || {
-            let ports = Ports { server: 5501, banner: 5401, http: 5481, agent: 5491 };
+            let ports = Ports { server: 5501, banner: 5401, http: 5481, agent: 5491, pooler: 6442 };
             let standby = primary.standby_on("node2", ports)?;
             settle(&standby)?;
             set_upstream(&standby, &primary)?;

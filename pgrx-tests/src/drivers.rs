@@ -1,0 +1,133 @@
+//! Real drivers for tests: psycopg 3 and node-postgres, in folders of their own under the rig's base directory,
+//! installed on first use. The scripts that use them are in `pgrx-tests/drivers/`.
+
+use crate::{installation, machine};
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const PSYCOPG: &str = "3.2.13";
+const NODE_POSTGRES: &str = "8.16.3";
+
+/// Seconds that a script may take before it is killed and has failed.
+const LIMIT: &str = "180";
+
+/// Runs a script of `pgrx-tests/drivers/` in a Python that has psycopg 3.
+///
+/// # Errors
+/// When psycopg cannot be had, with what to install. A script that fails is no error: its status tells.
+pub fn python(script: &str, arguments: &[&str]) -> Result<Output> {
+    run(limited(&python_with_psycopg()?), script, arguments)
+}
+
+/// Runs a script of `pgrx-tests/drivers/` in a Node.js that finds node-postgres.
+///
+/// # Errors
+/// When Node.js or node-postgres cannot be had, with what to install. A script that fails is no error: its status tells.
+pub fn node(script: &str, arguments: &[&str]) -> Result<Output> {
+    let modules = node_modules()?;
+    let mut command = limited(Path::new("node"));
+    command.env("NODE_PATH", modules);
+    run(command, script, arguments)
+}
+
+/// Fails unless the script succeeded, with all that it said.
+///
+/// # Errors
+/// When it did not.
+pub fn succeeded(script: &str, output: &Output) -> Result<()> {
+    if !output.status.success() {
+        bail!(
+            "{script}: {}\n{}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(())
+}
+
+fn limited(program: &Path) -> Command {
+    let mut command = Command::new("timeout");
+    command.args(["--kill-after=5", LIMIT]).arg(program).env("PYTHONDONTWRITEBYTECODE", "1");
+    for variable in
+        ["PGHOST", "PGPORT", "PGUSER", "PGDATABASE", "PGOPTIONS", "PGPASSWORD", "PGSSLMODE", "PGAPPNAME"]
+    {
+        command.env_remove(variable);
+    }
+    command
+}
+
+fn run(mut command: Command, script: &str, arguments: &[&str]) -> Result<Output> {
+    let script = machine::checkout().join("pgrx-tests/drivers").join(script);
+    command.arg(&script).args(arguments);
+    command.output().with_context(|| format!("running {}", script.display()))
+}
+
+/// A Python with psycopg: a virtual environment of our own, or Debian's where there is no way to PyPI.
+fn python_with_psycopg() -> Result<PathBuf> {
+    let home = machine::base()?.join(format!("psycopg-{PSYCOPG}"));
+    let python = home.join("bin/python");
+    let mark = home.join("complete");
+    if mark.exists() {
+        return Ok(python);
+    }
+    let _alone = installation::lock(&home.with_extension("lock"))?;
+    if mark.exists() {
+        return Ok(python);
+    }
+    // A virtual environment knows its own path, so it cannot be made aside and renamed: the mark says that it is whole.
+    let _ = fs::remove_dir_all(&home);
+    let from_pypi = || -> Result<()> {
+        installation::run(Command::new("python3").args(["-m", "venv"]).arg(&home))?;
+        let mut pip = Command::new(&python);
+        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]);
+        installation::run(pip.arg(format!("psycopg[binary]=={PSYCOPG}")))?;
+        installation::run(Command::new(&python).args(["-c", "import psycopg"]))?;
+        Ok(fs::write(&mark, "")?)
+    };
+    let Err(no_pypi) = from_pypi() else { return Ok(python) };
+    let debian = PathBuf::from("/usr/bin/python3");
+    let from_debian = || -> Result<()> {
+        machine::install(&["python3".to_owned(), "python3-psycopg".to_owned()], |what| eprintln!("{what}"))?;
+        installation::run(Command::new(&debian).args(["-c", "import psycopg"])).map(drop)
+    };
+    match from_debian() {
+        Ok(()) => Ok(debian),
+        Err(no_debian) => bail!(
+            "no psycopg 3: install python3-venv and let pip reach PyPI, or install python3-psycopg\n\
+             from PyPI: {no_pypi:#}\nfrom Debian: {no_debian:#}"
+        ),
+    }
+}
+
+/// The folder that has node-postgres.
+fn node_modules() -> Result<PathBuf> {
+    let home = machine::base()?.join(format!("node-postgres-{NODE_POSTGRES}"));
+    let modules = home.join("node_modules");
+    if home.exists() {
+        return Ok(modules);
+    }
+    let _alone = installation::lock(&home.with_extension("lock"))?;
+    if home.exists() {
+        return Ok(modules);
+    }
+    let missing = |program: &str| Command::new(program).arg("--version").output().is_err();
+    if missing("node") || missing("npm") {
+        machine::install(&["nodejs".to_owned(), "npm".to_owned()], |what| eprintln!("{what}"))?;
+    }
+    let aside = home.with_extension(format!("new-{}", std::process::id()));
+    fs::create_dir_all(&aside)?;
+    let mut npm = Command::new("npm");
+    npm.current_dir(&aside).args(["install", "--silent", "--no-audit", "--no-fund", "--no-package-lock"]);
+    npm.args(["--no-save", "--ignore-scripts", "--prefix", "."]);
+    let installed = installation::run(npm.arg(format!("pg@{NODE_POSTGRES}")))
+        .with_context(|| format!("no node-postgres {NODE_POSTGRES}: npm must be able to download it"));
+    if let Err(error) = installed {
+        let _ = fs::remove_dir_all(&aside);
+        return Err(error);
+    }
+    fs::rename(&aside, &home)?;
+    Ok(modules)
+}

@@ -1,0 +1,132 @@
+//! The front's end of the control socket: what session agents ask for. Network threads.
+
+use super::control::{ANSWER, RECORD, Word};
+use super::front::Front;
+use super::shared::ServerState;
+use super::slot::State;
+use crate::bridge::Level;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::*;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, Interest};
+use tokio::net::{UnixListener, UnixStream};
+
+/// How long a client that has sent a part of a message is left alone: doubled each time up to the second figure.
+const LATER: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
+
+/// Opens the control socket under the name that shared memory says.
+///
+/// # Errors
+/// What the system says.
+pub fn listen(name: &str) -> std::io::Result<std::os::unix::net::UnixListener> {
+    let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
+    let listener = std::os::unix::net::UnixListener::bind_addr(&address)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Serves agents until the front ends.
+pub async fn serve(front: Arc<Front>, listener: std::os::unix::net::UnixListener) {
+    let listener = match UnixListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return front.bridge.fail(format!("control socket: {error}")),
+    };
+    let stop = front.bridge.stop();
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                // The name is in nobody's directory; only the server's own processes have a business here.
+                let ours =
+                    stream.peer_cred().is_ok_and(|peer| peer.uid() == rustix::process::geteuid().as_raw());
+                if ours {
+                    tokio::spawn(hear(Arc::clone(&front), stream));
+                }
+            }
+            Err(error) => {
+                front.bridge.log(Level::Warning, format!("control socket: {error}"));
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn hear(front: Arc<Front>, mut stream: UnixStream) {
+    let mut pool = None;
+    let mut record = [0; RECORD];
+    while stream.read_exact(&mut record).await.is_ok() {
+        let Some(word) = Word::from_bytes(&record) else { return };
+        match word {
+            Word::Hello { server, epoch } => {
+                let words = front.shared.servers.get(server as usize);
+                let known = words.filter(|words| {
+                    epoch == front.shared.header.epoch.load(Relaxed)
+                        && words.state() == ServerState::Opening
+                        && stream.peer_cred().ok().and_then(|peer| peer.pid())
+                            == Some(words.pid.load(Acquire))
+                });
+                pool = known.and_then(|words| front.pools.by_number(words.pool.load(Acquire)));
+                let Some(pool) = &pool else { return };
+                if give(&stream, pool.epoll.as_fd()).await.is_err() {
+                    return;
+                }
+            }
+            Word::Want { slot, generation } => {
+                // Whoever asks owns the client; a slot that has moved on has no such generation.
+                let Some(socket) = front.seats.copy(slot, generation) else {
+                    // The agent waits for an answer: an end is one.
+                    return;
+                };
+                if give(&stream, socket.as_fd()).await.is_err() {
+                    return;
+                }
+            }
+            Word::Gone { slot, generation } => front.end_client(slot, generation),
+            Word::Nobody => {
+                if let Some(pool) = &pool {
+                    pool.news.notify_one();
+                }
+            }
+            Word::Later { slot, generation } => {
+                let Some(words) = front.shared.slots.get(slot as usize) else { return };
+                let times = words.parts.fetch_add(1, Relaxed).min(16);
+                let pause = (LATER.0 * 2u32.pow(times)).min(LATER.1);
+                let front = Arc::clone(&front);
+                tokio::spawn(async move {
+                    tokio::time::sleep(pause).await;
+                    let seen = front.shared.slots[slot as usize].word.seen();
+                    if seen.state() == State::Idle && seen.generation() == generation {
+                        front.seats.arm(slot, generation);
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// Answers with a descriptor.
+async fn give(stream: &UnixStream, descriptor: BorrowedFd<'_>) -> std::io::Result<()> {
+    loop {
+        stream.ready(Interest::WRITABLE).await?;
+        let sent = stream.try_io(Interest::WRITABLE, || {
+            let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            let descriptors = [descriptor];
+            ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+            let bytes = [std::io::IoSlice::new(&[0; ANSWER])];
+            let flags = SendFlags::NOSIGNAL;
+            Ok(rustix::net::sendmsg(stream.as_fd(), &bytes, &mut ancillary, flags)?)
+        });
+        match sent {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+}

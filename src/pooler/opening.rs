@@ -1,0 +1,218 @@
+//! Opening a connection to the server for a pool: the front logs in as the pool's role, by the way that pg_hba.conf leaves open,
+//! and shows the token by which the backend knows that it is pooled. Network threads.
+
+use super::control::{PARAMETER, token_text};
+use crate::auth::{AwaitServerFinal, Credential, ScramClient, With};
+use crate::login::{Method, Origin, Question, Questions, Unanswered};
+use crate::settings::ServerDoor;
+use crate::wire::message;
+use std::net::SocketAddr;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_util::either::Either;
+
+/// Bytes of the longest message that a server sends before it is ready: an error with all its fields.
+const MESSAGE_MAX: usize = 1 << 20;
+
+/// A connection at whose other end is a pooled backend.
+pub type Line = Either<TcpStream, UnixStream>;
+
+/// Why there is no connection.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    #[error("could not connect to the server: {0}")]
+    Connect(String),
+    /// What the server says itself: SQLSTATE and message.
+    #[error("{1}")]
+    Server(String, String),
+    /// No line of pg_hba.conf lets the front in with what the client has shown.
+    #[error("the pooler cannot log in to the server as role \"{role}\": {why}")]
+    NoWay { role: String, why: String },
+    #[error("the server sent something unexpected while the pooler logged in")]
+    Protocol,
+    #[error("the pooler's login at the server took longer than postern.server_connect_timeout")]
+    TooSlow,
+}
+
+impl From<Unanswered> for Error {
+    fn from(_: Unanswered) -> Self {
+        Self::Connect("the pooler is overloaded".to_owned())
+    }
+}
+
+impl From<std::io::Error> for Error {
+    fn from(error: std::io::Error) -> Self {
+        Self::Connect(error.to_string())
+    }
+}
+
+/// Whom and what to open.
+pub struct Opening<'a> {
+    pub role: &'a [u8],
+    pub database: &'a [u8],
+    pub credential: Option<&'a Credential>,
+    pub server: u32,
+    pub token: [u64; 2],
+    pub door: &'a ServerDoor,
+    /// The system's name of the user that we run as.
+    pub system_user: &'a str,
+}
+
+/// What pg_hba.conf says of one way in.
+enum Way {
+    Open,
+    /// Why not, and the line that would help.
+    Shut(String),
+}
+
+/// Opens it. Returns when the backend is ready.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn open(opening: &Opening<'_>, questions: &Questions) -> Result<Line, Error> {
+    let mut reasons = Vec::new();
+    if !opening.door.socket_directory.is_empty() {
+        match way(opening, questions, Origin::Unix).await? {
+            Way::Open => {
+                let path = format!("{}/.s.PGSQL.{}", opening.door.socket_directory, opening.door.port);
+                let stream = match path.strip_prefix('@') {
+                    Some(name) => {
+                        use std::os::linux::net::SocketAddrExt;
+                        let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
+                        let stream = std::os::unix::net::UnixStream::connect_addr(&address)?;
+                        stream.set_nonblocking(true)?;
+                        UnixStream::from_std(stream)?
+                    }
+                    None => UnixStream::connect(path).await?,
+                };
+                return log_in(Either::Right(stream), opening).await;
+            }
+            Way::Shut(why) => reasons.push(why),
+        }
+    }
+    if let Some(ip) = opening.door.loopback {
+        let address = SocketAddr::new(ip, opening.door.port);
+        match way(opening, questions, Origin::Tcp(address)).await? {
+            Way::Open => {
+                let stream = TcpStream::connect(address).await?;
+                let _ = stream.set_nodelay(true);
+                return log_in(Either::Left(stream), opening).await;
+            }
+            Way::Shut(why) => reasons.push(why),
+        }
+    }
+    let role = String::from_utf8_lossy(opening.role).into_owned();
+    Err(Error::NoWay { role, why: reasons.join("; ") })
+}
+
+async fn way(opening: &Opening<'_>, questions: &Questions, origin: Origin) -> Result<Way, Error> {
+    let (role, database) = (opening.role.to_vec(), opening.database.to_vec());
+    let verdict =
+        questions.ask(|reply| Question::Verdict { role, database, origin, tls: false, reply }).await?;
+    let line = match origin {
+        Origin::Unix => "its Unix socket".to_owned(),
+        Origin::Tcp(address) => format!("{}", address.ip()),
+    };
+    let shut = |what: &str| Ok(Way::Shut(format!("over {line}, {what}")));
+    let at = match verdict.line.0 {
+        0 => "no line of pg_hba.conf matches".to_owned(),
+        number => format!("line {number} of pg_hba.conf"),
+    };
+    match &verdict.method {
+        Method::Trust => Ok(Way::Open),
+        Method::Peer => {
+            let (map, role, outside) =
+                (verdict.map.clone(), opening.role.to_vec(), opening.system_user.as_bytes().to_vec());
+            match questions.ask(|reply| Question::Map { map, role, outside, reply }).await? {
+                true => Ok(Way::Open),
+                false => shut(&format!(
+                    "{at} wants the system user \"{}\" to be the role (a map in pg_ident.conf can say so)",
+                    opening.system_user
+                )),
+            }
+        }
+        Method::Password | Method::Challenge(_) => match opening.credential {
+            Some(_) if verdict.method != Method::Password => Ok(Way::Open),
+            _ => shut(&format!(
+                "{at} wants a password, and the client's own login showed none that can be passed on"
+            )),
+        },
+        Method::Reject => shut(&format!("{at} rejects it")),
+        Method::NoLine => shut(&at),
+        Method::Cert => shut(&format!("{at} wants a certificate")),
+        Method::Other(name) => shut(&format!("{at} wants {name}")),
+    }
+}
+
+async fn log_in(mut line: Line, opening: &Opening<'_>) -> Result<Line, Error> {
+    let mut out = Vec::new();
+    let token = token_text(opening.server, opening.token);
+    message::startup(
+        &mut out,
+        &[(b"user", opening.role), (b"database", opening.database), (PARAMETER.as_bytes(), token.as_bytes())],
+    );
+    line.write_all(&out).await?;
+    let mut scram: Option<AwaitServerFinal> = None;
+    let mut first: Option<ScramClient> = None;
+    loop {
+        let (tag, body) = read_message(&mut line).await?;
+        out.clear();
+        match tag {
+            b'R' => {
+                let (code, data) = body.split_first_chunk::<4>().ok_or(Error::Protocol)?;
+                match (u32::from_be_bytes(*code), opening.credential) {
+                    (0, _) => continue,
+                    (5, Some(Credential::Md5(secret))) => {
+                        let salt = data.first_chunk::<4>().ok_or(Error::Protocol)?;
+                        let mut answer = secret.answer(*salt).to_vec();
+                        answer.push(0);
+                        message::password(&mut out, &answer);
+                    }
+                    (10, Some(Credential::Scram(keys))) if ScramClient::is_offered(data) => {
+                        let client =
+                            ScramClient::new(With::Keys(keys.clone())).map_err(|_| Error::Protocol)?;
+                        message::password(&mut out, &client.initial_response());
+                        first = Some(client);
+                    }
+                    (11, _) => {
+                        let client = first.take().ok_or(Error::Protocol)?;
+                        let (next, answer) = client.answer(data).map_err(|_| Error::Protocol)?;
+                        message::password(&mut out, &answer);
+                        scram = Some(next);
+                    }
+                    (12, _) => {
+                        let client = scram.take().ok_or(Error::Protocol)?;
+                        // Whoever answers there is not the server when this fails.
+                        client.verify(data).map_err(|_| Error::Protocol)?;
+                        continue;
+                    }
+                    _ => {
+                        let role = String::from_utf8_lossy(opening.role).into_owned();
+                        let why =
+                            "the server wants a password of another kind than the client's login showed";
+                        return Err(Error::NoWay { role, why: why.to_owned() });
+                    }
+                }
+                line.write_all(&out).await?;
+            }
+            b'E' => {
+                let (code, text) = message::read_error(&body);
+                return Err(Error::Server(code, text));
+            }
+            b'Z' => return Ok(line),
+            _ => {}
+        }
+    }
+}
+
+async fn read_message(line: &mut Line) -> Result<(u8, Vec<u8>), Error> {
+    let mut header = [0; 5];
+    line.read_exact(&mut header).await?;
+    let length = u32::from_be_bytes([header[1], header[2], header[3], header[4]]) as usize;
+    if !(4..=MESSAGE_MAX).contains(&length) {
+        return Err(Error::Protocol);
+    }
+    let mut body = vec![0; length - 4];
+    line.read_exact(&mut body).await?;
+    Ok((header[0], body))
+}

@@ -1,0 +1,461 @@
+//! The pools: each has an epoll instance in which its idle clients are, and as many server connections as its clients have needed, up
+//! to its size. Network threads.
+//!
+//! While some backend waits, the kernel gives ready clients to backends and nothing here runs. Only when nobody waits does the front
+//! look at the pool's queue itself: to open another connection, or to end who has waited too long.
+
+use super::front::Front;
+use super::opening::{self, Opening};
+use super::shared::{self, POOL_SIZE_MAX, ServerState, now};
+use super::slot::State;
+use crate::auth::Credential;
+use crate::bridge::Level;
+use crate::login::Admission;
+use crate::wire::message::Report;
+use parking_lot::Mutex;
+use rustix::event::epoll;
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::*;
+use std::time::{Duration, Instant};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt, Interest};
+use tokio::sync::Notify;
+
+/// How long a ready client waits for a busy backend to come free before another connection is opened.
+const PATIENCE: Duration = Duration::from_micros(500);
+
+/// How often a pool looks for what time does: who has waited too long, which connection nobody needs.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Data of the pipe in every pool's epoll instance whose other end the front holds: it becomes readable when the front is gone.
+pub const FRONT_GONE: u64 = u64::MAX;
+
+/// One pool as the front holds it.
+pub struct Pool {
+    pub number: u32,
+    pub words: &'static shared::Pool,
+    pub epoll: Arc<OwnedFd>,
+    pub role: Vec<u8>,
+    pub database: Vec<u8>,
+    /// What logs in as the role, of the last client that showed it.
+    credential: Mutex<Option<Credential>>,
+    /// Somebody has to look: nobody waits any more, a client has come, a connection has ended.
+    pub news: Notify,
+    opening: Mutex<bool>,
+    /// After a failed opening: when the next may be tried, and what the failure was.
+    failed: Mutex<Option<(Instant, opening::Error)>>,
+    /// Kept open for as long as the pool is.
+    _alive: (OwnedFd, OwnedFd),
+}
+
+/// All of them, by OIDs of database and role.
+#[derive(Default)]
+pub struct Pools {
+    list: Mutex<HashMap<(u32, u32), Arc<Pool>>>,
+}
+
+impl Pools {
+    pub fn all(&self) -> Vec<Arc<Pool>> {
+        self.list.lock().values().cloned().collect()
+    }
+
+    pub fn by_number(&self, number: u32) -> Option<Arc<Pool>> {
+        self.list.lock().values().find(|pool| pool.number == number).cloned()
+    }
+
+    /// The pool of an admitted client, made if it is the first.
+    ///
+    /// # Errors
+    /// When there are [`shared::POOLS`] of them, or the system gives no epoll instance.
+    pub fn of(
+        &self,
+        front: &Arc<Front>,
+        admission: &Admission,
+        names: (&[u8], &[u8]),
+        credential: Option<Credential>,
+    ) -> Result<Arc<Pool>, Report> {
+        let mut list = self.list.lock();
+        let key = (admission.database, admission.role);
+        // A renamed role or database is another one to log in to.
+        let found = list.get(&key).filter(|pool| (&pool.role[..], &pool.database[..]) == names).cloned();
+        if let Some(pool) = found {
+            if credential.is_some() {
+                pool.set_credential(credential);
+            }
+            return Ok(pool);
+        }
+        let free = || front.shared.pools.iter().enumerate().find(|(_, words)| words.used.load(Acquire) == 0);
+        let (number, words) = free().ok_or_else(|| {
+            Report::fatal("53300", "sorry, too many clients already")
+                .with_detail(format!("The pooler has {} pools, and no place for another.", shared::POOLS))
+        })?;
+        words.clear();
+        words.database.store(admission.database, Relaxed);
+        words.role.store(admission.role, Relaxed);
+        words.role_name.set(names.0);
+        words.database_name.set(names.1);
+        // Until the first backend says what role and database have of their own.
+        words.size.store(front.bridge.settings().pooler.pool_size.min(POOL_SIZE_MAX as u32), Relaxed);
+        let made = Pool::make(number as u32, words, names, credential);
+        let pool = made.map_err(|error| Report::fatal("53000", format!("could not make a pool: {error}")))?;
+        words.used.store(1, Release);
+        let pool = Arc::new(pool);
+        if let Some(old) = list.insert(key, Arc::clone(&pool)) {
+            retire_all(front, &old);
+        }
+        tokio::spawn(keep(Arc::clone(front), Arc::clone(&pool)));
+        Ok(pool)
+    }
+
+    fn drop_pool(&self, pool: &Arc<Pool>) {
+        self.list.lock().retain(|_, other| !Arc::ptr_eq(other, pool));
+        pool.words.used.store(0, Release);
+    }
+}
+
+impl Pool {
+    fn make(
+        number: u32,
+        words: &'static shared::Pool,
+        (role, database): (&[u8], &[u8]),
+        credential: Option<Credential>,
+    ) -> std::io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        epoll::add(&epoll, &read, epoll::EventData::new_u64(FRONT_GONE), epoll::EventFlags::IN)?;
+        Ok(Self {
+            number,
+            words,
+            epoll: Arc::new(epoll),
+            role: role.to_vec(),
+            database: database.to_vec(),
+            credential: Mutex::new(credential),
+            news: Notify::new(),
+            opening: Mutex::new(false),
+            failed: Mutex::new(None),
+            _alive: (read, write),
+        })
+    }
+
+    /// A changed one means another password: connections of the old one are not lent again.
+    fn set_credential(&self, credential: Option<Credential>) {
+        *self.credential.lock() = credential;
+    }
+
+    pub fn title(&self) -> String {
+        format!(
+            "\"{}\" as \"{}\"",
+            String::from_utf8_lossy(&self.database),
+            String::from_utf8_lossy(&self.role)
+        )
+    }
+
+    fn has_ready_clients(&self) -> bool {
+        super::seats::can_read(self.epoll.as_fd())
+    }
+}
+
+/// Every connection of the pool ends at its next idle moment.
+pub fn retire_all(front: &Front, pool: &Pool) {
+    for server in front.shared.servers {
+        if server.state() != ServerState::Free && server.pool.load(Acquire) == pool.number {
+            retire(server);
+        }
+    }
+}
+
+/// The connection ends at its next idle moment.
+pub fn retire(server: &shared::Server) {
+    server.retire.store(true, Release);
+    wake(server);
+}
+
+/// A waiting backend looks at its words again.
+pub fn wake(server: &shared::Server) {
+    if let Some(pid) =
+        rustix::process::Pid::from_raw(server.pid.load(Acquire)).filter(|pid| pid.as_raw_nonzero().get() > 1)
+    {
+        // Without a reason beside it, this signal of the server's own only sets the process's latch.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::USR1);
+    }
+}
+
+/// The life of a pool.
+async fn keep(front: Arc<Front>, pool: Arc<Pool>) {
+    let Ok(queue) = rustix::io::fcntl_dupfd_cloexec(&*pool.epoll, 0) else { return };
+    // Deprecated because a type might change its descriptor; `OwnedFd` keeps one for life.
+    #[allow(deprecated)]
+    let Ok(queue) = AsyncFd::with_interest(queue, Interest::READABLE) else { return };
+    let stop = front.bridge.stop();
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut empty_since: Option<Instant> = None;
+    loop {
+        let words = pool.words;
+        let size = words.size.load(Relaxed);
+        let may_grow = words.servers.load(Relaxed) < size
+            && !*pool.opening.lock()
+            && !words.paused.load(Relaxed)
+            && pool.failed.lock().as_ref().is_none_or(|(until, _)| *until <= Instant::now());
+        let mut watch = false;
+        if may_grow {
+            // First the wish to hear, then the look: who stops waiting in between says so.
+            words.wants_news.store(1, SeqCst);
+            watch = words.waiters.load(SeqCst) <= 0;
+        }
+        if watch && pool.has_ready_clients() {
+            tokio::time::sleep(PATIENCE).await;
+            if words.waiters.load(SeqCst) <= 0 && pool.has_ready_clients() {
+                start_opening(&front, &pool);
+            }
+            continue;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = pool.news.notified() => {}
+            ready = queue.readable(), if watch => {
+                if let Ok(mut ready) = ready {
+                    ready.clear_ready();
+                }
+            }
+            _ = tick.tick() => {
+                look_at_time(&front, &pool);
+                let empty = words.clients.load(Relaxed) == 0 && words.servers.load(Relaxed) == 0;
+                let opening = *pool.opening.lock();
+                empty_since = (empty && !opening).then(|| empty_since.unwrap_or_else(Instant::now));
+                if empty_since.is_some_and(|since| since.elapsed() > 10 * TICK) {
+                    front.pools.drop_pool(&pool);
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn start_opening(front: &Arc<Front>, pool: &Arc<Pool>) {
+    *pool.opening.lock() = true;
+    let (front, pool) = (Arc::clone(front), Arc::clone(pool));
+    tokio::spawn(async move {
+        if let Err(error) = open_one(&front, &pool).await {
+            refuse(&front, &pool, &error);
+            let retry = match &error {
+                // The server is full, or is starting or stopping: that may pass at any moment.
+                opening::Error::Server(code, _) if matches!(&code[..], "53300" | "57P03") => {
+                    Duration::from_millis(100)
+                }
+                _ if pool.words.servers.load(Relaxed) == 0 => Duration::from_millis(100),
+                _ => front.bridge.settings().pooler.server_login_retry,
+            };
+            *pool.failed.lock() = Some((Instant::now() + retry, error));
+            let pool = Arc::clone(&pool);
+            tokio::spawn(async move {
+                tokio::time::sleep(retry).await;
+                pool.news.notify_one();
+            });
+        } else {
+            *pool.failed.lock() = None;
+        }
+        *pool.opening.lock() = false;
+        pool.news.notify_one();
+    });
+}
+
+/// A failure that waiting does not mend is told to those who wait and have no backend to hope for.
+fn refuse(front: &Arc<Front>, pool: &Arc<Pool>, error: &opening::Error) {
+    let new = pool.failed.lock().as_ref().is_none_or(|(_, before)| before != error);
+    if new {
+        front
+            .bridge
+            .log(Level::Warning, format!("no server connection for database {}: {error}", pool.title()));
+    }
+    let passing = matches!(error, opening::Error::Server(code, _) if matches!(&code[..], "53300" | "57P03"));
+    if passing || pool.words.servers.load(Relaxed) > 0 {
+        return;
+    }
+    let report = match error {
+        opening::Error::Server(code, text) => Report::fatal(code, text.clone()),
+        opening::Error::NoWay { role, .. } => Report::fatal("08006", error.to_string()).with_hint(format!(
+            "Let the role in by pg_hba.conf, over the server's Unix socket (\"local all {role} trust\", or peer with a map) or \
+             from 127.0.0.1 with the method by which its clients log in."
+        )),
+        _ => Report::fatal("08006", error.to_string()),
+    };
+    for (index, slot) in front.shared.slots.iter().enumerate() {
+        let seen = slot.word.seen();
+        if seen.state() == State::Idle && u32::from(slot.pool.load(Relaxed)) == pool.number {
+            let waits =
+                slot.transactions.load(Relaxed) == 0 || front.seats.is_ready(index as u32, seen.generation());
+            if waits && slot.word.close_idle(seen.generation()) {
+                front.seats.say(index as u32, seen.generation(), &report.to_bytes());
+                front.end_client(index as u32, seen.generation());
+            }
+        }
+    }
+}
+
+async fn open_one(front: &Arc<Front>, pool: &Arc<Pool>) -> Result<(), opening::Error> {
+    let full = || opening::Error::Server("53300".to_owned(), "sorry, too many clients already".to_owned());
+    let servers = front.shared.servers;
+    let member = pool.words.members.iter().position(|member| member.load(Acquire) == 0).ok_or_else(full)?;
+    let claim = |server: &&shared::Server| {
+        let (free, opening) = (ServerState::Free as u32, ServerState::Opening as u32);
+        server.state.compare_exchange(free, opening, AcqRel, Acquire).is_ok()
+    };
+    let number = servers.iter().position(|server| claim(&server)).ok_or_else(full)?;
+    let server = &servers[number];
+    let token = super::front::random_words().ok_or(opening::Error::Protocol)?;
+    server.pid.store(0, Relaxed);
+    server.slot.store(0, Relaxed);
+    server.retire.store(false, Relaxed);
+    server.transactions.store(0, Relaxed);
+    server.swaps.store(0, Relaxed);
+    server.pool.store(pool.number, Relaxed);
+    server.member.store(member as u32, Relaxed);
+    server.opened_at.store(now(), Relaxed);
+    server.since.store(now(), Relaxed);
+    for (word, value) in server.token.iter().zip(token) {
+        word.store(value, Release);
+    }
+    pool.words.members[member].store(number as u32 + 1, Release);
+    pool.words.servers.fetch_add(1, Relaxed);
+    let settings = front.bridge.settings();
+    let credential = pool.credential.lock().clone();
+    let opening = Opening {
+        role: &pool.role,
+        database: &pool.database,
+        credential: credential.as_ref(),
+        server: number as u32,
+        token,
+        door: &settings.pooler.door,
+        system_user: &front.system_user,
+    };
+    let limit = settings.pooler.server_connect_timeout.unwrap_or(Duration::from_secs(3600));
+    let opened = tokio::time::timeout(limit, opening::open(&opening, &front.questions)).await;
+    match opened.unwrap_or(Err(opening::Error::TooSlow)) {
+        Ok(line) => {
+            let (front, pool) = (Arc::clone(front), Arc::clone(pool));
+            tokio::spawn(async move {
+                hear_the_end(line).await;
+                server_ended(&front, &pool, number as u32);
+            });
+            Ok(())
+        }
+        Err(error) => {
+            release(pool, server, member);
+            Err(error)
+        }
+    }
+}
+
+/// The backend itself says nothing on this connection any more; its end is its end.
+async fn hear_the_end(mut line: opening::Line) {
+    let mut bytes = [0; 512];
+    while !matches!(line.read(&mut bytes).await, Ok(0) | Err(_)) {}
+}
+
+fn release(pool: &Pool, server: &shared::Server, member: usize) {
+    for word in &server.token {
+        word.store(0, Relaxed);
+    }
+    pool.words.unstay(member as u32);
+    pool.words.members[member].store(0, Release);
+    pool.words.servers.fetch_sub(1, Relaxed);
+    server.pid.store(0, Relaxed);
+    server.set_state(ServerState::Free);
+}
+
+/// A backend has ended: its client, if it had one, has ended with it.
+fn server_ended(front: &Arc<Front>, pool: &Arc<Pool>, number: u32) {
+    let server = &front.shared.servers[number as usize];
+    for (index, slot) in front.shared.slots.iter().enumerate() {
+        let seen = slot.word.seen();
+        let its = matches!(seen.state(), State::Attached | State::Cancelling) && seen.server() == number;
+        if its && slot.word.bury(seen.generation(), number) {
+            front.end_client(index as u32, seen.generation());
+        }
+    }
+    release(pool, server, server.member.load(Acquire) as usize);
+    pool.news.notify_one();
+}
+
+/// Once a second.
+fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
+    let settings = front.bridge.settings();
+    let words = pool.words;
+    let now = now();
+    let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
+    // Waiting clients.
+    let queue = words.waiters.load(SeqCst) <= 0 && pool.has_ready_clients();
+    let (mut waiting, mut first) = (0, 0);
+    let idle_limit = settings.pooler.client_idle_timeout.map(micros);
+    if queue || words.waiting.load(Relaxed) > 0 || idle_limit.is_some() {
+        for (index, slot) in front.shared.slots.iter().enumerate() {
+            let seen = slot.word.seen();
+            if seen.state() != State::Idle || u32::from(slot.pool.load(Relaxed)) != pool.number {
+                continue;
+            }
+            let generation = seen.generation();
+            let fresh = slot.settings_hash.load(Relaxed) == 0 && slot.transactions.load(Relaxed) == 0;
+            if queue && (fresh || front.seats.is_ready(index as u32, generation)) {
+                let since = match slot.waiting_since.load(Relaxed) {
+                    0 => {
+                        slot.waiting_since.store(now, Relaxed);
+                        now
+                    }
+                    since => since,
+                };
+                waiting += 1;
+                first = if first == 0 { since } else { since.min(first) };
+                let limit = settings.pooler.query_wait_timeout.map(micros);
+                if limit.is_some_and(|limit| now - since >= limit) && slot.word.close_idle(generation) {
+                    let report = Report::fatal("08P01", "query_wait_timeout")
+                        .with_detail(format!(
+                            "No server connection for database {} came free in time.",
+                            pool.title()
+                        ))
+                        .with_hint("Raise postern.pool_size or postern.query_wait_timeout.");
+                    front.seats.say(index as u32, generation, &report.to_bytes());
+                    front.end_client(index as u32, generation);
+                }
+            } else {
+                slot.waiting_since.store(0, Relaxed);
+                let done = slot.transactions.load(Relaxed);
+                if slot.seen_transactions.swap(done, Relaxed) != done || slot.since.load(Relaxed) == 0 {
+                    slot.since.store(now, Relaxed);
+                } else if idle_limit.is_some_and(|limit| now - slot.since.load(Relaxed) >= limit)
+                    && slot.word.close_idle(generation)
+                {
+                    let report = Report::fatal("57P05", "client_idle_timeout")
+                        .with_hint("The setting is postern.client_idle_timeout.");
+                    front.seats.say(index as u32, generation, &report.to_bytes());
+                    front.end_client(index as u32, generation);
+                }
+            }
+        }
+    }
+    words.waiting.store(waiting, Relaxed);
+    words.waiting_since.store(first, Relaxed);
+    // Connections that nobody has used for a while, and old ones.
+    for member in &words.members {
+        let Some(number) = member.load(Acquire).checked_sub(1) else { continue };
+        let Some(server) = front.shared.servers.get(number as usize) else { continue };
+        let done = server.transactions.load(Relaxed);
+        if server.seen_transactions.swap(done, Relaxed) != done {
+            server.since.store(now, Relaxed);
+        }
+        let idle = server.state() == ServerState::Idle;
+        let unused = settings
+            .pooler
+            .server_idle_timeout
+            .is_some_and(|limit| now - server.since.load(Relaxed) >= micros(limit));
+        let old = settings
+            .pooler
+            .server_lifetime
+            .is_some_and(|limit| now - server.opened_at.load(Relaxed) >= micros(limit));
+        if idle && (unused || old) && !server.retire.load(Relaxed) {
+            retire(server);
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! The clients' sockets as the front holds them: slot n at descriptor number base + n, the same as in every pooled backend, because
+//! an epoll instance knows a socket by file and number. Network threads.
+
+use parking_lot::Mutex;
+use rustix::event::epoll;
+use rustix::net::Shutdown;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+/// Descriptors that neither clients nor a server's own files need: listeners, pools, runtimes.
+const SPARE: u64 = 256;
+
+/// Where clients' descriptors are, and how many clients the limit of open files allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    pub base: u32,
+    pub capacity: u32,
+}
+
+impl Room {
+    /// With a hard limit of `limit` open files a process, of which a server process itself may open `own`. Below the clients'
+    /// numbers there is room for the same number of descriptors again: logins, and both ends of TLS.
+    pub fn of(limit: u64, own: u64, clients: u32) -> Self {
+        let low = own + SPARE;
+        let capacity = limit.saturating_sub(low).min(limit / 2).min(u64::from(clients));
+        let base = (limit - capacity).min((2 * capacity + SPARE).max(low)).max(low);
+        Self { base: u32::try_from(base).unwrap_or(u32::MAX), capacity: u32::try_from(capacity).unwrap_or(0) }
+    }
+}
+
+/// Raises the limit of open files as far as the system lets us: the hard limit.
+pub fn raise_file_limit() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    getrlimit(Resource::Nofile).current.unwrap_or(1 << 20)
+}
+
+struct Seat {
+    generation: u32,
+    socket: OwnedFd,
+    pool: Arc<OwnedFd>,
+}
+
+/// Every client's socket.
+pub struct Seats {
+    base: u32,
+    seats: Box<[Mutex<Option<Seat>>]>,
+}
+
+impl Seats {
+    pub fn new(room: Room) -> Self {
+        Self { base: room.base, seats: (0..room.capacity).map(|_| Mutex::default()).collect() }
+    }
+
+    /// Puts a client's socket at its number; the pool is not told yet.
+    ///
+    /// # Errors
+    /// When the system gives no descriptor, or not that one.
+    pub fn seat(
+        &self,
+        slot: u32,
+        generation: u32,
+        socket: &OwnedFd,
+        pool: &Arc<OwnedFd>,
+    ) -> std::io::Result<()> {
+        let number = i32::try_from(self.base + slot).map_err(|_| std::io::ErrorKind::InvalidInput)?;
+        let socket = rustix::io::fcntl_dupfd_cloexec(socket, number)?;
+        if socket.as_raw_fd() != number {
+            return Err(std::io::Error::other("a client's descriptor is in use"));
+        }
+        let seat = Seat { generation, socket, pool: Arc::clone(pool) };
+        *self.at(slot).ok_or(std::io::ErrorKind::InvalidInput)?.lock() = Some(seat);
+        Ok(())
+    }
+
+    fn at(&self, slot: u32) -> Option<&Mutex<Option<Seat>>> {
+        self.seats.get(slot as usize)
+    }
+
+    /// The pool hears when the client's socket can be written: at once. For a client that waits for its welcome.
+    ///
+    /// # Errors
+    /// What epoll_ctl(2) says.
+    pub fn announce(&self, slot: u32) -> std::io::Result<()> {
+        self.with(slot, |seat| {
+            let flags = epoll::EventFlags::OUT | epoll::EventFlags::RDHUP | epoll::EventFlags::ONESHOT;
+            epoll::add(&*seat.pool, &seat.socket, epoll::EventData::new_u64(u64::from(slot)), flags)
+        })
+        .unwrap_or(Err(rustix::io::Errno::BADF))
+        .map_err(Into::into)
+    }
+
+    /// The pool hears when the client sends something.
+    pub fn arm(&self, slot: u32, generation: u32) {
+        self.with(slot, |seat| {
+            if seat.generation == generation {
+                let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ONESHOT;
+                let data = epoll::EventData::new_u64(u64::from(slot));
+                let _ = epoll::modify(&*seat.pool, &seat.socket, data, flags);
+            }
+        });
+    }
+
+    /// A copy of a client's socket.
+    pub fn copy(&self, slot: u32, generation: u32) -> Option<OwnedFd> {
+        let copy = |seat: &Seat| {
+            (seat.generation == generation)
+                .then(|| rustix::io::fcntl_dupfd_cloexec(&seat.socket, 0).ok())
+                .flatten()
+        };
+        self.with(slot, copy).flatten()
+    }
+
+    /// Something with a client's socket; `None` when the slot has none.
+    fn with<T>(&self, slot: u32, what: impl FnOnce(&Seat) -> T) -> Option<T> {
+        self.at(slot)?.lock().as_ref().map(what)
+    }
+
+    /// Whether the client has sent something that nobody has read, or has gone.
+    pub fn is_ready(&self, slot: u32, generation: u32) -> bool {
+        let ready = |seat: &Seat| seat.generation == generation && can_read(seat.socket.as_fd());
+        self.with(slot, ready).unwrap_or(false)
+    }
+
+    /// Sends a client that nobody serves its last words; what does not fit is dropped.
+    pub fn say(&self, slot: u32, generation: u32, bytes: &[u8]) {
+        self.with(slot, |seat| {
+            if seat.generation == generation {
+                let flags = rustix::net::SendFlags::NOSIGNAL | rustix::net::SendFlags::DONTWAIT;
+                let _ = rustix::net::send(&seat.socket, bytes, flags);
+            }
+        });
+    }
+
+    /// Takes the client out of its pool and closes it, whoever else has its descriptor. Its number is free afterwards.
+    pub fn close(&self, slot: u32, generation: u32) {
+        let Some(place) = self.at(slot) else { return };
+        let mut place = place.lock();
+        if place.as_ref().is_some_and(|seat| seat.generation == generation)
+            && let Some(seat) = place.take()
+        {
+            let _ = epoll::delete(&*seat.pool, &seat.socket);
+            let _ = rustix::net::shutdown(&seat.socket, Shutdown::Both);
+        }
+    }
+}
+
+/// Whether a read would return at once.
+pub fn can_read(descriptor: std::os::fd::BorrowedFd<'_>) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut polled = [PollFd::new(&descriptor, PollFlags::IN)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut polled, Some(&now)).is_ok_and(|count| count > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_are_as_many_as_the_limit_of_open_files_allows() {
+        let room = Room::of(20_000, 1_000, 10_000);
+        assert_eq!(room, Room { base: 10_000, capacity: 10_000 });
+        let room = Room::of(4_096, 1_000, 10_000);
+        assert_eq!(room, Room { base: 2_048, capacity: 2_048 });
+        let room = Room::of(1 << 20, 1_000, 10_000);
+        assert_eq!(room, Room { base: 20_256, capacity: 10_000 });
+        let room = Room::of(1_024, 1_000, 10_000);
+        assert_eq!(room.capacity, 0);
+        for (limit, clients) in [(1_400, 9), (3_000, 2_000), (70_000, 100_000)] {
+            let room = Room::of(limit, 1_000, clients);
+            assert!(
+                u64::from(room.base) >= 1_256 && u64::from(room.base + room.capacity) <= limit,
+                "{room:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! What logins ask, answered from the server's own rules and catalogs: pg_hba.conf, pg_ident.conf, pg_authid, pg_database. The
+//! pooler's main thread.
+
+use super::agent::texts::Texts;
+use super::sample;
+use super::shim::{self, RawVerdict};
+use crate::auth::{Challenge, Found, Secret};
+use crate::login::{Admission, Arrival, Method, Origin, Question, Rights, Verdict};
+use crate::pooler::shared::{ServerState, Shared};
+use crate::pooler::state::{self, Settings};
+use crate::status::facts::ServerState as Server;
+use crate::wire::message::Report;
+use pgrx::prelude::*;
+use std::ffi::{CStr, CString, c_int};
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::Ordering::*;
+
+pub(super) struct Answers {
+    shared: Shared,
+    texts: Texts,
+}
+
+/// A role as pg_authid has it.
+struct Role {
+    oid: pg_sys::Oid,
+    superuser: bool,
+    can_login: bool,
+    connection_limit: i32,
+    found: Found,
+}
+
+impl Answers {
+    pub fn new(shared: Shared, texts: Texts) -> Self {
+        Self { shared, texts }
+    }
+
+    /// Answers one question. An error of the server's is an answer too.
+    pub fn answer(&mut self, question: Question) {
+        match question {
+            Question::Verdict { role, database, origin, tls, reply } => {
+                if let Ok(verdict) = guarded(|| Ok(self.verdict(&role, &database, origin, tls))) {
+                    let _ = reply.send(verdict);
+                }
+            }
+            Question::Map { map, role, outside, reply } => {
+                let _ = reply.send(guarded(|| Ok(map_allows(&map, &role, &outside))).unwrap_or(false));
+            }
+            Question::Admit { arrival, reply } => {
+                let _ = reply.send(guarded(|| self.admit(&arrival)));
+            }
+            Question::Console { role, reply } => {
+                let _ = reply.send(guarded(|| console_rights(&role)));
+            }
+            Question::Forget { slot, reply } => {
+                if let Some(slot) = self.shared.slots.get(slot as usize) {
+                    for word in [&slot.settings, &slot.statements, &slot.unnamed] {
+                        self.texts.free(word);
+                    }
+                }
+                let _ = reply.send(());
+            }
+        }
+    }
+
+    fn verdict(&self, role: &[u8], database: &[u8], origin: Origin, tls: bool) -> Verdict {
+        let mut raw = RawVerdict::default();
+        let (family, address, _) = origin.words();
+        let (role_text, database_text) = (text(role), text(database));
+        // SAFETY: terminated strings, four words of address, a verdict to fill; the roles that lines name are looked up, in a
+        // transaction.
+        unsafe {
+            shim::postern_hba(
+                database_text.as_ptr(),
+                role_text.as_ptr(),
+                c_int::from(family),
+                address.as_ptr(),
+                tls,
+                &raw mut raw,
+            );
+        }
+        // SAFETY: filled with terminated texts.
+        let (map, line) = unsafe { (owned(&raw.map), owned(&raw.text)) };
+        let method = match raw.method {
+            1 => Method::Reject,
+            2 => Method::NoLine,
+            3 => Method::Trust,
+            4 => Method::Password,
+            5 => Method::Challenge(Challenge::Md5),
+            6 => Method::Challenge(Challenge::Scram),
+            7 => Method::Cert,
+            8 => Method::Peer,
+            _ => Method::Other(line.clone()),
+        };
+        let implicit = method == Method::NoLine;
+        Verdict {
+            wants_certificate: raw.client_certificate != 0 || method == Method::Cert,
+            certificate_names_role: raw.client_certificate == 2,
+            certificate_by_dn: raw.certificate_by_dn,
+            method,
+            line: if implicit { (0, String::new()) } else { (u32::try_from(raw.line).unwrap_or(0), line) },
+            map,
+            found: role_of(role).map(|role| role.found),
+            // SAFETY: an int setting, and the clock.
+            password_encryption: match unsafe { pg_sys::Password_encryption } as u32 {
+                1 => Challenge::Md5,
+                _ => Challenge::Scram,
+            },
+            // SAFETY: the clock.
+            now: unsafe { pg_sys::GetCurrentTimestamp() },
+            mock_nonce: mock_nonce(),
+        }
+    }
+
+    /// What a server checks between authentication and the session, in its order (InitPostgres() in postinit.c).
+    fn admit(&self, arrival: &Arrival) -> Result<Admission, Report> {
+        refuse_while_not_ready()?;
+        let name = String::from_utf8_lossy(&arrival.role).into_owned();
+        let Some(role) = role_of(&arrival.role) else {
+            return Err(Report::fatal("28000", format!("role \"{name}\" does not exist")));
+        };
+        if !role.can_login {
+            return Err(Report::fatal("28000", format!("role \"{name}\" is not permitted to log in")));
+        }
+        let limited = !role.superuser;
+        if limited
+            && role.connection_limit >= 0
+            && self.sessions(Some(role.oid), None) >= role.connection_limit
+        {
+            return Err(Report::fatal("53300", format!("too many connections for role \"{name}\"")));
+        }
+        let database_name = String::from_utf8_lossy(&arrival.database).into_owned();
+        let missing = || Report::fatal("3D000", format!("database \"{database_name}\" does not exist"));
+        let wanted = text(&arrival.database);
+        let (mut database, mut allowed, mut limit) = (pg_sys::InvalidOid, false, -1);
+        // SAFETY: in a transaction; a catalog lookup by a terminated name, and words to fill.
+        let found = unsafe {
+            shim::postern_database(wanted.as_ptr(), &raw mut database, &raw mut allowed, &raw mut limit)
+        };
+        if !found {
+            return Err(missing());
+        }
+        // SAFETY: in a transaction, by OIDs.
+        let may_connect = unsafe { super::versions::may_connect(database, role.oid) };
+        if !allowed {
+            let words = format!("database \"{database_name}\" is not currently accepting connections");
+            return Err(Report::fatal("55000", words));
+        }
+        if !role.superuser && !may_connect {
+            return Err(Report::fatal(
+                "42501",
+                format!("permission denied for database \"{database_name}\""),
+            )
+            .with_detail("User does not have CONNECT privilege."));
+        }
+        if limited && limit >= 0 && self.sessions(None, Some(database)) >= limit {
+            return Err(Report::fatal(
+                "53300",
+                format!("too many connections for database \"{database_name}\""),
+            ));
+        }
+        let slot = self.shared.slots.get(arrival.slot as usize).ok_or_else(missing)?;
+        let bytes = state::encode_settings(&Settings::Startup(arrival.startup.clone()));
+        for word in [&slot.statements, &slot.unnamed] {
+            self.texts.free(word);
+        }
+        if !self.texts.store(&slot.settings, &bytes) {
+            return Err(Report::fatal("53200", "out of memory")
+                .with_detail("There is no shared memory for the client."));
+        }
+        Ok(Admission { role: role.oid.to_u32(), database: database.to_u32() })
+    }
+
+    /// Sessions that count against a limit: clients of the pooler, and backends that are not the pooler's.
+    fn sessions(&self, role: Option<pg_sys::Oid>, database: Option<pg_sys::Oid>) -> i32 {
+        // SAFETY: counts in the server's table of processes.
+        let backends = unsafe {
+            match (role, database) {
+                (Some(role), _) => pg_sys::CountUserBackends(role),
+                (_, Some(database)) => pg_sys::CountDBConnections(database),
+                _ => 0,
+            }
+        };
+        let ours = |pool: &&crate::pooler::shared::Pool| {
+            pool.used.load(Acquire) != 0
+                && role.is_none_or(|oid| pool.role.load(Relaxed) == oid.to_u32())
+                && database.is_none_or(|oid| pool.database.load(Relaxed) == oid.to_u32())
+        };
+        let mut count = backends;
+        for pool in self.shared.pools.iter().filter(ours) {
+            count += pool.clients.load(Relaxed) as i32;
+        }
+        for server in self.shared.servers {
+            let open = !matches!(server.state(), ServerState::Free | ServerState::Opening);
+            let pool = self.shared.pools.get(server.pool.load(Relaxed) as usize);
+            if open && pool.as_ref().is_some_and(ours) {
+                count -= 1;
+            }
+        }
+        count
+    }
+}
+
+/// The server refuses while it starts and stops; so do we, in its words.
+fn refuse_while_not_ready() -> Result<(), Report> {
+    match sample::snapshot().server {
+        Server::Stopping => Err(Report::fatal("57P03", "the database system is shutting down")),
+        Server::Starting => Err(Report::fatal("57P03", "the database system is starting up")),
+        _ => Ok(()),
+    }
+}
+
+fn console_rights(role: &[u8]) -> Result<Rights, Report> {
+    let name = String::from_utf8_lossy(role).into_owned();
+    let Some(role) = role_of(role).filter(|role| role.can_login) else {
+        return Err(Report::fatal("28000", format!("role \"{name}\" is not permitted to log in")));
+    };
+    // SAFETY: in a transaction, by OID.
+    let monitors = unsafe { pg_sys::has_privs_of_role(role.oid, pg_sys::Oid::from(pg_sys::ROLE_PG_MONITOR)) };
+    match (role.superuser, monitors) {
+        (true, _) => Ok(Rights::Run),
+        (false, true) => Ok(Rights::Read),
+        (false, false) => Err(Report::fatal("42501", "permission denied for the console of the pooler")
+            .with_detail("Superusers may use it; members of pg_monitor may read in it.")),
+    }
+}
+
+fn role_of(name: &[u8]) -> Option<Role> {
+    let name = text(name);
+    // SAFETY: in a transaction; a catalog lookup by a terminated name. What is kept is copied before the tuple is released.
+    unsafe {
+        // A role that was made a moment ago is found.
+        pg_sys::AcceptInvalidationMessages();
+        let tuple = pg_sys::SearchSysCache1(
+            pg_sys::SysCacheIdentifier::AUTHNAME as c_int,
+            pg_sys::Datum::from(name.as_ptr()),
+        );
+        if tuple.is_null() {
+            return None;
+        }
+        let form = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_authid>();
+        let attribute = |number: u32| {
+            let mut null = false;
+            let cache = pg_sys::SysCacheIdentifier::AUTHNAME as c_int;
+            let value = pg_sys::SysCacheGetAttr(cache, tuple, number as i16, &raw mut null);
+            (!null).then_some(value)
+        };
+        let secret =
+            attribute(pg_sys::Anum_pg_authid_rolpassword).and_then(|value| String::from_datum(value, false));
+        let role = Role {
+            oid: form.oid,
+            superuser: form.rolsuper,
+            can_login: form.rolcanlogin,
+            connection_limit: form.rolconnlimit,
+            found: Found {
+                secret: secret.map(|text| Secret::parse(&text)),
+                valid_until: attribute(pg_sys::Anum_pg_authid_rolvaliduntil)
+                    .map(|value| value.value() as i64),
+            },
+        };
+        pg_sys::ReleaseSysCache(tuple);
+        Some(role)
+    }
+}
+
+fn map_allows(map: &str, role: &[u8], outside: &[u8]) -> bool {
+    let (map, role, outside) = (text(map.as_bytes()), text(role), text(outside));
+    // SAFETY: terminated strings.
+    unsafe { shim::postern_map_allows(map.as_ptr(), role.as_ptr(), outside.as_ptr()) }
+}
+
+fn mock_nonce() -> [u8; 32] {
+    // SAFETY: pg_control's copy in shared memory, of 32 bytes (MOCK_AUTH_NONCE_LEN).
+    unsafe {
+        let nonce = pg_sys::GetMockAuthenticationNonce();
+        if nonce.is_null() { [0; 32] } else { nonce.cast::<[u8; 32]>().read() }
+    }
+}
+
+/// Runs it in a transaction; an error of the server's becomes the answer.
+fn guarded<T>(what: impl FnOnce() -> Result<T, Report>) -> Result<T, Report> {
+    let run = AssertUnwindSafe(|| {
+        // SAFETY: at the top of main's loop, outside a transaction.
+        unsafe {
+            pg_sys::SetCurrentStatementStartTimestamp();
+            pg_sys::StartTransactionCommand();
+            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        }
+        let result = what();
+        // SAFETY: begun above.
+        unsafe {
+            pg_sys::PopActiveSnapshot();
+            pg_sys::CommitTransactionCommand();
+        }
+        result
+    });
+    PgTryBuilder::new(run)
+        .catch_others(|_| {
+            // SAFETY: whatever was begun is undone.
+            unsafe { pg_sys::AbortCurrentTransaction() };
+            Err(Report::fatal("XX000", "the pooler could not look up who may connect"))
+        })
+        .execute()
+}
+
+fn text(bytes: &[u8]) -> CString {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    CString::new(&bytes[..end]).unwrap_or_default()
+}
+
+/// # Safety
+/// The characters are terminated.
+unsafe fn owned(characters: &[std::ffi::c_char]) -> String {
+    // SAFETY: by the caller.
+    unsafe { CStr::from_ptr(characters.as_ptr()).to_string_lossy().into_owned() }
+}
