@@ -65,17 +65,32 @@ pub async fn log_in<S>(stream: &mut S, door: &Door<'_>) -> Result<Outcome, Error
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    // Each may be asked for once, and encryption only once at all.
+    let (mut ssl_asked, mut gss_asked) = (door.tls.is_some(), door.tls.is_some());
     let message = loop {
         let mut word = [0; 4];
         stream.read_exact(&mut word).await?;
         let mut body = vec![0; startup::body_length(word)?];
         stream.read_exact(&mut body).await?;
         match startup::parse(&body, door.minor)? {
+            Startup::Ssl if ssl_asked => {
+                return Err(crate::wire::Error::Version(1234, 5679, door.minor).into());
+            }
+            Startup::Gss if gss_asked => {
+                return Err(crate::wire::Error::Version(1234, 5680, door.minor).into());
+            }
             Startup::Ssl if door.offers_tls => {
                 stream.write_all(b"S").await?;
                 return Ok(Outcome::Tls);
             }
-            Startup::Ssl | Startup::Gss => stream.write_all(b"N").await?,
+            Startup::Ssl => {
+                ssl_asked = true;
+                stream.write_all(b"N").await?;
+            }
+            Startup::Gss => {
+                gss_asked = true;
+                stream.write_all(b"N").await?;
+            }
             Startup::Cancel { pid, key } => return Ok(Outcome::Cancel { pid, key }),
             Startup::Session(message) => break message,
         }

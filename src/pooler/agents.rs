@@ -93,6 +93,10 @@ async fn hear(front: Arc<Front>, mut stream: UnixStream) {
                     pool.news.notify_one();
                 }
             }
+            Word::Idle { slot, generation, millis } => {
+                let front = Arc::clone(&front);
+                tokio::spawn(async move { front.end_idle_session(slot, generation, millis).await });
+            }
             Word::Later { slot, generation } => {
                 let Some(words) = front.shared.slots.get(slot as usize) else { return };
                 let times = words.parts.fetch_add(1, Relaxed).min(16);

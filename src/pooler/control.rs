@@ -14,6 +14,8 @@ pub enum Word {
     Nobody,
     /// The client has sent a part of a message: arm it again in a moment.
     Later { slot: u32, generation: u32 },
+    /// The client, now idle, is to end when it still is after so long: its `idle_session_timeout`.
+    Idle { slot: u32, generation: u32, millis: u32 },
 }
 
 /// Bytes of a record and of an answer.
@@ -28,6 +30,7 @@ impl Word {
             Self::Gone { slot, generation } => [3, slot, generation, 0],
             Self::Nobody => [4, 0, 0, 0],
             Self::Later { slot, generation } => [5, slot, generation, 0],
+            Self::Idle { slot, generation, millis } => [6, slot, generation, millis],
         };
         let mut bytes = [0; RECORD];
         for (chunk, word) in bytes.chunks_exact_mut(4).zip(words) {
@@ -41,13 +44,14 @@ impl Word {
         for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(4)) {
             *word = chunk.first_chunk().map_or(0, |chunk| u32::from_le_bytes(*chunk));
         }
-        let [kind, slot, generation, _] = words;
+        let [kind, slot, generation, millis] = words;
         match kind {
             1 => Some(Self::Hello { server: slot, epoch: generation }),
             2 => Some(Self::Want { slot, generation }),
             3 => Some(Self::Gone { slot, generation }),
             4 => Some(Self::Nobody),
             5 => Some(Self::Later { slot, generation }),
+            6 => Some(Self::Idle { slot, generation, millis }),
             _ => None,
         }
     }
@@ -81,6 +85,7 @@ mod tests {
             Word::Gone { slot: 5, generation: u32::MAX },
             Word::Nobody,
             Word::Later { slot: 0, generation: 1 },
+            Word::Idle { slot: 7, generation: 1, millis: 100 },
         ] {
             assert_eq!(Word::from_bytes(&word.to_bytes()), Some(word));
         }

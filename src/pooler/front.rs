@@ -181,7 +181,9 @@ impl Front {
             let detail = detail.map_or(String::new(), |detail| format!(" ({detail})"));
             let text = format!("login from {} failed: {}{detail}", origin.host(), report.message);
             self.bridge.log(Level::Log, text);
-            let _ = tokio::time::timeout(Duration::from_secs(5), stream.write_all(&report.to_bytes())).await;
+            let bytes =
+                if report.severity.is_empty() { report.message.into_bytes() } else { report.to_bytes() };
+            let _ = tokio::time::timeout(Duration::from_secs(5), stream.write_all(&bytes)).await;
             linger::close(&mut stream, Duration::from_secs(1)).await;
         }
     }
@@ -301,6 +303,21 @@ impl Front {
         }
         if self.shared.slots[number as usize].word.free(generation) {
             self.free.lock().push(number);
+        }
+    }
+
+    /// Ends a client that has not been served for as long as its `idle_session_timeout` says.
+    pub async fn end_idle_session(self: &Arc<Self>, number: u32, generation: u32, millis: u32) {
+        let Some(slot) = self.shared.slots.get(number as usize) else { return };
+        let served = slot.transactions.load(Relaxed);
+        tokio::time::sleep(Duration::from_millis(u64::from(millis))).await;
+        if slot.transactions.load(Relaxed) == served
+            && !self.seats.is_ready(number, generation)
+            && slot.word.close_idle(generation)
+        {
+            let report = Report::fatal("57P05", "terminating connection due to idle-session timeout");
+            self.seats.say(number, generation, &report.to_bytes());
+            self.end_client(number, generation);
         }
     }
 

@@ -130,8 +130,9 @@ struct Agent {
     now_settings: Vec<u8>,
     now_statements: Vec<u8>,
     environment: u64,
-    /// Whose the session's unnamed statement is.
+    /// Whose the session's unnamed statement is, and which it was when the client was seated.
     unnamed_of: Option<Seat>,
+    unnamed_before: u64,
     /// Messages of our own are being answered; the socket to go back to.
     injecting: Option<OwnedFd>,
     parked: c_int,
@@ -143,8 +144,15 @@ struct Links {
     epoll: OwnedFd,
     texts: Texts,
     base: u32,
-    /// The generation of the client whose descriptor we have, by slot.
-    known: HashMap<u32, u32>,
+    /// The client whose descriptor we have, by slot.
+    known: HashMap<u32, Known>,
+}
+
+/// A client that this backend has met.
+struct Known {
+    generation: u32,
+    /// Our end of its connection, as the system writes it.
+    local: Vec<u8>,
 }
 
 impl Agent {
@@ -179,6 +187,7 @@ impl Agent {
             now_statements: Vec::new(),
             environment: 0,
             unnamed_of: None,
+            unnamed_before: 0,
             injecting: None,
             // SAFETY: a word of this process.
             parked: unsafe { shim::postern_socket() },
@@ -434,8 +443,9 @@ impl Agent {
         let Some(links) = &self.links else { return };
         let slot = &self.shared.slots[seat.slot as usize];
         // SAFETY: null, or a plan source that the session has.
-        let plan = unsafe { shim::postern_unnamed() };
-        if plan.is_null() {
+        let (plan, number) = unsafe { (shim::postern_unnamed(), shim::postern_unnamed_number()) };
+        let anothers = number == self.unnamed_before && self.unnamed_of != Some(seat);
+        if plan.is_null() || anothers {
             if slot.unnamed.load(Relaxed) != 0 {
                 links.texts.free(&slot.unnamed);
             }
@@ -444,6 +454,10 @@ impl Agent {
             }
             return;
         }
+        if number == self.unnamed_before {
+            return;
+        }
+        self.unnamed_before = number;
         // SAFETY: a complete plan source; its text is terminated and its types are as many as it says.
         let body = unsafe {
             let text = CStr::from_ptr((*plan).query_string).to_bytes_with_nul();
@@ -520,15 +534,9 @@ impl Agent {
                 self.pool.unstay(self.member);
             }
             match look {
-                Look::Ready => {
-                    self.server.set_state(ServerState::Serving);
-                    return true;
-                }
+                Look::Ready => return self.serve(seat),
                 // Its backend is its own: the message may come as it comes.
-                Look::Part if pinned => {
-                    self.server.set_state(ServerState::Serving);
-                    return true;
-                }
+                Look::Part if pinned => return self.serve(seat),
                 Look::Part => {
                     self.let_go_later();
                     return false;
@@ -545,12 +553,25 @@ impl Agent {
         }
     }
 
+    /// PostgresMain() is to read the client's message.
+    fn serve(&mut self, seat: Seat) -> bool {
+        self.server.set_state(ServerState::Serving);
+        self.restore_unnamed(seat);
+        true
+    }
+
     /// Gives the client back to the pool.
     fn let_go(&mut self) {
+        // SAFETY: an int setting.
+        let idle = u32::try_from(unsafe { pg_sys::IdleSessionTimeout }).unwrap_or(0);
         if let Some(seat) = self.release(false)
             && let Some(links) = &self.links
         {
             links.arm(seat);
+            if idle > 0 {
+                // The server's own timer would end this backend; the front keeps the time of the client.
+                links.say(Word::Idle { slot: seat.slot, generation: seat.generation, millis: idle });
+            }
         }
     }
 
@@ -727,6 +748,8 @@ impl Agent {
             }
         }
         self.sit(seat);
+        // SAFETY: a word of shim.c.
+        self.unnamed_before = unsafe { shim::postern_unnamed_number() };
         self.pool.assignments.fetch_add(1, Relaxed);
         if fresh {
             self.welcome(seat);
@@ -744,11 +767,9 @@ impl Agent {
             return false;
         }
         self.last = Some(seat);
-        if self.restore_unnamed(seat) {
-            return true;
-        }
         // SAFETY: a flag of shim.c: from here on the client hears its session.
         unsafe { shim::postern_seen.mute = false };
+        self.restore_unnamed(seat);
         true
     }
 
@@ -775,7 +796,7 @@ impl Agent {
             self.hang_up();
             return;
         };
-        self.show_client(slot);
+        self.show_client(seat);
         let mut transaction = Transaction(false);
         transaction.begin();
         let neutral = Settings::Session { base: Vec::new(), session: Vec::new(), told: Vec::new() };
@@ -829,7 +850,7 @@ impl Agent {
         self.server.swaps.fetch_add(1, Relaxed);
         let Some(links) = &self.links else { return Ok(()) };
         let texts = links.texts;
-        self.show_client(slot);
+        self.show_client(seat);
         let mut transaction = Transaction(false);
         let wanted = texts.read(slot.settings.load(Relaxed));
         if wanted != self.now_settings {
@@ -872,23 +893,34 @@ impl Agent {
     }
 
     /// pg_stat_activity and the log show the client.
-    fn show_client(&self, slot: &Slot) {
+    fn show_client(&self, seat: Seat) {
+        let slot = self.slot(seat);
         let address = slot.address.each_ref().map(|word| word.load(Relaxed));
-        let (family, port) = (slot.family.load(Relaxed), slot.port.load(Relaxed));
-        // SAFETY: four words of address.
-        unsafe { shim::postern_set_client(c_int::from(family), address.as_ptr(), c_int::from(port)) }
+        let (family, port) = (c_int::from(slot.family.load(Relaxed)), c_int::from(slot.port.load(Relaxed)));
+        let known = self.links.as_ref().and_then(|links| links.known.get(&seat.slot));
+        let local = known.map_or(&[][..], |known| &known.local);
+        // SAFETY: four words of address, and a socket address with its length.
+        unsafe {
+            shim::postern_set_client(
+                family,
+                address.as_ptr(),
+                port,
+                local.as_ptr().cast(),
+                local.len() as u32,
+            );
+        }
     }
 
     /// When the session's unnamed statement is another's and the client's first message may use its own, messages of ours bring
-    /// it back first: true when PostgresMain() is to read those.
-    fn restore_unnamed(&mut self, seat: Seat) -> bool {
-        let Some(links) = &self.links else { return false };
+    /// it back first: PostgresMain() then reads those.
+    fn restore_unnamed(&mut self, seat: Seat) {
+        let Some(links) = &self.links else { return };
         let slot = &self.shared.slots[seat.slot as usize];
         // SAFETY: a word of shim.c.
         let there = unsafe { !shim::postern_unnamed().is_null() };
         let wanted = slot.unnamed.load(Relaxed) != 0;
         if (self.unnamed_of == Some(seat) && there == wanted) || (!there && !wanted) {
-            return false;
+            return;
         }
         let mut peeked = [0; 64];
         let descriptor = links.descriptor(seat.slot);
@@ -897,7 +929,7 @@ impl Agent {
         let first = frame::first(&peeked[..length]).ok().flatten();
         let replaces = first.is_some_and(|f| f.tag == b'Q' || (f.tag == b'P' && f.body.first() == Some(&0)));
         if replaces {
-            return false;
+            return;
         }
         let mut messages = Vec::new();
         if wanted {
@@ -907,12 +939,12 @@ impl Agent {
             crate::wire::message::put(&mut messages, b'C', |out| out.extend(b"S\0"));
         }
         crate::wire::message::bodiless(&mut messages, b'S');
-        let Ok((ours, its)) = std::os::unix::net::UnixStream::pair() else { return false };
+        let Ok((ours, its)) = std::os::unix::net::UnixStream::pair() else { return };
         let _ = its.set_nonblocking(true);
         // A text of up to the state's size may be longer than a socket holds: then the client does without.
         let _ = rustix::net::sockopt::set_socket_send_buffer_size(&its, messages.len() * 2 + 4096);
         if rustix::net::send(&its, &messages, SendFlags::NOSIGNAL) != Ok(messages.len()) {
-            return false;
+            return;
         }
         let _ = ours.set_nonblocking(true);
         // SAFETY: an open socket until `injected`.
@@ -922,7 +954,6 @@ impl Agent {
         }
         self.injecting = Some(OwnedFd::from(ours));
         self.unnamed_of = Some(seat);
-        true
     }
 
     /// Our own messages are answered: now the client's.
@@ -933,6 +964,7 @@ impl Agent {
             shim::postern_set_socket(links.number(seat.slot));
             shim::postern_seen.mute = false;
             shim::postern_seen.told = false;
+            self.unnamed_before = shim::postern_unnamed_number();
         }
     }
 
@@ -1017,7 +1049,7 @@ impl Links {
 
     /// Has the client's descriptor under its number.
     fn meet(&mut self, seat: Seat) -> bool {
-        if self.known.get(&seat.slot) == Some(&seat.generation) {
+        if self.known.get(&seat.slot).is_some_and(|known| known.generation == seat.generation) {
             return true;
         }
         self.say(Word::Want { slot: seat.slot, generation: seat.generation });
@@ -1028,8 +1060,9 @@ impl Links {
         }
         match rustix::io::fcntl_dupfd_cloexec(&descriptor, self.number(seat.slot)) {
             Ok(placed) if placed.as_raw_fd() == self.number(seat.slot) => {
+                let local = local_address(&placed);
                 let _ = placed.into_raw_fd();
-                self.known.insert(seat.slot, seat.generation);
+                self.known.insert(seat.slot, Known { generation: seat.generation, local });
                 true
             }
             _ => false,
@@ -1108,6 +1141,18 @@ impl Transaction {
             }
         }
     }
+}
+
+/// Our end of a connection, as getsockname(2) writes it.
+fn local_address(socket: &OwnedFd) -> Vec<u8> {
+    let mut address = [0u8; 128];
+    let mut length = address.len() as libc::socklen_t;
+    // SAFETY: an open socket; the system writes at most as much as the length says.
+    let code = unsafe { libc::getsockname(socket.as_raw_fd(), address.as_mut_ptr().cast(), &raw mut length) };
+    if code != 0 {
+        return Vec::new();
+    }
+    address[..(length as usize).min(address.len())].to_vec()
 }
 
 /// The soft limit of open files up to the hard one, as the front has it: clients' numbers are high.

@@ -9,6 +9,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <netinet/in.h>
+#include <getopt.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -93,6 +94,7 @@ static dlist_head *saved_plans;
 static long statement_count;
 static CachedPlanSource *unnamed;
 static MemoryContextCallback *unnamed_callback;
+static uint64 unnamed_number;
 
 /* The plan source is freed: the next Parse or a simple Query replaced it. */
 static void
@@ -119,6 +121,7 @@ see_parse(void)
 			MemoryContextRegisterResetCallback(plan->context, unnamed_callback);
 			unnamed = plan;
 		}
+		unnamed_number++;
 	}
 	else
 		postern_seen.names = true;
@@ -147,6 +150,13 @@ CachedPlanSource *
 postern_unnamed(void)
 {
 	return unnamed;
+}
+
+/* How many unnamed statements there have been: tells the present one from that of a client before. */
+uint64
+postern_unnamed_number(void)
+{
+	return unnamed_number;
 }
 
 /* Called at an idle ReadyForQuery, after it was sent, with nothing pipelined behind it. */
@@ -505,7 +515,7 @@ static char client_port[NI_MAXSERV];
 
 /* family 4, 6 or 0 for a Unix socket; the address in network order; application_name is a setting of its own. */
 void
-postern_set_client(int family, const uint32 *address, int port)
+postern_set_client(int family, const uint32 *address, int port, const void *local, uint32 local_length)
 {
 	SockAddr   *remote = &MyProcPort->raddr;
 
@@ -533,6 +543,9 @@ postern_set_client(int family, const uint32 *address, int port)
 		remote->addr.ss_family = AF_UNIX;
 		remote->salen = sizeof(sa_family_t);
 	}
+	memset(&MyProcPort->laddr, 0, sizeof(MyProcPort->laddr));
+	memcpy(&MyProcPort->laddr.addr, local, Min(local_length, sizeof(MyProcPort->laddr.addr)));
+	MyProcPort->laddr.salen = local_length;
 	client_host[0] = client_port[0] = '\0';
 	pg_getnameinfo_all(&remote->addr, remote->salen, client_host, sizeof(client_host),
 					   client_port, sizeof(client_port), NI_NUMERICHOST | NI_NUMERICSERV);
@@ -820,6 +833,8 @@ postern_apply_options(const char *options, bool superuser)
 	av[ac++] = "postgres";
 	pg_split_opts(av, &ac, options);
 	av[ac] = NULL;
+	/* An option that was refused has left the scan of an earlier client's options in its middle; 0 begins anew. */
+	optind = 0;
 	(void) process_postgres_switches(ac, av, superuser ? PGC_SU_BACKEND : PGC_BACKEND, NULL);
 }
 

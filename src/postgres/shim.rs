@@ -74,6 +74,7 @@ unsafe extern "C" {
     pub(super) fn postern_watch_statements(table: *mut pg_sys::HTAB, sentinel: *mut pg_sys::CachedPlanSource);
     pub(super) fn postern_recount_statements();
     pub(super) fn postern_unnamed() -> *mut pg_sys::CachedPlanSource;
+    pub(super) fn postern_unnamed_number() -> u64;
     pub(super) fn postern_wait_for_any(epoll: c_int, data: *mut u64) -> c_int;
 }
 
@@ -108,7 +109,13 @@ guarded! {
     fn postern_interrupts();
     fn postern_notify_interrupts(attached: bool);
     fn postern_reload();
-    fn postern_set_client(family: c_int, address: *const u32, port: c_int);
+    fn postern_set_client(
+        family: c_int,
+        address: *const u32,
+        port: c_int,
+        local: *const std::ffi::c_void,
+        local_length: u32,
+    );
     fn postern_hba(
         database: *const c_char,
         role: *const c_char,

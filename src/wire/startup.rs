@@ -102,15 +102,15 @@ pub fn parse(body: &[u8], latest: u16) -> Result<Startup, Error> {
 
 fn session(rest: &[u8], minor: u16) -> Result<StartupMessage, Error> {
     let mut message = StartupMessage { minor, ..Default::default() };
-    let mut rest = rest;
-    let mut user = None;
-    let mut database = None;
-    loop {
-        let name = string(&mut rest).ok_or(Error::StartupLayout)?;
-        if name.is_empty() {
+    let (mut at, mut user, mut database) = (0, None, None);
+    // As the server walks it, which reads one terminator behind the packet: a name without a value ends the walk.
+    while at < rest.len() {
+        let name = string(rest, at);
+        let value_at = at + name.len() + 1;
+        if name.is_empty() || value_at >= rest.len() {
             break;
         }
-        let value = string(&mut rest).ok_or(Error::StartupLayout)?;
+        let value = string(rest, value_at);
         match name {
             b"user" => user = Some(value),
             b"database" => database = Some(value),
@@ -119,8 +119,9 @@ fn session(rest: &[u8], minor: u16) -> Result<StartupMessage, Error> {
             _ if name.starts_with(b"_pq_.") => message.unrecognized.push(name.to_vec()),
             _ => message.settings.push((name.to_vec(), value.to_vec())),
         }
+        at = value_at + value.len() + 1;
     }
-    if !rest.is_empty() {
+    if at + 1 != rest.len() {
         return Err(Error::StartupLayout);
     }
     let user = user.filter(|user| !user.is_empty()).ok_or(Error::NoUser)?;
@@ -130,12 +131,10 @@ fn session(rest: &[u8], minor: u16) -> Result<StartupMessage, Error> {
     Ok(message)
 }
 
-/// A terminated string from the front of `rest`.
-fn string<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let end = rest.iter().position(|byte| *byte == 0)?;
-    let (text, after) = rest.split_at(end);
-    *rest = &after[1..];
-    Some(text)
+/// The string at a place, up to its terminator or the end.
+fn string(rest: &[u8], at: usize) -> &[u8] {
+    let text = &rest[at..];
+    &text[..text.iter().position(|byte| *byte == 0).unwrap_or(text.len())]
 }
 
 /// The server cuts names in the middle of a character too (StartupMessage has no encoding yet).

@@ -15,13 +15,18 @@ const ENOUGH: usize = 10;
 
 /// The port at which clients are to see what they see directly.
 fn front(cluster: &Cluster) -> u16 {
-    cluster.port
+    cluster.pooler_port
 }
 
-/// Without two-phase commit, which one script is about; errors are what most are about and not logged.
+/// Without two-phase commit, which one script is about; errors are what most are about and not logged. PL/pgSQL is there from the
+/// start: its settings show in a pooled backend once any client has used it.
 fn start() -> Result<Cluster> {
     let cluster = Cluster::new("corpus")?;
-    for (setting, value) in [("max_prepared_transactions", "0"), ("log_min_messages", "log")] {
+    for (setting, value) in [
+        ("max_prepared_transactions", "0"),
+        ("log_min_messages", "log"),
+        ("session_preload_libraries", "plpgsql"),
+    ] {
         cluster.set(setting, value)?;
     }
     cluster.start()
