@@ -24,6 +24,10 @@ pub struct Statement<'a> {
     pub types: Vec<u32>,
     /// Made by PREPARE and not by the protocol.
     pub from_sql: bool,
+    /// Where in the text the statement begins (RawStmt.stmt_location): PREPARE keeps the text of all that was sent with it.
+    pub location: i32,
+    /// What its literals were read by, as a hash.
+    pub literals: u64,
     /// Microseconds since 2000.
     pub prepared_at: i64,
     /// The columns of its result; `None` when it has no result.
@@ -155,6 +159,8 @@ pub fn encode_statements(statements: &[Statement<'_>]) -> Vec<u8> {
             put_number(&mut out, *oid);
         }
         out.push(u8::from(statement.from_sql) | u8::from(statement.columns.is_some()) << 1);
+        put_number(&mut out, statement.location as u32);
+        out.extend(statement.literals.to_le_bytes());
         out.extend(statement.prepared_at.to_le_bytes());
         let columns = statement.columns.as_deref().unwrap_or_default();
         put_number(&mut out, columns.len() as u32);
@@ -181,7 +187,9 @@ pub fn decode_statements(bytes: &[u8]) -> Option<Vec<Statement<'_>>> {
             types.push(number(rest)?);
         }
         let flags = byte(rest)?;
-        let (at, after) = rest.split_first_chunk::<8>()?;
+        let location = number(rest)? as i32;
+        let (literals, after) = rest.split_first_chunk::<8>()?;
+        let (at, after) = after.split_first_chunk::<8>()?;
         *rest = after;
         let mut columns = Vec::new();
         for _ in 0..number(rest)? {
@@ -197,6 +205,8 @@ pub fn decode_statements(bytes: &[u8]) -> Option<Vec<Statement<'_>>> {
             text: text_of,
             types,
             from_sql: flags & 1 != 0,
+            location,
+            literals: u64::from_le_bytes(*literals),
             prepared_at: i64::from_le_bytes(*at),
             columns: (flags & 2 != 0).then_some(columns),
         });
@@ -278,10 +288,21 @@ mod tests {
                 text: b"select $1",
                 types: vec![23, 25],
                 from_sql: true,
+                location: 17,
+                literals: 8,
                 prepared_at: -5,
                 columns: Some(vec![ColumnType { name: b"c", type_oid: 23, type_modifier: -1, collation: 0 }]),
             },
-            Statement { name: b"", text: b"", types: vec![], from_sql: false, prepared_at: 0, columns: None },
+            Statement {
+                name: b"",
+                text: b"",
+                types: vec![],
+                from_sql: false,
+                location: -1,
+                literals: 0,
+                prepared_at: 0,
+                columns: None,
+            },
         ];
         assert_eq!(decode_statements(&encode_statements(&statements)), Some(statements));
     }

@@ -8,7 +8,7 @@ mod settings;
 mod statements;
 pub(super) mod texts;
 
-use self::settings::{Refused, SessionSettings};
+use self::settings::{Environment, Refused, SessionSettings};
 use self::statements::Statements;
 use self::texts::Texts;
 use super::guc::PoolMode;
@@ -129,7 +129,7 @@ struct Agent {
     /// The session's settings and statements as bytes, and what parsing depends on.
     now_settings: Vec<u8>,
     now_statements: Vec<u8>,
-    environment: u64,
+    environment: Environment,
     /// Whose the session's unnamed statement is, and which it was when the client was seated.
     unnamed_of: Option<Seat>,
     unnamed_before: u64,
@@ -185,7 +185,7 @@ impl Agent {
             wait_set: None,
             now_settings: Vec::new(),
             now_statements: Vec::new(),
-            environment: 0,
+            environment: Environment::default(),
             unnamed_of: None,
             unnamed_before: 0,
             injecting: None,
@@ -250,8 +250,17 @@ impl Agent {
         ));
         self.dismiss(&told);
         // The session is somewhere between two clients.
+        // SAFETY: a flag of shim.c.
+        unsafe { shim::postern_seen.mute = true };
+        let mut transaction = Transaction(false);
+        transaction.begin();
+        self.settings.recover();
+        transaction.commit();
         self.now_settings = self.settings.read();
-        self.environment = 0;
+        self.environment = self.settings.environment();
+        if let Some(statements) = &mut self.statements {
+            self.now_statements = statements.read(self.environment, false).0;
+        }
         self.last = None;
         if self.links.is_none() {
             self.leave();
@@ -343,7 +352,7 @@ impl Agent {
             count.fetch_add(1, Relaxed);
         }
         // SAFETY: flags of shim.c, and words of the session.
-        let (settings, names, told) = unsafe {
+        let (settings, mut names, told) = unsafe {
             let seen = &raw mut shim::postern_seen;
             let found = ((*seen).settings, (*seen).names, (*seen).told);
             (*seen).settings = false;
@@ -353,12 +362,15 @@ impl Agent {
         };
         let most = guc::client_state_size();
         let mut pins = 0;
+        let names_before = names;
         if settings || told {
             let bytes = self.settings.read();
             if bytes != self.now_settings {
                 self.now_settings = bytes;
                 if settings {
-                    self.environment = self.settings.parse_environment();
+                    let before = std::mem::replace(&mut self.environment, self.settings.environment());
+                    // Whether the statements can move depends on it.
+                    names |= before.literals != self.environment.literals;
                 }
                 if self.now_settings.len() > most || !links.texts.store(&slot.settings, &self.now_settings) {
                     pins |= Pin::StateTooLarge as u32;
@@ -371,7 +383,7 @@ impl Agent {
         }
         let kept_pins = slot.pins.load(Relaxed);
         if names && let Some(statements) = &mut self.statements {
-            let (bytes, fixed) = statements.read(self.environment, settings);
+            let (bytes, fixed) = statements.read(self.environment, settings && names_before);
             if fixed {
                 pins |= Pin::StatementNotMovable as u32;
             }
@@ -625,8 +637,13 @@ impl Agent {
     /// After a client that had pins has gone.
     fn clean(&mut self, pins: u32) {
         let has = |pin: Pin| pins & pin as u32 != 0;
-        if has(Pin::LoadedLibrary) || has(Pin::RandomSeed) || has(Pin::ReplicationState) {
-            // What these leave in a process cannot be taken out of it.
+        if has(Pin::LoadedLibrary)
+            || has(Pin::RandomSeed)
+            || has(Pin::ReplicationState)
+            || has(Pin::TemporaryObjects)
+        {
+            // What these leave in a process cannot be taken out of it: even without objects, a temporary schema shows in the
+            // search path and temp_buffers cannot be changed.
             self.leave();
         }
         // SAFETY: at the top of the session, as DiscardAll() does it (commands/discard.c).
@@ -634,7 +651,7 @@ impl Agent {
             if has(Pin::AdvisoryLocks) {
                 shim::postern_release_advisory_locks();
             }
-            if has(Pin::TemporaryObjects) || has(Pin::HoldCursors) || has(Pin::Listens) {
+            if has(Pin::HoldCursors) || has(Pin::Listens) {
                 pg_sys::SetCurrentStatementStartTimestamp();
                 pg_sys::StartTransactionCommand();
                 pg_sys::PortalHashTableDeleteAll();
@@ -642,9 +659,6 @@ impl Agent {
                     shim::postern_seen.listens = false;
                     shim::Async_UnlistenAll();
                 }
-                pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
-                pg_sys::ResetTempTableNamespace();
-                pg_sys::PopActiveSnapshot();
                 pg_sys::CommitTransactionCommand();
             }
         }
@@ -811,6 +825,9 @@ impl Agent {
             return;
         }
         drop(from);
+        // What follows may fail and be rolled back; this must not be.
+        transaction.commit();
+        transaction.begin();
         // SAFETY: a flag of shim.c, and a word of the session: warnings about stored settings go to the client.
         unsafe {
             shim::postern_seen.mute = false;
@@ -823,7 +840,7 @@ impl Agent {
         if self.now_statements != empty
             && let Some(statements) = &mut self.statements
         {
-            statements.swap(&empty, 0, guc::max_prepared_statements(), &mut || ());
+            statements.swap(&empty, Environment::default(), guc::max_prepared_statements(), &mut || ());
             self.now_statements = empty;
         }
         transaction.commit();
@@ -835,7 +852,7 @@ impl Agent {
             shim::postern_seen.settings = true;
             shim::postern_seen.names = false;
         }
-        self.environment = self.settings.parse_environment();
+        self.environment = self.settings.environment();
         self.last = Some(seat);
         self.settle();
         // That was no transaction of the client's.
@@ -868,7 +885,7 @@ impl Agent {
                 transaction.commit();
                 return swapped;
             }
-            self.environment = self.settings.parse_environment();
+            self.environment = self.settings.environment();
         }
         let wanted = texts.read(slot.statements.load(Relaxed));
         let empty = state::encode_statements(&[]);

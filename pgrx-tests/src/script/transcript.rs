@@ -133,10 +133,15 @@ impl Transcript {
 /// An error that the front itself makes, where a server would make it, has no place in the server's source: the fields F, L and
 /// R are missing. Everything else is as the server words it.
 fn is_said_by_the_front(our: &Event, their: &Event) -> bool {
-    let (Received::Message { tag: b'E', body: ours }, Received::Message { tag: b'E', body: theirs }) =
-        (&our.what, &their.what)
-    else {
-        return false;
+    let (ours, theirs) = match (&our.what, &their.what) {
+        (Received::Message { tag: b'E', body: ours }, Received::Message { tag: b'E', body: theirs }) => {
+            (&ours[..], &theirs[..])
+        }
+        // Behind a byte that was read for the answer to SSLRequest: the lengths, then the same.
+        (Received::Closed { unfinished: ours }, Received::Closed { unfinished: theirs }) => {
+            (ours.get(4..).unwrap_or_default(), theirs.get(4..).unwrap_or_default())
+        }
+        _ => return false,
     };
     let without_place: Vec<&[u8]> = ours
         .split(|byte| *byte == 0)

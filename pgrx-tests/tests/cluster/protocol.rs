@@ -104,8 +104,12 @@ fn a_client_sees_the_same_when_others_use_the_pool() -> Result<()> {
     let (direct, front) = (Target::tcp(cluster.port), Target::tcp(front(&cluster)));
     let noise = Noise::start(4, &front, Noise::rehearse(&script::corpus()?, &direct)?);
     let compared = compare(&cluster, &direct, &front);
-    let played = noise.stop().context("one of the others")?;
-    compared?;
+    let log = || -> String {
+        let log = cluster.log();
+        log.lines().filter(|line| line.contains("postern:")).collect::<Vec<_>>().join("\n")
+    };
+    let played = noise.stop().context("one of the others").with_context(log)?;
+    compared.with_context(log)?;
     ensure!(played > 50 || std::env::var_os(ONLY).is_some(), "the others have played only {played} scripts");
     Ok(())
 }

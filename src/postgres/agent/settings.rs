@@ -28,10 +28,11 @@ const NEED_TRANSACTION: [&[u8]; 7] = [
     b"client_encoding",
 ];
 
-/// Settings that the analysis of a statement's text depends on: what a plan may be shared by.
-const PARSED_BY: [&CStr; 13] = [
-    c"search_path",
-    c"row_security",
+/// Settings that decide what the names in a statement mean. When they change, the server analyses the statement again.
+const NAMES_BY: [&CStr; 2] = [c"search_path", c"row_security"];
+
+/// Settings by which the literals in a statement are read, once and for all when it is parsed.
+const LITERALS_BY: [&CStr; 11] = [
     c"DateStyle",
     c"IntervalStyle",
     c"TimeZone",
@@ -44,6 +45,14 @@ const PARSED_BY: [&CStr; 13] = [
     c"lc_monetary",
     c"default_text_search_config",
 ];
+
+/// What a plan of a statement depends on beside its text: hashes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Environment {
+    pub literals: u64,
+    /// Names, and the role.
+    pub names: u64,
+}
 
 /// The server's own value of a setting, under every client's.
 struct Own {
@@ -63,7 +72,8 @@ pub(super) struct SessionSettings {
     reported: Vec<Variable>,
     /// How many settings there were when they were listed.
     listed: c_int,
-    parsed_by: Vec<Variable>,
+    literals_by: Vec<Variable>,
+    names_by: Vec<Variable>,
     reloaded_at: i64,
 }
 
@@ -75,7 +85,14 @@ impl SessionSettings {
             // SAFETY: one of the server's settings.
             unsafe { own.insert(name(variable).to_owned(), Own::of(variable)) };
         }
-        Self { own, reported: Vec::new(), listed: 0, parsed_by: Vec::new(), reloaded_at: 0 }
+        Self {
+            own,
+            reported: Vec::new(),
+            listed: 0,
+            literals_by: Vec::new(),
+            names_by: Vec::new(),
+            reloaded_at: 0,
+        }
     }
 
     /// Once the session stands: keeps only what its base covers, and lists what is looked at often.
@@ -101,10 +118,11 @@ impl SessionSettings {
             self.listed = pg_sys::GetNumConfigOptions();
             let reported = |v: &Variable| (**v).flags & pg_sys::GUC_REPORT as c_int != 0;
             self.reported = variables().filter(reported).collect();
-            let parsed_by = |v: &Variable| {
-                PARSED_BY.iter().any(|n| name(*v).to_bytes().eq_ignore_ascii_case(n.to_bytes()))
+            let among = |v: &Variable, names: &[&CStr]| {
+                names.iter().any(|n| name(*v).to_bytes().eq_ignore_ascii_case(n.to_bytes()))
             };
-            self.parsed_by = variables().filter(parsed_by).collect();
+            self.literals_by = variables().filter(|v| among(v, &LITERALS_BY)).collect();
+            self.names_by = variables().filter(|v| among(v, &NAMES_BY)).collect();
         }
     }
 
@@ -161,19 +179,23 @@ impl SessionSettings {
         }
     }
 
-    /// What the analysis of a statement depends on, as a hash.
-    pub fn parse_environment(&self) -> u64 {
-        let mut bytes = Vec::with_capacity(256);
-        for variable in &self.parsed_by {
-            // SAFETY: one of the server's settings.
-            if let Some(value) = unsafe { text(*variable, false) } {
-                bytes.extend(value.as_bytes());
+    /// What the session's statements depend on now.
+    pub fn environment(&self) -> Environment {
+        let hashed = |variables: &[Variable], more: u32| {
+            let mut bytes = Vec::with_capacity(256);
+            for variable in variables {
+                // SAFETY: one of the server's settings.
+                if let Some(value) = unsafe { text(*variable, false) } {
+                    bytes.extend(value.as_bytes());
+                }
+                bytes.push(0);
             }
-            bytes.push(0);
-        }
+            bytes.extend(more.to_le_bytes());
+            crate::pooler::state::hash(&bytes)
+        };
         // SAFETY: a word of the session.
-        bytes.extend(unsafe { pg_sys::GetUserId() }.to_u32().to_le_bytes());
-        crate::pooler::state::hash(&bytes)
+        let role = unsafe { pg_sys::GetUserId() }.to_u32();
+        Environment { literals: hashed(&self.literals_by, 0), names: hashed(&self.names_by, role) }
     }
 
     /// From the settings of the last client to those of the next.
@@ -248,6 +270,22 @@ impl SessionSettings {
             self.tell(told);
         }
         Ok(())
+    }
+
+    /// After an error amid a swap: a rollback has brought back values whose base is another client's or gone. They go back to
+    /// what RESET says now.
+    pub fn recover(&mut self) {
+        for variable in variables() {
+            // SAFETY: one of the server's settings.
+            let (source, base, name) =
+                unsafe { ((*variable).source, (*variable).reset_source, name(variable).to_bytes()) };
+            use pg_sys::GucSource as Source;
+            let session = (Source::PGC_S_GLOBAL..=Source::PGC_S_CLIENT).contains(&source)
+                || source >= Source::PGC_S_INTERACTIVE;
+            if source != base && session && !NOT_CARRIED.contains(&name) {
+                let _ = reset(name);
+            }
+        }
     }
 
     /// Whether bringing a session from one to the other needs a transaction.

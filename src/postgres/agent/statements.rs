@@ -4,6 +4,7 @@
 //! client that it serves point at them. A plan source serves one name at a time, since closing the name drops it.
 
 use super::super::shim;
+use super::settings::Environment;
 use crate::pooler::state::{ColumnType, Statement, decode_statements, encode_statements, hash};
 use pgrx::prelude::*;
 use std::collections::HashMap;
@@ -18,7 +19,9 @@ struct Kept {
     /// Text, types and environment, to be sure where hashes agree.
     text: Vec<u8>,
     types: Vec<u32>,
-    environment: u64,
+    from_sql: bool,
+    location: i32,
+    environment: Environment,
     /// A name points at it.
     in_use: bool,
     used_at: u64,
@@ -84,7 +87,7 @@ impl Statements {
     }
 
     /// The session's statements as [`encode_statements`] makes them; and whether one of them cannot be made again elsewhere.
-    pub fn read(&mut self, environment: u64, changed_meanwhile: bool) -> (Vec<u8>, bool) {
+    pub fn read(&mut self, environment: Environment, changed_meanwhile: bool) -> (Vec<u8>, bool) {
         self.forget_gone();
         let mut entries = self.entries();
         entries.sort_by(|a, b| name_of(*a).cmp(name_of(*b)));
@@ -96,19 +99,27 @@ impl Statements {
                 let plan = (*entry).plansource;
                 let text = CStr::from_ptr((*plan).query_string).to_bytes();
                 let types = types_of(plan);
-                let new = !self.kept.contains_key(&(plan as usize));
-                if new {
-                    self.keep(plan, text, &types, environment);
-                }
-                fixed |= (new && changed_meanwhile && !types.is_empty()) || has_value_of_its_moment(text);
-                statements.push(Statement {
+                let raw = (*plan).raw_parse_tree;
+                let kept = self.kept.get(&(plan as usize));
+                let new = kept.is_none();
+                let literals = kept.map_or(environment.literals, |kept| kept.environment.literals);
+                let statement = Statement {
                     name: name_of(entry),
                     text,
                     types,
                     from_sql: (*entry).from_sql,
+                    location: if raw.is_null() { -1 } else { (*raw).stmt_location },
+                    literals,
                     prepared_at: (*entry).prepare_time,
                     columns: columns_of((*plan).resultDesc),
-                });
+                };
+                if new {
+                    self.keep(plan, &statement, environment);
+                }
+                // Parsed again by other settings, its literals would be others.
+                let unsure = new && changed_meanwhile;
+                fixed |= unsure || literals != environment.literals || has_value_of_its_moment(text);
+                statements.push(statement);
             }
         }
         (encode_statements(&statements), fixed)
@@ -118,7 +129,7 @@ impl Statements {
     /// a text is parsed.
     ///
     /// Raises the server's error when a text cannot be parsed or there is no memory.
-    pub fn swap(&mut self, to: &[u8], environment: u64, most: usize, begin: &mut dyn FnMut()) {
+    pub fn swap(&mut self, to: &[u8], environment: Environment, most: usize, begin: &mut dyn FnMut()) {
         self.forget_gone();
         let wanted = decode_statements(to).unwrap_or_default();
         let mut missing: Vec<&Statement<'_>> = Vec::new();
@@ -158,7 +169,7 @@ impl Statements {
             let plan = self.free_plan(statement, environment).unwrap_or_else(|| {
                 begin();
                 let plan = make_plan(statement);
-                self.keep(plan, statement.text, &statement.types, environment);
+                self.keep(plan, statement, environment);
                 plan
             });
             self.clock += 1;
@@ -207,8 +218,8 @@ impl Statements {
     }
 
     /// Takes a plan source into the keeping.
-    fn keep(&mut self, plan: Plan, text: &[u8], types: &[u32], environment: u64) {
-        let key = key_of(text, types, environment);
+    fn keep(&mut self, plan: Plan, statement: &Statement<'_>, environment: Environment) {
+        let key = key_of(statement, environment);
         // SAFETY: a saved plan source; the note lives in its memory and is called once, when that is freed.
         unsafe {
             let note = pg_sys::MemoryContextAlloc((*plan).context, size_of::<Note>()).cast::<Note>();
@@ -227,8 +238,10 @@ impl Statements {
         let kept = Kept {
             plan,
             key,
-            text: text.to_vec(),
-            types: types.to_vec(),
+            text: statement.text.to_vec(),
+            types: statement.types.clone(),
+            from_sql: statement.from_sql,
+            location: statement.location,
             environment,
             in_use: true,
             used_at: self.clock,
@@ -238,8 +251,8 @@ impl Statements {
     }
 
     /// A kept plan source for the statement that no name points at.
-    fn free_plan(&self, statement: &Statement<'_>, environment: u64) -> Option<Plan> {
-        let plans = self.by_key.get(&key_of(statement.text, &statement.types, environment))?;
+    fn free_plan(&self, statement: &Statement<'_>, environment: Environment) -> Option<Plan> {
+        let plans = self.by_key.get(&key_of(statement, environment))?;
         let free = |kept: &&Box<Kept>| !kept.in_use && kept.is_for(statement, environment);
         let kept = plans.iter().filter_map(|plan| self.kept.get(plan)).find(free)?;
         // SAFETY: in our keeping, so alive. A result of other columns than this client knows is not for it: the server must
@@ -277,18 +290,25 @@ impl Statements {
 }
 
 impl Kept {
-    fn is_for(&self, statement: &Statement<'_>, environment: u64) -> bool {
-        self.environment == environment && self.types == statement.types && self.text == statement.text
+    fn is_for(&self, statement: &Statement<'_>, environment: Environment) -> bool {
+        self.environment == environment
+            && self.types == statement.types
+            && self.from_sql == statement.from_sql
+            && self.location == statement.location
+            && self.text == statement.text
     }
 }
 
-fn key_of(text: &[u8], types: &[u32], environment: u64) -> u64 {
-    let mut bytes = Vec::with_capacity(text.len() + 4 * types.len() + 8);
-    bytes.extend(environment.to_le_bytes());
-    for oid in types {
+fn key_of(statement: &Statement<'_>, environment: Environment) -> u64 {
+    let mut bytes = Vec::with_capacity(statement.text.len() + 4 * statement.types.len() + 16);
+    bytes.extend(environment.literals.to_le_bytes());
+    bytes.extend(environment.names.to_le_bytes());
+    bytes.extend(statement.location.to_le_bytes());
+    bytes.push(u8::from(statement.from_sql));
+    for oid in &statement.types {
         bytes.extend(oid.to_le_bytes());
     }
-    bytes.extend(text);
+    bytes.extend(statement.text);
     hash(&bytes)
 }
 
@@ -371,18 +391,35 @@ unsafe fn complete(plan: Plan, queries: *mut pg_sys::List, types: &[u32]) {
     }
 }
 
+/// The statement of a text that begins at a place; of a PREPARE, what it prepares (PrepareQuery() in prepare.c). Null for an empty
+/// text.
+///
+/// # Safety
+/// In a transaction.
+unsafe fn parsed(text: &CStr, from_sql: bool, location: i32) -> *mut pg_sys::RawStmt {
+    // SAFETY: by the caller; a list of RawStmt in the message's memory.
+    unsafe {
+        let list = pg_sys::pg_parse_query(text.as_ptr());
+        let count = if list.is_null() { 0 } else { (*list).length };
+        let statements = (0..count)
+            .map(|index| (*(*list).elements.add(index as usize)).ptr_value.cast::<pg_sys::RawStmt>());
+        let found = statements.into_iter().find(|raw| (**raw).stmt_location == location || !from_sql);
+        let Some(raw) = found else { return std::ptr::null_mut() };
+        let node = (*raw).stmt;
+        if from_sql && (*node).type_ == pg_sys::NodeTag::T_PrepareStmt {
+            (*raw).stmt = (*node.cast::<pg_sys::PrepareStmt>()).query;
+        }
+        raw
+    }
+}
+
 /// A saved plan source for a statement: its text is parsed but not analysed. Bind analyses it, and when the result then has other
 /// columns than the client was told, the server says so itself. What needs no analysis is complete as it is.
 fn make_plan(statement: &Statement<'_>) -> Plan {
     let text = CString::new(statement.text).unwrap_or_default();
     // SAFETY: in a transaction; what is allocated here goes with the message's memory or belongs to the plan source.
     unsafe {
-        let raw = pg_sys::pg_parse_query(text.as_ptr());
-        let raw: *mut pg_sys::RawStmt = if raw.is_null() || (*raw).length == 0 {
-            std::ptr::null_mut()
-        } else {
-            (*(*raw).elements).ptr_value.cast()
-        };
+        let raw = parsed(&text, statement.from_sql, statement.location);
         let tag = if raw.is_null() {
             pg_sys::CommandTag::CMDTAG_UNKNOWN
         } else {
@@ -410,7 +447,9 @@ fn make_plan(statement: &Statement<'_>) -> Plan {
             for (index, column) in columns.iter().enumerate() {
                 let name = CString::new(column.name).unwrap_or_default();
                 let number = index as i16 + 1;
+                // A type that is gone makes the analysis fail before anything is compared.
                 let type_oid = pg_sys::Oid::from(column.type_oid);
+                let type_oid = if pg_sys::get_typisdefined(type_oid) { type_oid } else { pg_sys::UNKNOWNOID };
                 pg_sys::TupleDescInitEntry(
                     description,
                     number,
