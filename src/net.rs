@@ -7,6 +7,7 @@
 //! - [`places`]: how many connections of a kind at once
 //! - [`slots`]: what each listener has done, in shared memory
 //! - [`linger`]: closing without losing the answer
+//! - [`tls`]: the server's certificates, the handshake, and copying between TLS and plain bytes
 
 #![forbid(unsafe_code)]
 
@@ -17,6 +18,7 @@ pub mod places;
 mod resolve;
 pub mod slots;
 pub mod threads;
+pub mod tls;
 
 /// What goes wrong with an address.
 #[derive(Debug, thiserror::Error)]

@@ -122,8 +122,10 @@ struct Agent {
     links: Option<Links>,
     /// The client that is served.
     seat: Option<Seat>,
-    /// The client that was served last, whose state the session has.
+    /// The client that was served last, whose state the session has, and how many transactions it had had then: one more since, and
+    /// another backend has served it meanwhile.
     last: Option<Seat>,
+    last_count: u64,
     /// For whom the wait set stands.
     wait_set: Option<Seat>,
     /// The session's settings and statements as bytes, and what parsing depends on.
@@ -182,6 +184,7 @@ impl Agent {
             links: None,
             seat: None,
             last: None,
+            last_count: 0,
             wait_set: None,
             now_settings: Vec::new(),
             now_statements: Vec::new(),
@@ -619,6 +622,7 @@ impl Agent {
             shim::postern_disarm();
         }
         self.server.slot.store(0, Release);
+        self.last_count = slot.transactions.load(Relaxed);
         loop {
             let done = if hang_up {
                 slot.word.hang_up(seat.generation, self.number)
@@ -769,7 +773,9 @@ impl Agent {
             self.welcome(seat);
             return false;
         }
-        if self.last != Some(seat)
+        let as_it_left =
+            self.last == Some(seat) && self.last_count == slot.transactions.load(Relaxed);
+        if !as_it_left
             && let Err(Refused(why)) = self.swap(seat)
         {
             self.last = None;
@@ -865,6 +871,10 @@ impl Agent {
     fn swap(&mut self, seat: Seat) -> Result<(), Refused> {
         let slot = self.slot(seat);
         self.server.swaps.fetch_add(1, Relaxed);
+        if self.unnamed_of == Some(seat) {
+            // It may have another by now.
+            self.unnamed_of = None;
+        }
         let Some(links) = &self.links else { return Ok(()) };
         let texts = links.texts;
         self.show_client(seat);
