@@ -8,6 +8,7 @@
 //! - [`opening`]: logging in at the server
 //! - [`agents`], [`control`]: what the front and the session agents say to each other
 //! - [`cancel`]: cancel requests
+//! - [`replication`]: connections that are copied to one of their own
 //! - [`console`]: PgBouncer's console
 //! - [`shared`], [`slot`], [`state`]: what stands in shared memory
 
@@ -20,6 +21,7 @@ pub mod control;
 pub mod front;
 pub mod opening;
 pub mod pools;
+pub mod replication;
 pub mod seats;
 pub mod shared;
 pub mod slot;

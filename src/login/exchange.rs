@@ -107,6 +107,7 @@ where
         database: message.database.clone(),
         origin: door.origin,
         tls: door.tls.is_some(),
+        replication: message.replication,
         reply,
     };
     let verdict = door.questions.ask(ask).await?;

@@ -4,6 +4,7 @@
 use crate::auth::{Challenge, Found};
 use crate::pooler::state::Startup;
 use crate::wire::message::Report;
+use crate::wire::startup::Replication;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -110,30 +111,17 @@ pub enum Question {
         database: Vec<u8>,
         origin: Origin,
         tls: bool,
+        replication: Replication,
         reply: oneshot::Sender<Verdict>,
     },
     /// pg_ident.conf: may the outside name be the role?
-    Map {
-        map: String,
-        role: Vec<u8>,
-        outside: Vec<u8>,
-        reply: oneshot::Sender<bool>,
-    },
+    Map { map: String, role: Vec<u8>, outside: Vec<u8>, reply: oneshot::Sender<bool> },
     /// The checks that a server makes after authentication, and a place for the client's texts.
-    Admit {
-        arrival: Arrival,
-        reply: oneshot::Sender<Result<Admission, Report>>,
-    },
+    Admit { arrival: Arrival, reply: oneshot::Sender<Result<Admission, Report>> },
     /// May the role use the console, and how?
-    Console {
-        role: Vec<u8>,
-        reply: oneshot::Sender<Result<Rights, Report>>,
-    },
+    Console { role: Vec<u8>, reply: oneshot::Sender<Result<Rights, Report>> },
     /// A client's slot is about to be free: its texts are not needed.
-    Forget {
-        slot: u32,
-        reply: oneshot::Sender<()>,
-    },
+    Forget { slot: u32, reply: oneshot::Sender<()> },
 }
 
 /// What a role may do in the console.

@@ -133,6 +133,11 @@ impl Identity {
         self.binding.as_deref()
     }
 
+    /// Whether client certificates can be checked: there is a file of authorities.
+    pub fn has_authorities(&self) -> bool {
+        !self.files.authorities.is_empty()
+    }
+
     /// The server's side of a handshake. Takes as long as the client does: the caller bounds it.
     ///
     /// # Errors

@@ -2,12 +2,25 @@
 
 use super::front::Front;
 use super::shared::Shared;
+use crate::wire::message;
 use rustix::process::{Pid, Signal, kill_process};
 use std::sync::atomic::Ordering::*;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
 
 /// Cancels what the client of that pid and key has running. Nothing tells whether it did, as with a server.
-pub fn cancel(front: &Front, pid: u32, key: &[u8]) {
-    let Some(number) = Shared::slot_of_pid(pid) else { return };
+pub async fn cancel(front: &Front, pid: u32, key: &[u8]) {
+    match Shared::slot_of_pid(pid) {
+        Some(number) => cancel_client(front, number, key),
+        // A replication connection has the server's own key.
+        None => {
+            let _ = tokio::time::timeout(Duration::from_secs(5), pass_on(front, pid, key)).await;
+        }
+    }
+}
+
+fn cancel_client(front: &Front, number: u32, key: &[u8]) {
     let Some(slot) = front.shared.slots.get(number as usize) else { return };
     let seen = slot.word.seen();
     if slot.key.load(Relaxed).to_be_bytes() != key {
@@ -23,4 +36,18 @@ pub fn cancel(front: &Front, pid: u32, key: &[u8]) {
         let _ = kill_process(pid, Signal::INT);
     }
     slot.word.cancelled(seen.generation(), server);
+}
+
+async fn pass_on(front: &Front, pid: u32, key: &[u8]) -> std::io::Result<()> {
+    let settings = front.bridge.settings();
+    let door = &settings.pooler.door;
+    let mut request = Vec::new();
+    message::cancel_request(&mut request, pid, key);
+    if door.socket_directory.is_empty() {
+        let Some(ip) = door.loopback else { return Ok(()) };
+        let mut stream = tokio::net::TcpStream::connect((ip, door.port)).await?;
+        return stream.write_all(&request).await;
+    }
+    let mut stream = UnixStream::connect(format!("{}/.s.PGSQL.{}", door.socket_directory, door.port)).await?;
+    stream.write_all(&request).await
 }

@@ -5,21 +5,29 @@ use super::pools::{self, Pools};
 use super::seats::{Room, Seats, raise_file_limit};
 use super::shared::{ServerState, Shared, Slot, now};
 use super::slot::State;
-use super::{agents, cancel};
+use super::{agents, cancel, replication};
 use crate::bridge::{Bridge, Level};
 use crate::login::{self, Arrival, Door, Login, Origin, Outcome, Question, Questions};
 use crate::net::keeper::{Family, keep};
 use crate::net::linger;
-use crate::net::listener::{Accepted, Listener};
+use crate::net::listener::{Accepted, Listener, Stream};
 use crate::net::threads::Threads;
+use crate::net::tls::peer::PeerCertificate;
+use crate::net::tls::pump::pump;
+use crate::net::tls::{Identity, TlsStream};
 use crate::pooler::state::Startup;
 use crate::wire::message::Report;
+use crate::wire::startup::Replication;
 use parking_lot::Mutex;
 use std::os::fd::{AsFd, OwnedFd};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
+use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::either::Either;
 
 /// The reserved database in which the front itself answers.
@@ -50,6 +58,7 @@ pub struct Front {
     pub system_user: String,
     /// The system's name of any user. May take its time.
     pub user_name: fn(u32) -> Option<String>,
+    identity: Mutex<Option<Arc<Identity>>>,
     free: Mutex<Vec<u32>>,
     logins: Mutex<std::collections::VecDeque<(u64, tokio::task::AbortHandle)>>,
 }
@@ -100,16 +109,22 @@ pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
         room,
         system_user,
         user_name,
+        identity: Mutex::default(),
         free: Mutex::new((0..room.capacity).rev().collect()),
         logins: Mutex::default(),
     });
+    front.load_identity();
     let mut threads = Threads::new(bridge);
     let to_keep = bridge.clone();
     threads.spawn("postern front", bridge, move || async move {
         let listeners = &front.shared.header.listeners;
         let to_serve = Arc::clone(&front);
         let serve = move |listener, counts| Arc::clone(&to_serve).accept(listener, counts);
-        tokio::join!(agents::serve(Arc::clone(&front), control), keep(to_keep, LISTENERS, listeners, serve));
+        tokio::join!(
+            Arc::clone(&front).keep_identity(),
+            agents::serve(Arc::clone(&front), control),
+            keep(to_keep, LISTENERS, listeners, serve)
+        );
         front.say_goodbye();
     })?;
     Ok(threads)
@@ -159,77 +174,135 @@ impl Front {
     /// A client from its first byte to its place in a pool.
     async fn receive(self: &Arc<Self>, accepted: Accepted) {
         let limit = self.bridge.settings().pooler.client_login_timeout.unwrap_or(Duration::from_secs(86_400));
+        let deadline = Instant::now() + limit;
         let origin = origin_of(&accepted.socket);
-        let keepalive = matches!(origin, Origin::Tcp(_));
-        if keepalive {
+        if let Origin::Tcp(_) = origin {
             let _ = rustix::net::sockopt::set_tcp_nodelay(&accepted.socket, true);
             let _ = rustix::net::sockopt::set_socket_keepalive(&accepted.socket, true);
         }
         let Ok(mut stream) = accepted.into_stream() else { return };
-        let logged_in = tokio::time::timeout(limit, self.log_in(&mut stream, origin)).await;
-        let error = match logged_in {
-            Ok(Ok(None)) => return,
-            Ok(Ok(Some(login))) => match self.admit(&mut stream, origin, login).await {
-                Ok(()) => return,
-                Err(error) => error,
-            },
-            Ok(Err(error)) => error,
-            Err(_) => login::Error::TooSlow,
+        // As a server, which offers TLS over TCP only.
+        let identity = match &stream {
+            Either::Left(_) => self.identity.lock().clone(),
+            Either::Right(_) => None,
         };
-        self.shared.header.counters.logins_failed.fetch_add(1, Relaxed);
-        if let login::Error::Told(report, detail) = error {
-            let detail = detail.map_or(String::new(), |detail| format!(" ({detail})"));
-            let text = format!("login from {} failed: {}{detail}", origin.host(), report.message);
-            self.bridge.log(Level::Log, text);
-            let bytes =
-                if report.severity.is_empty() { report.message.into_bytes() } else { report.to_bytes() };
-            let _ = tokio::time::timeout(Duration::from_secs(5), stream.write_all(&bytes)).await;
-            linger::close(&mut stream, Duration::from_secs(1)).await;
+        let direct = match &stream {
+            Either::Left(tcp) if identity.is_some() => {
+                timeout_at(deadline, tcp.peek(&mut [0])).await.is_ok_and(|peeked| peeked.is_ok())
+                    && starts_with_tls(tcp)
+            }
+            _ => false,
+        };
+        if !direct {
+            let Some(door) = self.door(origin, system_user(self, &stream).await, identity.is_some()) else {
+                return;
+            };
+            match timeout_at(deadline, login::log_in(&mut stream, &door)).await {
+                Ok(Ok(Outcome::Tls)) => {}
+                Ok(Ok(Outcome::Cancel { pid, key })) => return cancel::cancel(self, pid, &key).await,
+                Ok(Ok(Outcome::In(login))) => return self.place(stream, origin, login).await,
+                Ok(Err(error)) => return self.turn_away(&mut stream, origin, error).await,
+                Err(_) => return self.turn_away(&mut stream, origin, login::Error::TooSlow).await,
+            }
+        }
+        let Some(identity) = identity else { return };
+        let tls = match timeout_at(deadline, identity.accept(stream)).await {
+            Ok(Ok(tls)) => tls,
+            Ok(Err(error)) => {
+                return self
+                    .bridge
+                    .log(Level::Log, format!("could not accept TLS of {}: {error}", origin.host()));
+            }
+            Err(_) => return,
+        };
+        self.receive_over_tls(tls, &identity, origin, direct, deadline).await;
+    }
+
+    async fn receive_over_tls(
+        self: &Arc<Self>,
+        tls: TlsStream<Stream>,
+        identity: &Identity,
+        origin: Origin,
+        direct: bool,
+        deadline: Instant,
+    ) {
+        let mut tls = OverTls { tls, plain: None };
+        if direct && !crate::net::tls::names_postgresql(&tls.tls) {
+            let words = "received direct SSL connection request without ALPN protocol negotiation extension";
+            return self.turn_away(&mut tls, origin, Report::fatal("08P01", words).into()).await;
+        }
+        let certificate = match PeerCertificate::of(&tls.tls) {
+            Ok(certificate) => certificate,
+            Err(error) => {
+                return self
+                    .turn_away(&mut tls, origin, Report::fatal("08P01", error.to_string()).into())
+                    .await;
+            }
+        };
+        let Some(mut door) = self.door(origin, None, false) else { return };
+        door.tls = Some(identity.binding().map(<[u8]>::to_vec));
+        door.has_authorities = identity.has_authorities();
+        door.certificate = certificate.map(|certificate| login::exchange::Certificate {
+            common_name: certificate.common_name,
+            distinguished_name: certificate.distinguished_name,
+        });
+        match timeout_at(deadline, login::log_in(&mut tls, &door)).await {
+            Ok(Ok(Outcome::Tls)) => {}
+            Ok(Ok(Outcome::Cancel { pid, key })) => cancel::cancel(self, pid, &key).await,
+            Ok(Ok(Outcome::In(login))) => self.place(tls, origin, login).await,
+            Ok(Err(error)) => self.turn_away(&mut tls, origin, error).await,
+            Err(_) => self.turn_away(&mut tls, origin, login::Error::TooSlow).await,
         }
     }
 
-    async fn log_in(
-        self: &Arc<Self>,
-        stream: &mut crate::net::listener::Stream,
-        origin: Origin,
-    ) -> Result<Option<Box<Login>>, login::Error> {
-        let settings = self.bridge.settings();
-        let system_user = match (&*stream, origin) {
-            (Either::Right(socket), Origin::Unix) => {
-                let uid = socket.peer_cred().map(|peer| peer.uid()).ok();
-                let name = self.user_name;
-                match uid {
-                    Some(uid) => tokio::task::spawn_blocking(move || name(uid)).await.ok().flatten(),
-                    None => None,
-                }
-            }
-            _ => None,
-        };
-        let door = Door {
+    fn door(&self, origin: Origin, system_user: Option<String>, offers_tls: bool) -> Option<Door<'_>> {
+        Some(Door {
             questions: &self.questions,
             origin,
             certificate: None,
             tls: None,
-            offers_tls: false,
+            offers_tls,
             has_authorities: false,
-            minor: settings.pooler.door.protocol_minor,
+            minor: self.bridge.settings().pooler.door.protocol_minor,
             system_user,
             console: Some(CONSOLE),
-        };
-        match login::log_in(stream, &door).await? {
-            Outcome::In(login) => Ok(Some(login)),
-            Outcome::Cancel { pid, key } => {
-                cancel::cancel(self, pid, &key);
-                Ok(None)
+        })
+    }
+
+    /// The end of a login that failed: the log hears why, and the client what it may hear.
+    async fn turn_away<S>(&self, stream: &mut S, origin: Origin, error: login::Error)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        self.shared.header.counters.logins_failed.fetch_add(1, Relaxed);
+        let login::Error::Told(report, detail) = error else { return };
+        let detail = detail.map_or(String::new(), |detail| format!(" ({detail})"));
+        let text = format!("login from {} failed: {}{detail}", origin.host(), report.message);
+        self.bridge.log(Level::Log, text);
+        let bytes = if report.severity.is_empty() { report.message.into_bytes() } else { report.to_bytes() };
+        let _ = tokio::time::timeout(Duration::from_secs(5), stream.write_all(&bytes)).await;
+        let _ = stream.flush().await;
+        linger::close(stream, Duration::from_secs(1)).await;
+    }
+
+    /// Where a client that has shown who it is goes.
+    async fn place<S: Conversation>(self: &Arc<Self>, mut stream: S, origin: Origin, login: Box<Login>) {
+        if login.message.replication != Replication::No {
+            if let Err(error) = replication::serve(self, &mut stream, &login).await {
+                self.turn_away(&mut stream, origin, error).await;
             }
-            Outcome::Tls => Ok(None),
+            return;
+        }
+        match self.admit(&mut stream, origin, login).await {
+            Ok(()) => stream.go_on().await,
+            Err(error) => self.turn_away(&mut stream, origin, error).await,
         }
     }
 
     /// A place in a pool for a client that has shown who it is.
-    async fn admit(
+    async fn admit<S: Conversation>(
         self: &Arc<Self>,
-        stream: &mut crate::net::listener::Stream,
+        stream: &mut S,
         origin: Origin,
         login: Box<Login>,
     ) -> Result<(), login::Error> {
@@ -244,6 +317,7 @@ impl Front {
         let Some(generation) = slot.word.claim() else { return Err(full().into()) };
         let mut claim = Claim { front: self, number, generation, done: false, admitted: false };
         fill(slot, origin, login.minor)?;
+        slot.tls.store(stream.is_tls(), Relaxed);
         let arrival = Arrival {
             slot: number,
             role: login.message.user.clone(),
@@ -260,11 +334,7 @@ impl Front {
         slot.pool.store(pool.number as u16, Release);
         let broken =
             |error: std::io::Error| Report::fatal("53000", format!("no place for the client: {error}"));
-        let socket = match stream {
-            Either::Left(tcp) => tcp.as_fd().try_clone_to_owned(),
-            Either::Right(unix) => unix.as_fd().try_clone_to_owned(),
-        };
-        let socket = socket.map_err(broken)?;
+        let socket = stream.socket().map_err(broken)?;
         self.seats.seat(number, generation, &socket, &pool.epoll).map_err(broken)?;
         pool.words.clients.fetch_add(1, Relaxed);
         self.shared.header.counters.clients.fetch_add(1, Relaxed);
@@ -276,6 +346,36 @@ impl Front {
         }
         pool.news.notify_one();
         Ok(())
+    }
+
+    /// The server's certificate as the settings name it now. A mistake leaves the one of before in force, as with a server.
+    fn load_identity(&self) {
+        let settings = self.bridge.settings();
+        let Some(files) = &settings.pooler.tls else {
+            *self.identity.lock() = None;
+            return;
+        };
+        if self.identity.lock().as_ref().is_some_and(|identity| !identity.changed(files)) {
+            return;
+        }
+        match Identity::load(files) {
+            Ok(identity) => *self.identity.lock() = Some(Arc::new(identity)),
+            Err(error) => {
+                self.bridge.log(Level::Warning, format!("the pooler's TLS settings were not loaded: {error}"))
+            }
+        }
+    }
+
+    async fn keep_identity(self: Arc<Self>) {
+        let stop = self.bridge.stop();
+        let mut settings = self.bridge.settings_watch();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = settings.changed() => if changed.is_err() { return },
+            }
+            self.load_identity();
+        }
     }
 
     /// Ends a client whose slot is Closing: its socket, its texts, its slot.
@@ -359,6 +459,99 @@ impl Front {
             }
         }
     }
+}
+
+/// A client's connection up to its place in a pool.
+trait Conversation: AsyncRead + AsyncWrite + Unpin + Send {
+    /// What a backend serves: the client's own socket, or the plain end of a pump.
+    fn socket(&mut self) -> std::io::Result<OwnedFd>;
+    fn is_tls(&self) -> bool;
+    /// What is left to do while a backend serves it.
+    async fn go_on(self);
+}
+
+impl Conversation for Stream {
+    fn socket(&mut self) -> std::io::Result<OwnedFd> {
+        match self {
+            Either::Left(tcp) => tcp.as_fd().try_clone_to_owned(),
+            Either::Right(unix) => unix.as_fd().try_clone_to_owned(),
+        }
+    }
+
+    fn is_tls(&self) -> bool {
+        false
+    }
+
+    async fn go_on(self) {}
+}
+
+/// A TLS client, and our end of the socket pair whose other end its backend serves.
+struct OverTls {
+    tls: TlsStream<Stream>,
+    plain: Option<UnixStream>,
+}
+
+impl Conversation for OverTls {
+    fn socket(&mut self) -> std::io::Result<OwnedFd> {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        theirs.set_nonblocking(true)?;
+        self.plain = Some(UnixStream::from_std(ours)?);
+        Ok(theirs.into())
+    }
+
+    fn is_tls(&self) -> bool {
+        true
+    }
+
+    async fn go_on(self) {
+        if let Some(plain) = self.plain {
+            let _ = pump(self.tls, plain, Duration::from_secs(5)).await;
+        }
+    }
+}
+
+impl AsyncRead for OverTls {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.tls).poll_read(cx, out)
+    }
+}
+
+impl AsyncWrite for OverTls {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.tls).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.tls).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.tls).poll_shutdown(cx)
+    }
+}
+
+/// The system's name of the user at the other end of a Unix socket.
+async fn system_user(front: &Front, stream: &Stream) -> Option<String> {
+    let Either::Right(socket) = stream else { return None };
+    let uid = socket.peer_cred().ok()?.uid();
+    let name = front.user_name;
+    tokio::task::spawn_blocking(move || name(uid)).await.ok().flatten()
+}
+
+/// Whether what the client has sent first is a TLS handshake (RFC 8446 section 5.1) and no startup packet.
+fn starts_with_tls(stream: &TcpStream) -> bool {
+    let mut first = [0];
+    let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
+    rustix::net::recv(stream, &mut first, flags).is_ok_and(|(length, _)| length == 1) && first[0] == 0x16
 }
 
 /// A slot on its way to a client; gives it back when the login fails.

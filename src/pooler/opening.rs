@@ -1,11 +1,11 @@
 //! Opening a connection to the server for a pool: the front logs in as the pool's role, by the way that pg_hba.conf leaves open,
 //! and shows the token by which the backend knows that it is pooled. Network threads.
 
-use super::control::{PARAMETER, token_text};
 use crate::auth::{AwaitServerFinal, Credential, ScramClient, With};
 use crate::login::{Method, Origin, Question, Questions, Unanswered};
 use crate::settings::ServerDoor;
 use crate::wire::message;
+use crate::wire::startup::Replication;
 use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -51,8 +51,11 @@ pub struct Opening<'a> {
     pub role: &'a [u8],
     pub database: &'a [u8],
     pub credential: Option<&'a Credential>,
-    pub server: u32,
-    pub token: [u64; 2],
+    /// Parameters of the startup packet beside role and database.
+    pub parameters: &'a [(&'a [u8], &'a [u8])],
+    pub replication: Replication,
+    /// Return when the server has let us in, with everything that it says afterwards still to be read; else when it is ready.
+    pub only_let_in: bool,
     pub door: &'a ServerDoor,
     /// The system's name of the user that we run as.
     pub system_user: &'a str,
@@ -107,8 +110,16 @@ pub async fn open(opening: &Opening<'_>, questions: &Questions) -> Result<Line, 
 
 async fn way(opening: &Opening<'_>, questions: &Questions, origin: Origin) -> Result<Way, Error> {
     let (role, database) = (opening.role.to_vec(), opening.database.to_vec());
-    let verdict =
-        questions.ask(|reply| Question::Verdict { role, database, origin, tls: false, reply }).await?;
+    let verdict = questions
+        .ask(|reply| Question::Verdict {
+            role,
+            database,
+            origin,
+            tls: false,
+            replication: opening.replication,
+            reply,
+        })
+        .await?;
     let line = match origin {
         Origin::Unix => "its Unix socket".to_owned(),
         Origin::Tcp(address) => format!("{}", address.ip()),
@@ -146,11 +157,9 @@ async fn way(opening: &Opening<'_>, questions: &Questions, origin: Origin) -> Re
 
 async fn log_in(mut line: Line, opening: &Opening<'_>) -> Result<Line, Error> {
     let mut out = Vec::new();
-    let token = token_text(opening.server, opening.token);
-    message::startup(
-        &mut out,
-        &[(b"user", opening.role), (b"database", opening.database), (PARAMETER.as_bytes(), token.as_bytes())],
-    );
+    let mut parameters = vec![(&b"user"[..], opening.role), (&b"database"[..], opening.database)];
+    parameters.extend(opening.parameters);
+    message::startup(&mut out, &parameters);
     line.write_all(&out).await?;
     let mut scram: Option<AwaitServerFinal> = None;
     let mut first: Option<ScramClient> = None;
@@ -161,6 +170,7 @@ async fn log_in(mut line: Line, opening: &Opening<'_>) -> Result<Line, Error> {
             b'R' => {
                 let (code, data) = body.split_first_chunk::<4>().ok_or(Error::Protocol)?;
                 match (u32::from_be_bytes(*code), opening.credential) {
+                    (0, _) if opening.only_let_in => return Ok(line),
                     (0, _) => continue,
                     (5, Some(Credential::Md5(secret))) => {
                         let salt = data.first_chunk::<4>().ok_or(Error::Protocol)?;

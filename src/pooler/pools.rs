@@ -4,6 +4,7 @@
 //! While some backend waits, the kernel gives ready clients to backends and nothing here runs. Only when nobody waits does the front
 //! look at the pool's queue itself: to open another connection, or to end who has waited too long.
 
+use super::control::{PARAMETER, token_text};
 use super::front::Front;
 use super::opening::{self, Opening};
 use super::shared::{self, POOL_SIZE_MAX, ServerState, now};
@@ -12,6 +13,7 @@ use crate::auth::Credential;
 use crate::bridge::Level;
 use crate::login::Admission;
 use crate::wire::message::Report;
+use crate::wire::startup::Replication;
 use parking_lot::Mutex;
 use rustix::event::epoll;
 use std::collections::HashMap;
@@ -322,12 +324,14 @@ async fn open_one(front: &Arc<Front>, pool: &Arc<Pool>) -> Result<(), opening::E
     pool.words.servers.fetch_add(1, Relaxed);
     let settings = front.bridge.settings();
     let credential = pool.credential.lock().clone();
+    let token = token_text(number as u32, token);
     let opening = Opening {
         role: &pool.role,
         database: &pool.database,
         credential: credential.as_ref(),
-        server: number as u32,
-        token,
+        parameters: &[(PARAMETER.as_bytes(), token.as_bytes())],
+        replication: Replication::No,
+        only_let_in: false,
         door: &settings.pooler.door,
         system_user: &front.system_user,
     };

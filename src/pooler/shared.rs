@@ -40,6 +40,8 @@ pub struct Header {
     pub listeners: Slots,
     /// Clients that have not finished their login.
     pub logins: AtomicU32,
+    /// Replication connections that are being copied.
+    pub replications: AtomicU32,
     pub counters: Counters,
 }
 

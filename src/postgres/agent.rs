@@ -473,21 +473,10 @@ impl Agent {
             return;
         }
         self.unnamed_before = number;
-        // SAFETY: a complete plan source; its text is terminated and its types are as many as it says.
-        let body = unsafe {
-            let text = CStr::from_ptr((*plan).query_string).to_bytes_with_nul();
-            let count = (*plan).num_params;
-            let mut body = Vec::with_capacity(text.len() + 3 + 4 * count as usize);
-            body.push(0);
-            body.extend(text);
-            body.extend((count as u16).to_be_bytes());
-            for index in 0..count as usize {
-                body.extend((*(*plan).param_types.add(index)).to_u32().to_be_bytes());
-            }
-            body
-        };
-        if links.texts.read(slot.unnamed.load(Relaxed)) != body
-            && (body.len() > guc::client_state_size() || !links.texts.store(&slot.unnamed, &body))
+        // SAFETY: a complete plan source of the session.
+        let bytes = unsafe { statements::unnamed(plan, self.environment.literals) };
+        if links.texts.read(slot.unnamed.load(Relaxed)) != bytes
+            && (bytes.len() > guc::client_state_size() || !links.texts.store(&slot.unnamed, &bytes))
         {
             links.texts.free(&slot.unnamed);
         }
@@ -773,11 +762,8 @@ impl Agent {
             self.welcome(seat);
             return false;
         }
-        let as_it_left =
-            self.last == Some(seat) && self.last_count == slot.transactions.load(Relaxed);
-        if !as_it_left
-            && let Err(Refused(why)) = self.swap(seat)
-        {
+        let as_it_left = self.last == Some(seat) && self.last_count == slot.transactions.load(Relaxed);
+        if !as_it_left && let Err(Refused(why)) = self.swap(seat) {
             self.last = None;
             self.now_settings = self.settings.read();
             let report =
@@ -959,11 +945,16 @@ impl Agent {
             return;
         }
         let mut messages = Vec::new();
-        if wanted {
-            let body = links.texts.read(slot.unnamed.load(Relaxed));
-            crate::wire::message::put(&mut messages, b'P', |out| out.extend(body));
-        } else {
-            crate::wire::message::put(&mut messages, b'C', |out| out.extend(b"S\0"));
+        let kept = links.texts.read(slot.unnamed.load(Relaxed));
+        match state::decode_statements(kept).unwrap_or_default().first() {
+            Some(statement) => crate::wire::message::put(&mut messages, b'P', |out| {
+                out.push(0);
+                out.extend(statement.text);
+                out.push(0);
+                out.extend((statement.types.len() as u16).to_be_bytes());
+                out.extend(statement.types.iter().flat_map(|oid| oid.to_be_bytes()));
+            }),
+            None => crate::wire::message::put(&mut messages, b'C', |out| out.extend(b"S\0")),
         }
         crate::wire::message::bodiless(&mut messages, b'S');
         let Ok((ours, its)) = std::os::unix::net::UnixStream::pair() else { return };
@@ -986,6 +977,18 @@ impl Agent {
     /// Our own messages are answered: now the client's.
     fn injected(&mut self) {
         let Some((seat, links)) = self.seat.zip(self.links.as_ref()) else { return };
+        let kept = links.texts.read(self.shared.slots[seat.slot as usize].unnamed.load(Relaxed));
+        if let Some(statement) = state::decode_statements(kept).unwrap_or_default().first() {
+            let mut transaction = Transaction(false);
+            // SAFETY: null, or the plan source that our own Parse has just made.
+            unsafe {
+                let plan = shim::postern_unnamed();
+                if !plan.is_null() {
+                    statements::expect_columns(plan, statement, &mut || transaction.begin());
+                }
+            }
+            transaction.commit();
+        }
         // SAFETY: the attached client's socket.
         unsafe {
             shim::postern_set_socket(links.number(seat.slot));

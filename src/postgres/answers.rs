@@ -10,6 +10,7 @@ use crate::pooler::shared::{ServerState, Shared};
 use crate::pooler::state::{self, Settings};
 use crate::status::facts::ServerState as Server;
 use crate::wire::message::Report;
+use crate::wire::startup::Replication;
 use pgrx::prelude::*;
 use std::ffi::{CStr, CString, c_int};
 use std::panic::AssertUnwindSafe;
@@ -37,8 +38,9 @@ impl Answers {
     /// Answers one question. An error of the server's is an answer too.
     pub fn answer(&mut self, question: Question) {
         match question {
-            Question::Verdict { role, database, origin, tls, reply } => {
-                if let Ok(verdict) = guarded(|| Ok(self.verdict(&role, &database, origin, tls))) {
+            Question::Verdict { role, database, origin, tls, replication, reply } => {
+                if let Ok(verdict) = guarded(|| Ok(self.verdict(&role, &database, origin, tls, replication)))
+                {
                     let _ = reply.send(verdict);
                 }
             }
@@ -62,7 +64,14 @@ impl Answers {
         }
     }
 
-    fn verdict(&self, role: &[u8], database: &[u8], origin: Origin, tls: bool) -> Verdict {
+    fn verdict(
+        &self,
+        role: &[u8],
+        database: &[u8],
+        origin: Origin,
+        tls: bool,
+        replication: Replication,
+    ) -> Verdict {
         let mut raw = RawVerdict::default();
         let (family, address, _) = origin.words();
         let (role_text, database_text) = (text(role), text(database));
@@ -75,6 +84,7 @@ impl Answers {
                 c_int::from(family),
                 address.as_ptr(),
                 tls,
+                replication as c_int,
                 &raw mut raw,
             );
         }

@@ -192,6 +192,7 @@ fn clear(shared: Shared) {
         pool.used.store(0, Release);
     }
     shared.header.logins.store(0, Relaxed);
+    shared.header.replications.store(0, Relaxed);
 }
 
 /// Backends without a front serve nobody: SIGTERM, which those that serve a client pass on to it as 57P01.

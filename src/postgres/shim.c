@@ -38,6 +38,7 @@
 #include "postmaster/interrupt.h"
 #include "replication/origin.h"
 #include "replication/slot.h"
+#include "replication/walsender.h"
 #include "storage/latch.h"
 #include "storage/lock.h"
 #include "storage/proc.h"
@@ -610,9 +611,10 @@ typedef struct
 	char		text[512];		/* the line as it is written */
 } PosternVerdict;
 
-/* The server's own verdict. Must not be called with a line that names a host, except after a look that it is quick. */
+/* The server's own verdict. replication: 0 none, 1 physical, 2 of a database, as the startup packet asks for it. */
 void
-postern_hba(const char *database, const char *role, int family, const uint32 *address, bool tls, PosternVerdict *out)
+postern_hba(const char *database, const char *role, int family, const uint32 *address, bool tls, int replication,
+			PosternVerdict *out)
 {
 	Port		port;
 	HbaLine    *line;
@@ -646,7 +648,11 @@ postern_hba(const char *database, const char *role, int family, const uint32 *ad
 		port.raddr.addr.ss_family = AF_UNIX;
 		port.raddr.salen = sizeof(sa_family_t);
 	}
+	/* The keyword "replication" in a line looks at these. */
+	am_walsender = replication != 0;
+	am_db_walsender = replication == 2;
 	hba_getauthmethod(&port);
+	am_walsender = am_db_walsender = false;
 	line = port.hba;
 	switch (line->auth_method)
 	{

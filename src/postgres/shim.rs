@@ -122,6 +122,7 @@ guarded! {
         family: c_int,
         address: *const u32,
         tls: bool,
+        replication: c_int,
         out: *mut RawVerdict,
     );
     fn postern_map_allows(

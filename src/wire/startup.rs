@@ -48,11 +48,12 @@ pub struct StartupMessage {
 
 /// What the parameter `replication` asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(u8)]
 pub enum Replication {
     #[default]
-    No,
-    Physical,
-    Database,
+    No = 0,
+    Physical = 1,
+    Database = 2,
 }
 
 impl std::fmt::Debug for StartupMessage {

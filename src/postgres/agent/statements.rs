@@ -442,33 +442,75 @@ fn make_plan(statement: &Statement<'_>) -> Plan {
         }
         complete(plan, queries, &statement.types);
         if later && let Some(columns) = &statement.columns {
-            let old = pg_sys::MemoryContextSwitchTo((*plan).context);
-            let description = pg_sys::CreateTemplateTupleDesc(columns.len() as c_int);
-            for (index, column) in columns.iter().enumerate() {
-                let name = CString::new(column.name).unwrap_or_default();
-                let number = index as i16 + 1;
-                // A type that is gone makes the analysis fail before anything is compared.
-                let type_oid = pg_sys::Oid::from(column.type_oid);
-                let type_oid = if pg_sys::get_typisdefined(type_oid) { type_oid } else { pg_sys::UNKNOWNOID };
-                pg_sys::TupleDescInitEntry(
-                    description,
-                    number,
-                    name.as_ptr(),
-                    type_oid,
-                    column.type_modifier,
-                    0,
-                );
-                let collation = pg_sys::Oid::from(column.collation);
-                pg_sys::TupleDescInitEntryCollation(description, number, collation);
-            }
-            pg_sys::MemoryContextSwitchTo(old);
-            (*plan).resultDesc = description;
+            (*plan).resultDesc = described(plan, columns);
         }
         if later {
             (*plan).is_valid = false;
         }
         pg_sys::SaveCachedPlan(plan);
         plan
+    }
+}
+
+/// A description of a result, in the plan source's memory.
+///
+/// # Safety
+/// In a transaction, of a live plan source.
+unsafe fn described(plan: Plan, columns: &[ColumnType<'_>]) -> pg_sys::TupleDesc {
+    // SAFETY: by the caller.
+    unsafe {
+        let old = pg_sys::MemoryContextSwitchTo((*plan).context);
+        let description = pg_sys::CreateTemplateTupleDesc(columns.len() as c_int);
+        for (index, column) in columns.iter().enumerate() {
+            let name = CString::new(column.name).unwrap_or_default();
+            let number = index as i16 + 1;
+            // A type that is gone makes the analysis fail before anything is compared.
+            let type_oid = pg_sys::Oid::from(column.type_oid);
+            let type_oid = if pg_sys::get_typisdefined(type_oid) { type_oid } else { pg_sys::UNKNOWNOID };
+            pg_sys::TupleDescInitEntry(description, number, name.as_ptr(), type_oid, column.type_modifier, 0);
+            let collation = pg_sys::Oid::from(column.collation);
+            pg_sys::TupleDescInitEntryCollation(description, number, collation);
+        }
+        pg_sys::MemoryContextSwitchTo(old);
+        description
+    }
+}
+
+/// The unnamed statement as [`encode_statements`] makes it.
+///
+/// # Safety
+/// A complete plan source.
+pub(super) unsafe fn unnamed(plan: Plan, literals: u64) -> Vec<u8> {
+    // SAFETY: by the caller.
+    unsafe {
+        encode_statements(&[Statement {
+            name: b"",
+            text: CStr::from_ptr((*plan).query_string).to_bytes(),
+            types: types_of(plan),
+            from_sql: false,
+            location: 0,
+            literals,
+            prepared_at: 0,
+            columns: columns_of((*plan).resultDesc),
+        }])
+    }
+}
+
+/// A statement that was parsed again has the columns that the client knows: when they have changed, the server says so at Bind.
+///
+/// # Safety
+/// A complete plan source of the same text. `begin` starts a transaction if there is none.
+pub(super) unsafe fn expect_columns(plan: Plan, statement: &Statement<'_>, begin: &mut dyn FnMut()) {
+    // SAFETY: by the caller.
+    unsafe {
+        if columns_of((*plan).resultDesc) == statement.columns {
+            return;
+        }
+        if let Some(columns) = &statement.columns {
+            begin();
+            (*plan).resultDesc = described(plan, columns);
+            (*plan).is_valid = false;
+        }
     }
 }
 
