@@ -239,7 +239,10 @@ impl Agent {
     /// An error of the server's in here ends the client that is attached, and no other.
     fn failed(&mut self, error: CaughtError) {
         // SAFETY: at the top of the session, with no transaction of the client's.
-        unsafe { pg_sys::AbortOutOfAnyTransaction() };
+        unsafe {
+            shim::postern_hold_cancel();
+            pg_sys::AbortOutOfAnyTransaction();
+        }
         let (CaughtError::PostgresError(report)
         | CaughtError::ErrorReport(report)
         | CaughtError::RustPanic { ereport: report, .. }) = &error;

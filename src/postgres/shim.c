@@ -495,16 +495,17 @@ postern_dying(void)
 	return ProcDiePending;
 }
 
+/* Set and not counted: an error amid it has reset the count. */
 void
 postern_hold_cancel(void)
 {
-	HOLD_CANCEL_INTERRUPTS();
+	QueryCancelHoldoffCount = 1;
 }
 
 void
 postern_resume_cancel(void)
 {
-	RESUME_CANCEL_INTERRUPTS();
+	QueryCancelHoldoffCount = 0;
 	/* A cancel that came while no query ran is nobody's. */
 	QueryCancelPending = false;
 }
