@@ -14,6 +14,7 @@ pub fn demo_packages(major: u32) -> Vec<String> {
         format!("postgresql-server-dev-{major}"),
         "libpq-dev".to_owned(),
         "libclang-dev".to_owned(),
+        "libkrb5-dev".to_owned(),
         "haproxy".to_owned(),
     ]
 }
