@@ -28,6 +28,12 @@ use tokio::sync::Notify;
 /// How long a ready client waits for a busy backend to come free before another connection is opened.
 const PATIENCE: Duration = Duration::from_micros(500);
 
+/// Backends that are called back twice within this time are too few.
+const OFTEN: Duration = Duration::from_millis(100);
+
+/// How long backends take turns before the front looks whether they still need to.
+const TURN: Duration = Duration::from_millis(5);
+
 /// How often a pool looks for what time does: who has waited too long, which connection nobody needs.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -194,12 +200,12 @@ async fn keep(front: Arc<Front>, pool: Arc<Pool>) {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut empty_since: Option<Instant> = None;
+    let mut called_at: Option<Instant> = None;
     loop {
         let words = pool.words;
-        let size = words.size.load(Relaxed);
-        let may_grow = words.servers.load(Relaxed) < size
+        let may_grow = words.servers.load(Relaxed) < words.size.load(Relaxed) && !words.paused.load(Relaxed);
+        let may_open = may_grow
             && !*pool.opening.lock()
-            && !words.paused.load(Relaxed)
             && pool.failed.lock().as_ref().is_none_or(|(until, _)| *until <= Instant::now());
         let mut watch = false;
         if may_grow {
@@ -207,10 +213,24 @@ async fn keep(front: Arc<Front>, pool: Arc<Pool>) {
             words.wants_news.store(1, SeqCst);
             watch = words.waiters.load(SeqCst) <= 0;
         }
-        if watch && pool.has_ready_clients() {
+        let crowded = watch && pool.has_ready_clients();
+        words.crowded.store(crowded, Relaxed);
+        if crowded {
+            // A backend that waits for its own client may serve this one as well; when that is wanted again and again, there
+            // are too few.
+            let called = words.call_back().and_then(|server| front.shared.servers.get(server as usize));
+            if let Some(server) = called {
+                wake(server);
+            }
+            let often = called_at.is_some_and(|at| at.elapsed() < OFTEN);
+            called_at = called.map(|_| Instant::now()).or(called_at);
             tokio::time::sleep(PATIENCE).await;
-            if words.waiters.load(SeqCst) <= 0 && pool.has_ready_clients() {
+            let still = words.waiters.load(SeqCst) <= 0 && pool.has_ready_clients();
+            if may_open && (still && called.is_none() || often) {
                 start_opening(&front, &pool);
+            } else if !may_open {
+                // No more can be had at the moment; the backends that there are take turns.
+                tokio::time::sleep(TURN).await;
             }
             continue;
         }

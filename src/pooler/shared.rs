@@ -239,6 +239,8 @@ pub struct Pool {
     /// The front wants to hear when nobody waits any more.
     pub wants_news: AtomicU32,
     pub paused: AtomicBool,
+    /// The front has seen ready clients with nobody waiting for them: no backend waits for its own client meanwhile.
+    pub crowded: AtomicBool,
     /// `postern.pool_size` for it.
     pub size: AtomicU32,
     /// Clients that are logged in, and server connections that are open.
@@ -269,6 +271,7 @@ impl Default for Pool {
             waiters: AtomicI32::new(0),
             wants_news: AtomicU32::new(0),
             paused: AtomicBool::new(false),
+            crowded: AtomicBool::new(false),
             size: AtomicU32::new(0),
             clients: AtomicU32::new(0),
             servers: AtomicU32::new(0),
@@ -345,6 +348,8 @@ impl Pool {
             word.store(0, Relaxed);
         }
         self.waiting_since.store(0, Relaxed);
+        self.paused.store(false, Relaxed);
+        self.crowded.store(false, Relaxed);
     }
 }
 

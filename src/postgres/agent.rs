@@ -30,9 +30,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering::*;
 
-/// Bytes that are looked at before a client is served.
-const PEEK: usize = 8192;
-
 /// A message of at most so many bytes is waited for as a whole before a backend takes its client; a longer one is taken when so much
 /// of it is there.
 const WHOLE: usize = 4096;
@@ -126,6 +123,8 @@ struct Agent {
     /// another backend has served it meanwhile.
     last: Option<Seat>,
     last_count: u64,
+    /// The session's table of portals.
+    portals: *mut pg_sys::HTAB,
     /// For whom the wait set stands.
     wait_set: Option<Seat>,
     /// The session's settings and statements as bytes, and what parsing depends on.
@@ -185,6 +184,7 @@ impl Agent {
             seat: None,
             last: None,
             last_count: 0,
+            portals: std::ptr::null_mut(),
             wait_set: None,
             now_settings: Vec::new(),
             now_statements: Vec::new(),
@@ -319,6 +319,7 @@ impl Agent {
             pg_sys::SetCurrentStatementStartTimestamp();
             pg_sys::StartTransactionCommand();
             self.statements = Statements::find();
+            self.portals = shim::postern_named_table(c"Portal hash".as_ptr());
             pg_sys::CommitTransactionCommand();
         }
         self.settings.after_login();
@@ -432,8 +433,7 @@ impl Agent {
             if shim::postern_holds_locks() {
                 pins |= Pin::AdvisoryLocks as u32;
             }
-            let portals = shim::postern_named_table(c"Portal hash".as_ptr());
-            if !portals.is_null() && pg_sys::hash_get_num_entries(portals) > 0 {
+            if !self.portals.is_null() && shim::postern_entries(self.portals) > 0 {
                 pins |= Pin::HoldCursors as u32;
             }
             if shim::postern_seen.listens {
@@ -487,7 +487,10 @@ impl Agent {
     }
 
     fn may_stay(&self) -> bool {
-        self.pool.waiters.load(SeqCst) >= 1
+        // Somebody sees the next ready client: another backend that waits for any, or the front, while the pool may still grow.
+        (self.pool.waiters.load(SeqCst) >= 1
+            || (self.pool.servers.load(Relaxed) < self.pool.size.load(Relaxed)
+                && !self.pool.crowded.load(Relaxed)))
             && !self.pool.paused.load(Relaxed)
             && !self.server.retire.load(Relaxed)
     }
@@ -1005,17 +1008,18 @@ impl Agent {
     fn look(&self, seat: Seat) -> Look {
         let Some(links) = &self.links else { return Look::Gone };
         let descriptor = links.descriptor(seat.slot);
-        let mut peeked = [0u8; PEEK];
+        let mut space = [std::mem::MaybeUninit::<u8>::uninit(); WHOLE];
         loop {
-            let length =
-                match rustix::net::recv(descriptor, &mut peeked, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
-                    Ok((0, _)) => return Look::Gone,
-                    Ok((length, _)) => length,
-                    Err(rustix::io::Errno::AGAIN) => return Look::Nothing,
-                    Err(rustix::io::Errno::INTR) => continue,
-                    Err(_) => return Look::Gone,
-                };
-            let first = match frame::first(&peeked[..length]) {
+            let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+            let peeked: &[u8] = match rustix::net::recv(descriptor, &mut space[..], flags) {
+                Ok(((peeked, _), _)) if peeked.is_empty() => return Look::Gone,
+                Ok(((peeked, _), _)) => peeked,
+                Err(rustix::io::Errno::AGAIN) => return Look::Nothing,
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(_) => return Look::Gone,
+            };
+            let length = peeked.len();
+            let first = match frame::first(peeked) {
                 Ok(Some(first)) => first,
                 Ok(None) => return Look::Part,
                 Err(error @ crate::wire::Error::MessageType(_)) => {

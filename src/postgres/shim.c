@@ -782,6 +782,12 @@ postern_named_table(const char *name)
 	return NULL;
 }
 
+long
+postern_entries(HTAB *table)
+{
+	return hash_get_num_entries(table);
+}
+
 /* Whether the process holds any lock; at an idle ReadyForQuery that is a session-level one. */
 bool
 postern_holds_locks(void)

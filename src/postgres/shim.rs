@@ -65,6 +65,7 @@ unsafe extern "C" {
     ) -> *const c_char;
     pub(super) fn postern_connection_lost() -> bool;
     pub(super) fn postern_has_replication_state() -> bool;
+    pub(super) fn postern_entries(table: *mut pg_sys::HTAB) -> std::ffi::c_long;
     pub(super) fn postern_holds_locks() -> bool;
     pub(super) fn postern_proc_number() -> c_int;
     pub(super) fn postern_wake(number: c_int);
