@@ -3,6 +3,7 @@
 //! `--once` the program ends, with 0 when all went as it should.
 
 mod nodes;
+mod pooling;
 mod screen;
 mod writer;
 
@@ -53,6 +54,7 @@ fn run(once: bool) -> Result<()> {
         Ok(haproxy)
     })?;
     answers(&nodes)?;
+    pooling::show_pooling(&nodes)?;
     fail_over_and_back(&nodes, &haproxy)?;
     how_to_connect();
     for node in [&nodes.primary, &nodes.standby] {
@@ -155,6 +157,9 @@ fn how_to_connect() {
     screen::heading("How to connect");
     println!(
         "  the primary, through haproxy   psql postgresql://app:app@127.0.0.1:5999/shop
+  node1, through its pooler      psql postgresql://app:app@127.0.0.1:6432/shop
+  node2, through its pooler      psql postgresql://app:app@127.0.0.1:6442/shop
+  the pooler's console           psql postgresql://postgres:postgres@127.0.0.1:6432/postern -c 'SHOW POOLS'
   node1 (primary)                psql postgresql://app:app@127.0.0.1:5500/shop
   node2 (standby)                psql postgresql://app:app@127.0.0.1:5501/shop
   as superuser, Postern's views  psql postgresql://postgres:postgres@127.0.0.1:5500/shop -xc 'TABLE postern.status'
