@@ -316,7 +316,7 @@ impl Front {
         let slot = &self.shared.slots[number as usize];
         let Some(generation) = slot.word.claim() else { return Err(full().into()) };
         let mut claim = Claim { front: self, number, generation, done: false, admitted: false };
-        fill(slot, origin, login.minor)?;
+        fill(slot, origin, stream.local(), login.minor)?;
         slot.tls.store(stream.is_tls(), Relaxed);
         let arrival = Arrival {
             slot: number,
@@ -466,6 +466,8 @@ trait Conversation: AsyncRead + AsyncWrite + Unpin + Send {
     /// What a backend serves: the client's own socket, or the plain end of a pump.
     fn socket(&mut self) -> std::io::Result<OwnedFd>;
     fn is_tls(&self) -> bool;
+    /// Our own end.
+    fn local(&self) -> Origin;
     /// What is left to do while a backend serves it.
     async fn go_on(self);
 }
@@ -480,6 +482,13 @@ impl Conversation for Stream {
 
     fn is_tls(&self) -> bool {
         false
+    }
+
+    fn local(&self) -> Origin {
+        match self {
+            Either::Left(tcp) => tcp.local_addr().map_or(Origin::Unix, canonical),
+            Either::Right(_) => Origin::Unix,
+        }
     }
 
     async fn go_on(self) {}
@@ -502,6 +511,10 @@ impl Conversation for OverTls {
 
     fn is_tls(&self) -> bool {
         true
+    }
+
+    fn local(&self) -> Origin {
+        self.tls.get_ref().0.local()
     }
 
     async fn go_on(self) {
@@ -588,8 +601,13 @@ impl Drop for LoginCount<'_> {
 }
 
 /// What the slot says of its client from the start.
-fn fill(slot: &Slot, origin: Origin, minor: u16) -> Result<(), Report> {
+fn fill(slot: &Slot, origin: Origin, local: Origin, minor: u16) -> Result<(), Report> {
     let (family, address, port) = origin.words();
+    let (_, local_address, local_port) = local.words();
+    slot.local_port.store(local_port, Relaxed);
+    for (word, value) in slot.local_address.iter().zip(local_address) {
+        word.store(value, Relaxed);
+    }
     slot.family.store(family, Relaxed);
     slot.port.store(port, Relaxed);
     for (word, value) in slot.address.iter().zip(address) {
@@ -620,6 +638,11 @@ fn origin_of(socket: &OwnedFd) -> Origin {
         }
         _ => Origin::Unix,
     }
+}
+
+/// An IPv4 address that a socket of both families shows as IPv6 is IPv4.
+fn canonical(address: std::net::SocketAddr) -> Origin {
+    Origin::Tcp(std::net::SocketAddr::new(address.ip().to_canonical(), address.port()))
 }
 
 /// Sixteen random bytes.

@@ -103,6 +103,9 @@ pub struct Slot {
     pub minor: AtomicU16,
     /// IPv4 in the first word; IPv6 in four.
     pub address: [AtomicU32; 4],
+    /// The front's end of its connection, likewise.
+    pub local_address: [AtomicU32; 4],
+    pub local_port: AtomicU16,
     /// What a CancelRequest must show beside the slot's pid.
     pub key: AtomicU32,
     /// Bits of [`Pin`]: why it stays with its backend. The agent's.

@@ -24,7 +24,6 @@ use pgrx::prelude::*;
 use rustix::event::epoll;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags};
 use std::cell::UnsafeCell;
-use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::panic::AssertUnwindSafe;
@@ -145,15 +144,8 @@ struct Links {
     epoll: OwnedFd,
     texts: Texts,
     base: u32,
-    /// The client whose descriptor we have, by slot.
-    known: HashMap<u32, Known>,
-}
-
-/// A client that this backend has met.
-struct Known {
-    generation: u32,
-    /// Our end of its connection, as the system writes it.
-    local: Vec<u8>,
+    /// The generation of the client whose descriptor we have, by slot; 0 is none. As long as the highest slot that was met.
+    known: Vec<u32>,
 }
 
 impl Agent {
@@ -916,18 +908,10 @@ impl Agent {
         let slot = self.slot(seat);
         let address = slot.address.each_ref().map(|word| word.load(Relaxed));
         let (family, port) = (c_int::from(slot.family.load(Relaxed)), c_int::from(slot.port.load(Relaxed)));
-        let known = self.links.as_ref().and_then(|links| links.known.get(&seat.slot));
-        let local = known.map_or(&[][..], |known| &known.local);
-        // SAFETY: four words of address, and a socket address with its length.
-        unsafe {
-            shim::postern_set_client(
-                family,
-                address.as_ptr(),
-                port,
-                local.as_ptr().cast(),
-                local.len() as u32,
-            );
-        }
+        let local = slot.local_address.each_ref().map(|word| word.load(Relaxed));
+        let local_port = c_int::from(slot.local_port.load(Relaxed));
+        // SAFETY: four words of address each.
+        unsafe { shim::postern_set_client(family, address.as_ptr(), port, local.as_ptr(), local_port) }
     }
 
     /// When the session's unnamed statement is another's and the client's first message may use its own, messages of ours bring
@@ -1068,7 +1052,7 @@ impl Links {
         let epoch = header.epoch.load(Acquire);
         say(&control, Word::Hello { server: agent.number, epoch });
         let epoll = answer(&control).ok_or("the front has no such server connection")?;
-        Ok(Self { control, epoll, texts, base, known: HashMap::new() })
+        Ok(Self { control, epoll, texts, base, known: Vec::new() })
     }
 
     fn number(&self, slot: u32) -> c_int {
@@ -1086,20 +1070,23 @@ impl Links {
 
     /// Has the client's descriptor under its number.
     fn meet(&mut self, seat: Seat) -> bool {
-        if self.known.get(&seat.slot).is_some_and(|known| known.generation == seat.generation) {
+        let place = seat.slot as usize;
+        if self.known.get(place) == Some(&seat.generation) {
             return true;
         }
         self.say(Word::Want { slot: seat.slot, generation: seat.generation });
         let Some(descriptor) = answer(&self.control) else { return false };
-        if self.known.remove(&seat.slot).is_some() {
+        if self.known.len() <= place {
+            self.known.resize(place + 1, 0);
+        }
+        if std::mem::take(&mut self.known[place]) != 0 {
             // SAFETY: a number that is ours alone, left by the client that had the slot before.
             drop(unsafe { OwnedFd::from_raw_fd(self.number(seat.slot)) });
         }
         match rustix::io::fcntl_dupfd_cloexec(&descriptor, self.number(seat.slot)) {
             Ok(placed) if placed.as_raw_fd() == self.number(seat.slot) => {
-                let local = local_address(&placed);
                 let _ = placed.into_raw_fd();
-                self.known.insert(seat.slot, Known { generation: seat.generation, local });
+                self.known[place] = seat.generation;
                 true
             }
             _ => false,
@@ -1107,7 +1094,7 @@ impl Links {
     }
 
     fn forget(&mut self, seat: Seat) {
-        if self.known.remove(&seat.slot).is_some() {
+        if self.known.get_mut(seat.slot as usize).is_some_and(|known| std::mem::take(known) != 0) {
             // SAFETY: as in `meet`.
             drop(unsafe { OwnedFd::from_raw_fd(self.number(seat.slot)) });
         }
@@ -1178,18 +1165,6 @@ impl Transaction {
             }
         }
     }
-}
-
-/// Our end of a connection, as getsockname(2) writes it.
-fn local_address(socket: &OwnedFd) -> Vec<u8> {
-    let mut address = [0u8; 128];
-    let mut length = address.len() as libc::socklen_t;
-    // SAFETY: an open socket; the system writes at most as much as the length says.
-    let code = unsafe { libc::getsockname(socket.as_raw_fd(), address.as_mut_ptr().cast(), &raw mut length) };
-    if code != 0 {
-        return Vec::new();
-    }
-    address[..(length as usize).min(address.len())].to_vec()
 }
 
 /// The soft limit of open files up to the hard one, as the front has it: clients' numbers are high.

@@ -518,39 +518,44 @@ postern_resume_cancel(void)
 static char client_host[NI_MAXHOST];
 static char client_port[NI_MAXSERV];
 
-/* family 4, 6 or 0 for a Unix socket; the address in network order; application_name is a setting of its own. */
-void
-postern_set_client(int family, const uint32 *address, int port, const void *local, uint32 local_length)
+/* family 4, 6 or 0 for a Unix socket; the address in network order. */
+static void
+set_address(SockAddr *to, int family, const uint32 *address, int port)
 {
-	SockAddr   *remote = &MyProcPort->raddr;
-
-	memset(remote, 0, sizeof(*remote));
+	memset(to, 0, sizeof(*to));
 	if (family == 4)
 	{
-		struct sockaddr_in *in = (struct sockaddr_in *) &remote->addr;
+		struct sockaddr_in *in = (struct sockaddr_in *) &to->addr;
 
 		in->sin_family = AF_INET;
 		in->sin_port = pg_hton16(port);
 		memcpy(&in->sin_addr, address, 4);
-		remote->salen = sizeof(*in);
+		to->salen = sizeof(*in);
 	}
 	else if (family == 6)
 	{
-		struct sockaddr_in6 *in = (struct sockaddr_in6 *) &remote->addr;
+		struct sockaddr_in6 *in = (struct sockaddr_in6 *) &to->addr;
 
 		in->sin6_family = AF_INET6;
 		in->sin6_port = pg_hton16(port);
 		memcpy(&in->sin6_addr, address, 16);
-		remote->salen = sizeof(*in);
+		to->salen = sizeof(*in);
 	}
 	else
 	{
-		remote->addr.ss_family = AF_UNIX;
-		remote->salen = sizeof(sa_family_t);
+		to->addr.ss_family = AF_UNIX;
+		to->salen = sizeof(sa_family_t);
 	}
-	memset(&MyProcPort->laddr, 0, sizeof(MyProcPort->laddr));
-	memcpy(&MyProcPort->laddr.addr, local, Min(local_length, sizeof(MyProcPort->laddr.addr)));
-	MyProcPort->laddr.salen = local_length;
+}
+
+/* The client and the front's end of its connection; application_name is a setting of its own. */
+void
+postern_set_client(int family, const uint32 *address, int port, const uint32 *local, int local_port)
+{
+	SockAddr   *remote = &MyProcPort->raddr;
+
+	set_address(remote, family, address, port);
+	set_address(&MyProcPort->laddr, family, local, local_port);
 	client_host[0] = client_port[0] = '\0';
 	pg_getnameinfo_all(&remote->addr, remote->salen, client_host, sizeof(client_host),
 					   client_port, sizeof(client_port), NI_NUMERICHOST | NI_NUMERICSERV);
@@ -631,27 +636,7 @@ postern_hba(const char *database, const char *role, int family, const uint32 *ad
 #ifdef USE_SSL
 	port.ssl_in_use = tls;
 #endif
-	if (family == 4)
-	{
-		struct sockaddr_in *in = (struct sockaddr_in *) &port.raddr.addr;
-
-		in->sin_family = AF_INET;
-		memcpy(&in->sin_addr, address, 4);
-		port.raddr.salen = sizeof(*in);
-	}
-	else if (family == 6)
-	{
-		struct sockaddr_in6 *in = (struct sockaddr_in6 *) &port.raddr.addr;
-
-		in->sin6_family = AF_INET6;
-		memcpy(&in->sin6_addr, address, 16);
-		port.raddr.salen = sizeof(*in);
-	}
-	else
-	{
-		port.raddr.addr.ss_family = AF_UNIX;
-		port.raddr.salen = sizeof(sa_family_t);
-	}
+	set_address(&port.raddr, family, address, 0);
 	/* The keyword "replication" in a line looks at these. */
 	am_walsender = replication != 0;
 	am_db_walsender = replication == 2;

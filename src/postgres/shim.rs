@@ -114,8 +114,8 @@ guarded! {
         family: c_int,
         address: *const u32,
         port: c_int,
-        local: *const std::ffi::c_void,
-        local_length: u32,
+        local: *const u32,
+        local_port: c_int,
     );
     fn postern_hba(
         database: *const c_char,
