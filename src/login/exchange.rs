@@ -25,6 +25,8 @@ pub struct Door<'a> {
     pub minor: u16,
     /// The system's name of the user at the other end of a Unix socket.
     pub system_user: Option<String>,
+    /// The client's host name, for lines of pg_hba.conf that name hosts.
+    pub host_name: Option<String>,
     /// A database of this name is the console.
     pub console: Option<&'static str>,
 }
@@ -107,6 +109,7 @@ where
         database: message.database.clone(),
         origin: door.origin,
         tls: door.tls.is_some(),
+        host_name: door.host_name.clone(),
         replication: message.replication,
         reply,
     };

@@ -111,6 +111,8 @@ pub enum Question {
         database: Vec<u8>,
         origin: Origin,
         tls: bool,
+        /// The client's host name, when its address leads to a name that leads back to the address.
+        host_name: Option<String>,
         replication: Replication,
         reply: oneshot::Sender<Verdict>,
     },

@@ -58,6 +58,8 @@ pub struct Front {
     pub system_user: String,
     /// The system's name of any user. May take its time.
     pub user_name: fn(u32) -> Option<String>,
+    /// The name of a host whose address is confirmed by it. May take its time.
+    pub host_name: fn(std::net::IpAddr) -> Option<String>,
     identity: Mutex<Option<Arc<Identity>>>,
     free: Mutex<Vec<u32>>,
     logins: Mutex<std::collections::VecDeque<(u64, tokio::task::AbortHandle)>>,
@@ -69,6 +71,7 @@ pub struct Start {
     pub questions: Questions,
     pub system_user: String,
     pub user_name: fn(u32) -> Option<String>,
+    pub host_name: fn(std::net::IpAddr) -> Option<String>,
     /// Files that a server process may open for itself.
     pub own_files: u64,
 }
@@ -78,7 +81,7 @@ pub struct Start {
 /// # Errors
 /// When the system gives no thread, or not the control socket's name.
 pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
-    let Start { shared, questions, system_user, user_name, own_files } = start;
+    let Start { shared, questions, system_user, user_name, host_name, own_files } = start;
     let wanted = u32::try_from(shared.slots.len()).unwrap_or(u32::MAX);
     let limit = raise_file_limit();
     let room = Room::of(limit, own_files, wanted);
@@ -109,6 +112,7 @@ pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
         room,
         system_user,
         user_name,
+        host_name,
         identity: Mutex::default(),
         free: Mutex::new((0..room.capacity).rev().collect()),
         logins: Mutex::default(),
@@ -194,9 +198,8 @@ impl Front {
             _ => false,
         };
         if !direct {
-            let Some(door) = self.door(origin, system_user(self, &stream).await, identity.is_some()) else {
-                return;
-            };
+            let mut door = self.door(origin, system_user(self, &stream).await, identity.is_some());
+            door.host_name = self.name_of(origin).await;
             match timeout_at(deadline, login::log_in(&mut stream, &door)).await {
                 Ok(Ok(Outcome::Tls)) => {}
                 Ok(Ok(Outcome::Cancel { pid, key })) => return cancel::cancel(self, pid, &key).await,
@@ -239,7 +242,8 @@ impl Front {
                     .await;
             }
         };
-        let Some(mut door) = self.door(origin, None, false) else { return };
+        let mut door = self.door(origin, None, false);
+        door.host_name = self.name_of(origin).await;
         door.tls = Some(identity.binding().map(<[u8]>::to_vec));
         door.has_authorities = identity.has_authorities();
         door.certificate = certificate.map(|certificate| login::exchange::Certificate {
@@ -255,8 +259,8 @@ impl Front {
         }
     }
 
-    fn door(&self, origin: Origin, system_user: Option<String>, offers_tls: bool) -> Option<Door<'_>> {
-        Some(Door {
+    fn door(&self, origin: Origin, system_user: Option<String>, offers_tls: bool) -> Door<'_> {
+        Door {
             questions: &self.questions,
             origin,
             certificate: None,
@@ -265,8 +269,19 @@ impl Front {
             has_authorities: false,
             minor: self.bridge.settings().pooler.door.protocol_minor,
             system_user,
+            host_name: None,
             console: Some(CONSOLE),
-        })
+        }
+    }
+
+    /// The client's host name, where pg_hba.conf asks for names: main must not wait for a name server.
+    async fn name_of(&self, origin: Origin) -> Option<String> {
+        let Origin::Tcp(address) = origin else { return None };
+        if !self.shared.header.names_hosts.load(Relaxed) {
+            return None;
+        }
+        let name = self.host_name;
+        tokio::task::spawn_blocking(move || name(address.ip())).await.ok().flatten()
     }
 
     /// The end of a login that failed: the log hears why, and the client what it may hear.

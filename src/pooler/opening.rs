@@ -116,6 +116,7 @@ async fn way(opening: &Opening<'_>, questions: &Questions, origin: Origin) -> Re
             database,
             origin,
             tls: false,
+            host_name: None,
             replication: opening.replication,
             reply,
         })

@@ -40,6 +40,8 @@ pub struct Header {
     pub listeners: Slots,
     /// Clients that have not finished their login.
     pub logins: AtomicU32,
+    /// Some line of pg_hba.conf names a host, so clients' names are looked up before main is asked.
+    pub names_hosts: AtomicBool,
     /// Replication connections that are being copied.
     pub replications: AtomicU32,
     pub counters: Counters,

@@ -38,9 +38,10 @@ impl Answers {
     /// Answers one question. An error of the server's is an answer too.
     pub fn answer(&mut self, question: Question) {
         match question {
-            Question::Verdict { role, database, origin, tls, replication, reply } => {
-                if let Ok(verdict) = guarded(|| Ok(self.verdict(&role, &database, origin, tls, replication)))
-                {
+            Question::Verdict { role, database, origin, tls, host_name, replication, reply } => {
+                if let Ok(verdict) = guarded(|| {
+                    Ok(self.verdict(&role, &database, origin, tls, host_name.as_deref(), replication))
+                }) {
                     let _ = reply.send(verdict);
                 }
             }
@@ -70,11 +71,13 @@ impl Answers {
         database: &[u8],
         origin: Origin,
         tls: bool,
+        host_name: Option<&str>,
         replication: Replication,
     ) -> Verdict {
         let mut raw = RawVerdict::default();
         let (family, address, _) = origin.words();
         let (role_text, database_text) = (text(role), text(database));
+        let host_name = host_name.map(|name| text(name.as_bytes()));
         // SAFETY: terminated strings, four words of address, a verdict to fill; the roles that lines name are looked up, in a
         // transaction.
         unsafe {
@@ -84,6 +87,7 @@ impl Answers {
                 c_int::from(family),
                 address.as_ptr(),
                 tls,
+                host_name.as_ref().map_or(std::ptr::null(), |name| name.as_ptr()),
                 replication as c_int,
                 &raw mut raw,
             );

@@ -69,6 +69,7 @@ fn run(shared: Shared) -> i32 {
         pg_sys::on_shmem_exit(Some(ended), pg_sys::Datum::from(0));
     }
     clear(shared);
+    header.names_hosts.store(names_hosts(), Relaxed);
     let (texts, handle) = Texts::make();
     header.texts.store(handle, Release);
     header.epoch.fetch_add(1, AcqRel);
@@ -103,6 +104,7 @@ fn begin(shared: Shared, questions: Questions) -> Start {
         questions,
         system_user: user_name(rustix::process::geteuid().as_raw()).unwrap_or_default(),
         user_name,
+        host_name,
         own_files,
     }
 }
@@ -164,6 +166,9 @@ fn reload(end: &MainEnd<()>) {
             warn("pg_ident.conf was not reloaded".to_owned());
         }
     }
+    if let Some(shared) = shmem::pooler() {
+        shared.header.names_hosts.store(names_hosts(), Relaxed);
+    }
     match guc::settings() {
         Ok(settings) => end.reload(settings),
         Err(error) => warn(format!("the pooler keeps its old settings: {error}")),
@@ -221,6 +226,76 @@ unsafe extern "C-unwind" fn ended(_code: c_int, _arg: pg_sys::Datum) {
 
 fn warn(text: String) {
     log(LogLine { level: Level::Warning, text });
+}
+
+/// Whether some line of pg_hba.conf may name a host: a fourth field that is neither an address nor one of the words.
+fn names_hosts() -> bool {
+    // SAFETY: a setting of the server; null or terminated.
+    let path = unsafe {
+        if pg_sys::HbaFileName.is_null() {
+            return false;
+        }
+        CStr::from_ptr(pg_sys::HbaFileName).to_string_lossy().into_owned()
+    };
+    // What cannot be read, or brings in other files, may.
+    let Ok(text) = std::fs::read_to_string(path) else { return true };
+    text.lines().map(|line| line.split('#').next().unwrap_or_default()).any(|line| {
+        let mut fields = line.split_whitespace();
+        match fields.next() {
+            Some(kind) if kind.starts_with("include") || kind.starts_with('@') => true,
+            Some(kind) if kind.starts_with("host") => fields.skip(2).any(|field| {
+                let field = field.trim_matches('"');
+                let address = field.split('/').next().unwrap_or_default();
+                let word = ["all", "samehost", "samenet"].contains(&field)
+                    || METHODS.contains(&field)
+                    || field.contains('=');
+                !word && address.parse::<std::net::IpAddr>().is_err()
+            }),
+            _ => false,
+        }
+    })
+}
+
+/// Words that end a line's address (src/backend/libpq/hba.c, UserAuthName).
+const METHODS: [&str; 14] = [
+    "reject",
+    "trust",
+    "ident",
+    "password",
+    "gss",
+    "sspi",
+    "scram-sha-256",
+    "md5",
+    "pam",
+    "bsd",
+    "ldap",
+    "cert",
+    "radius",
+    "peer",
+];
+
+/// The name of a host that leads back to its address, as check_hostname() of hba.c wants it. May ask a name server, so not on main.
+fn host_name(ip: std::net::IpAddr) -> Option<String> {
+    let address = socket2::SockAddr::from(std::net::SocketAddr::new(ip, 0));
+    let mut buffer = [0; libc::NI_MAXHOST as usize];
+    // SAFETY: a socket address and its length; the name is written into our own memory, terminated.
+    let name = unsafe {
+        let code = libc::getnameinfo(
+            address.as_ptr().cast(),
+            address.len(),
+            buffer.as_mut_ptr(),
+            buffer.len() as libc::socklen_t,
+            std::ptr::null_mut(),
+            0,
+            libc::NI_NAMEREQD,
+        );
+        if code != 0 {
+            return None;
+        }
+        CStr::from_ptr(buffer.as_ptr()).to_string_lossy().into_owned()
+    };
+    let mut addresses = std::net::ToSocketAddrs::to_socket_addrs(&(&name[..], 0)).ok()?;
+    addresses.any(|found| found.ip().to_canonical() == ip).then_some(name)
 }
 
 /// The system's name of a user; `None` when it has none. May ask a name service, so not on main.

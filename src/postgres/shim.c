@@ -620,10 +620,12 @@ typedef struct
 	char		text[512];		/* the line as it is written */
 } PosternVerdict;
 
-/* The server's own verdict. replication: 0 none, 1 physical, 2 of a database, as the startup packet asks for it. */
+/*
+ * The server's own verdict. host_name: the client's, confirmed, or null when it has none; no name is looked up here. replication: 0 none, 1 physical, 2 of a database, as the startup packet asks for it.
+ */
 void
-postern_hba(const char *database, const char *role, int family, const uint32 *address, bool tls, int replication,
-			PosternVerdict *out)
+postern_hba(const char *database, const char *role, int family, const uint32 *address, bool tls, const char *host_name,
+			int replication, PosternVerdict *out)
 {
 	Port		port;
 	HbaLine    *line;
@@ -637,6 +639,8 @@ postern_hba(const char *database, const char *role, int family, const uint32 *ad
 	port.ssl_in_use = tls;
 #endif
 	set_address(&port.raddr, family, address, 0);
+	port.remote_hostname = unconstify(char *, host_name);
+	port.remote_hostname_resolv = host_name ? +1 : -1;
 	/* The keyword "replication" in a line looks at these. */
 	am_walsender = replication != 0;
 	am_db_walsender = replication == 2;

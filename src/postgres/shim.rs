@@ -123,6 +123,7 @@ guarded! {
         family: c_int,
         address: *const u32,
         tls: bool,
+        host_name: *const c_char,
         replication: c_int,
         out: *mut RawVerdict,
     );
