@@ -9,6 +9,7 @@
 //! - [`agents`], [`control`]: what the front and the session agents say to each other
 //! - [`cancel`]: cancel requests
 //! - [`console`]: PgBouncer's console
+//! - [`glance`], [`orders`]: what others may see and ask, by shared memory alone
 //! - [`shared`], [`slot`], [`state`]: what stands in shared memory
 
 #![forbid(unsafe_code)]
@@ -18,7 +19,9 @@ pub mod cancel;
 pub mod console;
 pub mod control;
 pub mod front;
+pub mod glance;
 pub mod opening;
+pub mod orders;
 pub mod pools;
 pub mod seats;
 pub mod shared;
