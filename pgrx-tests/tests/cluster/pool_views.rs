@@ -111,7 +111,7 @@ fn what_pins_a_client_is_shown_until_it_is_gone() -> Result<()> {
         ("CREATE TEMP TABLE t (a int)", "DROP TABLE t", "temporary objects"),
         ("SELECT pg_advisory_lock(1)", "SELECT pg_advisory_unlock(1)", "advisory locks"),
         ("SET postern.pool_mode = session", "RESET postern.pool_mode", "session mode"),
-        ("LISTEN news", "UNLISTEN news", "listens"),
+        ("LISTEN news", "UNLISTEN *", "listens"),
     ] {
         client.batch_execute(pin)?;
         client_shows(&cluster, "pinned", "array_to_string(pinned_by, ','), state", &format!("{name}|idle"))?;
@@ -183,7 +183,7 @@ fn kill_ends_an_idle_and_a_busy_client_and_nobody_else() -> Result<()> {
 
 #[test]
 fn kill_ends_clients_that_stay_or_are_pinned() -> Result<()> {
-    let cluster = started("staying")?;
+    let cluster = with_pool_size("staying", 2)?;
     let (mut first, mut second) = (through(&cluster, "first")?, through(&cluster, "second")?);
     let (mut one, mut two) = (first.transaction()?, second.transaction()?);
     one.batch_execute("SELECT 1")?;
