@@ -209,6 +209,27 @@ fn kill_ends_clients_that_stay_or_are_pinned() -> Result<()> {
 }
 
 #[test]
+fn kill_finds_a_client_that_moves_between_backends() -> Result<()> {
+    let cluster = with_pool_size("moving", 2)?;
+    let clients = (0..6).map(|n| through(&cluster, &format!("mover {n}"))).collect::<Result<Vec<_>>>()?;
+    let moving: Vec<_> = clients
+        .into_iter()
+        .map(|mut client| std::thread::spawn(move || while client.batch_execute("SELECT 1").is_ok() {}))
+        .collect();
+    let mut spared = through(&cluster, "spared")?;
+    for (n, killed) in moving.iter().enumerate() {
+        let pid = pid_of(&cluster, &format!("mover {n}"))?;
+        assert_eq!(cluster.sql(&format!("SELECT postern.kill({pid})"))?, "t");
+        client_shows(&cluster, &format!("mover {n}"), "pid", "")?;
+        wait::until("it has ended", || killed.is_finished())?;
+        let others = moving[n + 1..].iter().filter(|client| client.is_finished()).count();
+        assert_eq!(others, 0, "a client that was not meant has ended");
+        spared.batch_execute("SELECT 1")?;
+    }
+    shows(&cluster, "SELECT string_agg(application_name, ',') FROM postern.clients", "spared")
+}
+
+#[test]
 fn kill_refuses_what_is_no_client() -> Result<()> {
     let cluster = started("nobody")?;
     let _client = through(&cluster, "somebody")?;
