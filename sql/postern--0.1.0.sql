@@ -7,6 +7,158 @@ The ordering of items is not stable, it is driven by a dependency graph.
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/postgres/pool_functions.rs
+-- postern::postgres::pool_functions::disconnect_idle
+CREATE  FUNCTION "disconnect_idle"(
+	"database" TEXT DEFAULT NULL, /* Option < & str > */
+	"role" TEXT DEFAULT NULL /* Option < & str > */
+) RETURNS INT /* i32 */
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'disconnect_idle_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/postgres/pool_functions.rs
+-- postern::postgres::pool_functions::kill
+CREATE  FUNCTION "kill"(
+	"pid" INT /* i32 */
+) RETURNS bool /* bool */
+STRICT VOLATILE PARALLEL UNSAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'kill_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/postgres/pool_functions.rs
+-- postern::postgres::pool_functions::pause
+CREATE  FUNCTION "pause"(
+	"database" TEXT DEFAULT NULL, /* Option < & str > */
+	"role" TEXT DEFAULT NULL /* Option < & str > */
+) RETURNS INT /* i32 */
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'pause_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/postgres/pool_functions.rs
+-- postern::postgres::pool_functions::pooler_clients
+CREATE  FUNCTION "pooler_clients"() RETURNS TABLE (
+	"pid" INT,  /* i32 */
+	"database" TEXT,  /* Option < String > */
+	"role" TEXT,  /* Option < String > */
+	"application_name" TEXT,  /* String */
+	"client_addr" TEXT,  /* Option < String > */
+	"client_port" INT,  /* Option < i32 > */
+	"tls" bool,  /* bool */
+	"state" TEXT,  /* String */
+	"pinned_by" TEXT[],  /* Vec < String > */
+	"server_pid" INT,  /* Option < i32 > */
+	"connected_at" double precision,  /* f64 */
+	"state_since" double precision,  /* f64 */
+	"transactions" bigint  /* i64 */
+)
+STRICT VOLATILE PARALLEL RESTRICTED
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'pooler_clients_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/postgres/pool_functions.rs
+-- postern::postgres::pool_functions::pooler_pools
+CREATE  FUNCTION "pooler_pools"() RETURNS TABLE (
+	"database" TEXT,  /* String */
+	"role" TEXT,  /* String */
+	"pool_mode" TEXT,  /* Option < String > */
+	"size" INT,  /* i32 */
+	"paused" bool,  /* bool */
+	"clients" INT,  /* i32 */
+	"clients_active" INT,  /* i32 */
+	"clients_waiting" INT,  /* i32 */
+	"max_wait" double precision,  /* Option < f64 > */
+	"servers" INT,  /* i32 */
+	"servers_active" INT,  /* i32 */
+	"servers_idle" INT,  /* i32 */
+	"servers_staying" INT,  /* i32 */
+	"servers_pinned" INT,  /* i32 */
+	"servers_opening" INT,  /* i32 */
+	"transactions" bigint,  /* i64 */
+	"assignments" bigint,  /* i64 */
+	"swaps" bigint,  /* i64 */
+	"wait" double precision  /* f64 */
+)
+STRICT VOLATILE PARALLEL RESTRICTED
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'pooler_pools_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/postgres/pool_functions.rs
+-- postern::postgres::pool_functions::pooler_servers
+CREATE  FUNCTION "pooler_servers"() RETURNS TABLE (
+	"pid" INT,  /* Option < i32 > */
+	"database" TEXT,  /* Option < String > */
+	"role" TEXT,  /* Option < String > */
+	"state" TEXT,  /* String */
+	"client_pid" INT,  /* Option < i32 > */
+	"opened_at" double precision,  /* f64 */
+	"state_since" double precision,  /* f64 */
+	"transactions" bigint,  /* i64 */
+	"swaps" bigint,  /* i64 */
+	"retiring" bool  /* bool */
+)
+STRICT VOLATILE PARALLEL RESTRICTED
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'pooler_servers_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/postgres/pool_functions.rs
+-- postern::postgres::pool_functions::pooler_status
+CREATE  FUNCTION "pooler_status"() RETURNS TABLE (
+	"worker_pid" INT,  /* Option < i32 > */
+	"worker_starts" bigint,  /* i64 */
+	"worker_started_at" double precision,  /* Option < f64 > */
+	"problem" TEXT,  /* Option < String > */
+	"clients" bigint,  /* i64 */
+	"client_capacity" bigint,  /* i64 */
+	"logins" bigint,  /* i64 */
+	"logins_done" bigint,  /* i64 */
+	"logins_failed" bigint,  /* i64 */
+	"cancels" bigint,  /* i64 */
+	"log_lines_dropped" bigint  /* i64 */
+)
+STRICT VOLATILE PARALLEL RESTRICTED
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'pooler_status_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/postgres/pool_functions.rs
+-- postern::postgres::pool_functions::reconnect
+CREATE  FUNCTION "reconnect"(
+	"database" TEXT DEFAULT NULL, /* Option < & str > */
+	"role" TEXT DEFAULT NULL /* Option < & str > */
+) RETURNS INT /* i32 */
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'reconnect_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/postgres/pool_functions.rs
+-- postern::postgres::pool_functions::resume
+CREATE  FUNCTION "resume"(
+	"database" TEXT DEFAULT NULL, /* Option < & str > */
+	"role" TEXT DEFAULT NULL /* Option < & str > */
+) RETURNS INT /* i32 */
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'resume_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/postgres/functions.rs
 -- postern::postgres::functions::server_status
 CREATE  FUNCTION "server_status"() RETURNS TABLE (
@@ -61,8 +213,18 @@ AS 'MODULE_PATHNAME', 'status_listeners_wrapper';
 -- requires:
 --   server_status
 --   status_listeners
+--   pooler_status
+--   pooler_pools
+--   pooler_clients
+--   pooler_servers
+--   pause
+--   resume
+--   reconnect
+--   disconnect_idle
+--   kill
 
--- The views over the functions, and who may read them: superusers and members of pg_monitor.
+-- The views over the functions, and who may read them: superusers and members of pg_monitor. What changes something is for
+-- superusers, and for whom they grant it to.
 
 CREATE VIEW postern.listeners AS
 SELECT kind, address, listening, error, served, refused, failed
@@ -93,8 +255,40 @@ SELECT name, setting, unit, source, context = 'postmaster' AS needs_restart, pen
 FROM pg_catalog.pg_settings
 WHERE name LIKE 'postern.%' OR name LIKE 'bgw_replstatus.%';
 
+CREATE VIEW postern.pooler AS
+SELECT worker_pid, worker_starts,
+       to_timestamp(worker_started_at) AS worker_started_at,
+       problem AS worker_problem,
+       clients, client_capacity, logins, logins_done, logins_failed, cancels, log_lines_dropped
+FROM postern.pooler_status();
+
+CREATE VIEW postern.pools AS
+SELECT database, role, pool_mode, size, paused,
+       clients, clients_active, clients_waiting,
+       make_interval(secs => max_wait) AS max_wait,
+       servers, servers_active, servers_idle, servers_staying, servers_pinned, servers_opening,
+       transactions, assignments, swaps,
+       make_interval(secs => wait) AS wait
+FROM postern.pooler_pools();
+
+CREATE VIEW postern.clients AS
+SELECT pid, database, role, application_name,
+       client_addr::inet AS client_addr, client_port, tls,
+       state, pinned_by, server_pid,
+       to_timestamp(connected_at) AS connected_at,
+       to_timestamp(state_since) AS state_since,
+       transactions
+FROM postern.pooler_clients();
+
+CREATE VIEW postern.servers AS
+SELECT pid, database, role, state, client_pid,
+       to_timestamp(opened_at) AS opened_at,
+       to_timestamp(state_since) AS state_since,
+       transactions, swaps, retiring
+FROM postern.pooler_servers();
+
 COMMENT ON VIEW postern.status IS 'This server, its replication and Postern''s status worker, as of now';
-COMMENT ON VIEW postern.listeners IS 'Each address that the status worker listens on, and what it has done there';
+COMMENT ON VIEW postern.listeners IS 'Each address that the status worker and the pooler listen on, and what was done there';
 COMMENT ON COLUMN postern.status.healthy IS 'Whether the server should get traffic, as the agent and HTTP checks judge';
 COMMENT ON COLUMN postern.status.reason IS 'Why it is not healthy';
 COMMENT ON COLUMN postern.status.primary_lsn IS 'The primary''s position as the WAL receiver knows it; lag is counted from it';
@@ -102,12 +296,51 @@ COMMENT ON COLUMN postern.status.lag IS 'How long the oldest change not replayed
 COMMENT ON COLUMN postern.status.client_capacity IS 'Connections for ordinary clients, without the reserved ones';
 COMMENT ON COLUMN postern.status.worker_starts IS 'Starts of the status worker since the server started or recovered';
 COMMENT ON COLUMN postern.status.worker_problem IS 'Why there are no status answers';
+COMMENT ON COLUMN postern.listeners.served IS 'Checks that were answered, and clients that the pooler accepted';
 COMMENT ON COLUMN postern.listeners.failed IS 'Checks that failed or ran into a limit';
+COMMENT ON VIEW postern.pooler IS 'The pooler as a whole';
+COMMENT ON COLUMN postern.pooler.worker_problem IS 'Why there is no pooler';
+COMMENT ON COLUMN postern.pooler.client_capacity IS 'Clients that postern.max_client_connections and the limit of open files allow';
+COMMENT ON COLUMN postern.pooler.logins IS 'Clients that are logging in';
+COMMENT ON COLUMN postern.pooler.logins_done IS 'Clients that have logged in since the server''s start';
+COMMENT ON COLUMN postern.pooler.cancels IS 'Cancel requests with a right key';
+COMMENT ON VIEW postern.pools IS 'Each pool of the pooler, a database and a role, with its clients and server connections';
+COMMENT ON COLUMN postern.pools.pool_mode IS 'postern.pool_mode for its role and database; a client may have set another for itself';
+COMMENT ON COLUMN postern.pools.paused IS 'Its clients get no server connection until postern.resume()';
+COMMENT ON COLUMN postern.pools.clients_active IS 'Clients that a server connection serves';
+COMMENT ON COLUMN postern.pools.clients_waiting IS 'Clients that have sent something and wait for a server connection; noticed within about a second';
+COMMENT ON COLUMN postern.pools.max_wait IS 'How long the client has waited that has waited longest';
+COMMENT ON COLUMN postern.pools.servers_active IS 'Server connections that serve a client';
+COMMENT ON COLUMN postern.pools.servers_idle IS 'Server connections that wait for any client of the pool';
+COMMENT ON COLUMN postern.pools.servers_staying IS 'Server connections that wait for the client that they served last, until another needs them';
+COMMENT ON COLUMN postern.pools.servers_pinned IS 'Server connections that wait for a client whose session cannot move';
+COMMENT ON COLUMN postern.pools.assignments IS 'How often a client got a server connection';
+COMMENT ON COLUMN postern.pools.swaps IS 'How often a client got one whose last client was another';
+COMMENT ON COLUMN postern.pools.wait IS 'How long clients have waited together; waits of less than a second may be left out';
+COMMENT ON VIEW postern.clients IS 'Each client of the pooler that is logged in';
+COMMENT ON COLUMN postern.clients.pid IS 'What the client was told as its backend''s process id; no process has it';
+COMMENT ON COLUMN postern.clients.client_addr IS 'Null over a Unix socket';
+COMMENT ON COLUMN postern.clients.state IS 'idle: it wants nothing now; active: a server connection serves it; waiting: it has none yet';
+COMMENT ON COLUMN postern.clients.pinned_by IS 'Why it keeps its server connection when it is idle';
+COMMENT ON COLUMN postern.clients.server_pid IS 'The backend that it has now';
+COMMENT ON VIEW postern.servers IS 'Each server connection of the pooler';
+COMMENT ON COLUMN postern.servers.pid IS 'Its backend''s process id';
+COMMENT ON COLUMN postern.servers.state IS 'opening, idle, active, staying with its last client, or pinned to it';
+COMMENT ON COLUMN postern.servers.swaps IS 'How often it went from one client to another';
+COMMENT ON COLUMN postern.servers.retiring IS 'It is closed when it is next free';
+COMMENT ON FUNCTION postern.pause IS 'Clients of the pools that there are get no server connection until postern.resume(), and open ones are closed as they become free; returns how many pools, at once';
+COMMENT ON FUNCTION postern.resume IS 'Ends postern.pause(); returns how many pools were paused';
+COMMENT ON FUNCTION postern.reconnect IS 'Closes every server connection of now once it is free; returns how many';
+COMMENT ON FUNCTION postern.disconnect_idle IS 'Closes the server connections that no client has; returns how many';
+COMMENT ON FUNCTION postern.kill IS 'Ends a client by its pid in postern.clients, as pg_terminate_backend() ends a session';
 COMMENT ON VIEW postern.settings IS 'Postern''s settings and where they come from';
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA postern FROM PUBLIC;
 GRANT USAGE ON SCHEMA postern TO pg_monitor;
 GRANT SELECT ON ALL TABLES IN SCHEMA postern TO pg_monitor;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA postern TO pg_monitor;
+REVOKE EXECUTE ON FUNCTION
+    postern.pause, postern.resume, postern.reconnect, postern.disconnect_idle, postern.kill
+FROM pg_monitor;
 /* </end connected objects> */
 

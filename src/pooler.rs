@@ -10,6 +10,7 @@
 //! - [`cancel`]: cancel requests
 //! - [`replication`]: connections that are copied to one of their own
 //! - [`console`]: PgBouncer's console
+//! - [`glance`], [`orders`]: what others may see and ask, by shared memory alone
 //! - [`shared`], [`slot`], [`state`]: what stands in shared memory
 
 #![forbid(unsafe_code)]
@@ -19,7 +20,9 @@ pub mod cancel;
 pub mod console;
 pub mod control;
 pub mod front;
+pub mod glance;
 pub mod opening;
+pub mod orders;
 pub mod pools;
 pub mod replication;
 pub mod seats;

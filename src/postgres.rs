@@ -11,7 +11,8 @@
 //! - `answers`: what logins ask of the catalogs and of pg_hba.conf
 //! - `sample`: taking facts from the server
 //! - `asker`, `libpq`: asking the primary
-//! - `functions`: what SQL can call
+//! - `functions`, `pool_functions`: what SQL can call
+//! - `pool_metrics`: what the status worker shows of the pooler
 //! - `versions`: every difference between major versions
 
 mod agent;
@@ -22,6 +23,8 @@ mod functions;
 mod guc;
 mod init;
 mod libpq;
+mod pool_functions;
+mod pool_metrics;
 mod sample;
 mod shim;
 mod shmem;

@@ -16,7 +16,7 @@ mod http;
 mod inquiry;
 mod lag;
 mod lsn;
-mod metrics;
+pub mod metrics;
 mod sabotage;
 mod serve;
 pub mod shared;

@@ -97,6 +97,10 @@ async fn hear(front: Arc<Front>, mut stream: UnixStream) {
                 let front = Arc::clone(&front);
                 tokio::spawn(async move { front.end_idle_session(slot, generation, millis).await });
             }
+            Word::Kill { slot, generation } => {
+                front.kill_client(slot, generation);
+            }
+            Word::Look => front.pools.all().iter().for_each(|pool| pool.news.notify_one()),
             Word::Later { slot, generation } => {
                 let Some(words) = front.shared.slots.get(slot as usize) else { return };
                 let times = words.parts.fetch_add(1, Relaxed).min(16);

@@ -16,6 +16,10 @@ pub enum Word {
     Later { slot: u32, generation: u32 },
     /// The client, now idle, is to end when it still is after so long: its `idle_session_timeout`.
     Idle { slot: u32, generation: u32, millis: u32 },
+    /// Not an agent's, but from a backend in which SQL runs: the client is to be ended, whoever has it.
+    Kill { slot: u32, generation: u32 },
+    /// Likewise: something has changed that pools are to look at.
+    Look,
 }
 
 /// Bytes of a record and of an answer.
@@ -31,6 +35,8 @@ impl Word {
             Self::Nobody => [4, 0, 0, 0],
             Self::Later { slot, generation } => [5, slot, generation, 0],
             Self::Idle { slot, generation, millis } => [6, slot, generation, millis],
+            Self::Kill { slot, generation } => [7, slot, generation, 0],
+            Self::Look => [8, 0, 0, 0],
         };
         let mut bytes = [0; RECORD];
         for (chunk, word) in bytes.chunks_exact_mut(4).zip(words) {
@@ -52,6 +58,8 @@ impl Word {
             4 => Some(Self::Nobody),
             5 => Some(Self::Later { slot, generation }),
             6 => Some(Self::Idle { slot, generation, millis }),
+            7 => Some(Self::Kill { slot, generation }),
+            8 => Some(Self::Look),
             _ => None,
         }
     }
@@ -86,6 +94,8 @@ mod tests {
             Word::Nobody,
             Word::Later { slot: 0, generation: 1 },
             Word::Idle { slot: 7, generation: 1, millis: 100 },
+            Word::Kill { slot: 8, generation: 2 },
+            Word::Look,
         ] {
             assert_eq!(Word::from_bytes(&word.to_bytes()), Some(word));
         }

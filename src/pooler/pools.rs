@@ -182,11 +182,16 @@ pub fn retire(server: &shared::Server) {
 
 /// A waiting backend looks at its words again.
 pub fn wake(server: &shared::Server) {
+    // Without a reason beside it, this signal of the server's own only sets the process's latch.
+    signal(server, rustix::process::Signal::USR1);
+}
+
+/// A signal for the connection's backend, once it is known.
+pub fn signal(server: &shared::Server, signal: rustix::process::Signal) {
     if let Some(pid) =
         rustix::process::Pid::from_raw(server.pid.load(Acquire)).filter(|pid| pid.as_raw_nonzero().get() > 1)
     {
-        // Without a reason beside it, this signal of the server's own only sets the process's latch.
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::USR1);
+        let _ = rustix::process::kill_process(pid, signal);
     }
 }
 
@@ -244,7 +249,10 @@ async fn keep(front: Arc<Front>, pool: Arc<Pool>) {
             }
             _ = tick.tick() => {
                 look_at_time(&front, &pool);
-                let empty = words.clients.load(Relaxed) == 0 && words.servers.load(Relaxed) == 0;
+                // A paused pool is kept, or it would be forgotten that it is.
+                let empty = words.clients.load(Relaxed) == 0
+                    && words.servers.load(Relaxed) == 0
+                    && !words.paused.load(Relaxed);
                 let opening = *pool.opening.lock();
                 empty_since = (empty && !opening).then(|| empty_since.unwrap_or_else(Instant::now));
                 if empty_since.is_some_and(|since| since.elapsed() > 10 * TICK) {
@@ -420,12 +428,18 @@ fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
             if seen.state() != State::Idle || u32::from(slot.pool.load(Relaxed)) != pool.number {
                 continue;
             }
+            // A backend that takes the client says that it waits no longer; it may be between our looks.
+            let still = || slot.word.seen() == seen;
             let generation = seen.generation();
             let fresh = slot.settings_hash.load(Relaxed) == 0 && slot.transactions.load(Relaxed) == 0;
             if queue && (fresh || front.seats.is_ready(index as u32, generation)) {
                 let since = match slot.waiting_since.load(Relaxed) {
                     0 => {
-                        slot.waiting_since.store(now, Relaxed);
+                        slot.waiting_since.store(now, SeqCst);
+                        if !still() {
+                            slot.waiting_since.store(0, Relaxed);
+                            continue;
+                        }
                         now
                     }
                     since => since,
@@ -478,7 +492,9 @@ fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
             .pooler
             .server_lifetime
             .is_some_and(|limit| now - server.opened_at.load(Relaxed) >= micros(limit));
-        if idle && (unused || old) && !server.retire.load(Relaxed) {
+        // One that was being opened when the pool was paused.
+        let paused = words.paused.load(Relaxed);
+        if idle && (unused || old || paused) && !server.retire.load(Relaxed) {
             retire(server);
         }
     }

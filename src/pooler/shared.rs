@@ -25,6 +25,8 @@ const NAME: usize = 64;
 #[derive(Default)]
 pub struct Header {
     pub worker: WorkerWords,
+    /// The postmaster had no place for the worker.
+    pub no_worker_slot: AtomicU32,
     /// Counts the starts of the front: what an earlier one left is not taken for this one's.
     pub epoch: AtomicU32,
     /// The number of the descriptor of slot 0, in the front and in every pooled backend.
@@ -120,9 +122,9 @@ pub struct Slot {
     pub statements_hash: AtomicU64,
     /// Microseconds since 1970.
     pub connected_at: AtomicI64,
-    /// When its state last changed.
+    /// When a backend last took it or let it go.
     pub since: AtomicI64,
-    /// The front has seen it ready with no backend for it, since then; 0 when it has not. The front's.
+    /// The front has seen it ready with no backend for it, since then; 0 when it has not, or a backend has taken it.
     pub waiting_since: AtomicI64,
     pub transactions: AtomicU64,
     /// As the front last looked.
@@ -189,6 +191,7 @@ pub struct Server {
     /// It is to end at its next idle moment.
     pub retire: AtomicBool,
     pub opened_at: AtomicI64,
+    /// When its state last changed.
     pub since: AtomicI64,
     pub transactions: AtomicU64,
     /// As the front last looked.
@@ -248,6 +251,8 @@ pub struct Pool {
     pub crowded: AtomicBool,
     /// `postern.pool_size` for it.
     pub size: AtomicU32,
+    /// `postern.pool_mode` for it, plus 1; 0 before the first backend says it.
+    pub mode: AtomicU32,
     /// Clients that are logged in, and server connections that are open.
     pub clients: AtomicU32,
     pub servers: AtomicU32,
@@ -260,6 +265,8 @@ pub struct Pool {
     /// Microseconds that clients have waited for a backend, as far as the front has seen.
     pub wait_micros: AtomicU64,
     pub assignments: AtomicU64,
+    /// Assignments of another client than the backend had before.
+    pub swaps: AtomicU64,
     /// Clients that the front's last look found waiting, and since when the first of them.
     pub waiting: AtomicU32,
     pub waiting_since: AtomicI64,
@@ -278,6 +285,7 @@ impl Default for Pool {
             paused: AtomicBool::new(false),
             crowded: AtomicBool::new(false),
             size: AtomicU32::new(0),
+            mode: AtomicU32::new(0),
             clients: AtomicU32::new(0),
             servers: AtomicU32::new(0),
             stayer_count: AtomicI32::new(0),
@@ -286,6 +294,7 @@ impl Default for Pool {
             transactions: AtomicU64::new(0),
             wait_micros: AtomicU64::new(0),
             assignments: AtomicU64::new(0),
+            swaps: AtomicU64::new(0),
             waiting: AtomicU32::new(0),
             waiting_since: AtomicI64::new(0),
         }
@@ -349,8 +358,13 @@ impl Pool {
         }
         self.stayer_count.store(0, SeqCst);
         self.waiters.store(0, SeqCst);
-        for word in [&self.wants_news, &self.clients, &self.servers, &self.waiting] {
+        self.paused.store(false, SeqCst);
+        for word in [&self.wants_news, &self.mode, &self.clients, &self.servers, &self.waiting] {
             word.store(0, Relaxed);
+        }
+        // Another pool's may have been here.
+        for count in [&self.transactions, &self.assignments, &self.swaps, &self.wait_micros] {
+            count.store(0, Relaxed);
         }
         self.waiting_since.store(0, Relaxed);
         self.paused.store(false, Relaxed);

@@ -14,7 +14,7 @@ use self::texts::Texts;
 use super::guc::PoolMode;
 use super::{guc, shim, shmem};
 use crate::pooler::control::{ANSWER, Word, read_token};
-use crate::pooler::shared::{Pin, Pool, Server, ServerState, Shared, Slot};
+use crate::pooler::shared::{Pin, Pool, Server, ServerState, Shared, Slot, now};
 use crate::pooler::slot::{Release, State};
 use crate::pooler::state::{self, Settings};
 use crate::wire::frame;
@@ -316,6 +316,7 @@ impl Agent {
         }
         self.settings.after_login();
         self.pool.size.store(guc::pool_size(), Relaxed);
+        self.pool.mode.store(guc::pool_mode() as u32 + 1, Relaxed);
         self.now_settings = self.settings.read();
         self.now_statements = state::encode_statements(&[]);
         let links = if self.statements.is_some() { Links::open(self) } else { Err("no table of statements") };
@@ -489,7 +490,7 @@ impl Agent {
 
     /// Waits for the attached client itself. True: it is ready; false: it is attached no longer.
     fn stay(&mut self, seat: Seat, pinned: bool) -> bool {
-        self.server.set_state(if pinned { ServerState::Pinned } else { ServerState::Staying });
+        self.enter(if pinned { ServerState::Pinned } else { ServerState::Staying });
         if !pinned {
             self.pool.stay(self.member);
             // Whoever became the last idle one before we were listed did not see us.
@@ -557,9 +558,17 @@ impl Agent {
 
     /// PostgresMain() is to read the client's message.
     fn serve(&mut self, seat: Seat) -> bool {
-        self.server.set_state(ServerState::Serving);
+        self.enter(ServerState::Serving);
         self.restore_unnamed(seat);
         true
+    }
+
+    /// The connection's state, and since when it has it.
+    fn enter(&self, state: ServerState) {
+        if self.server.state() != state {
+            self.server.since.store(now(), Relaxed);
+            self.server.set_state(state);
+        }
     }
 
     /// Gives the client back to the pool.
@@ -610,6 +619,7 @@ impl Agent {
         }
         self.server.slot.store(0, Release);
         self.last_count = slot.transactions.load(Relaxed);
+        slot.since.store(now(), Relaxed);
         loop {
             let done = if hang_up {
                 slot.word.hang_up(seat.generation, self.number)
@@ -658,7 +668,7 @@ impl Agent {
     /// Waits until a client of the pool is ready, and seats it. False: look again.
     fn wait_for_any(&mut self) -> bool {
         let Some(links) = &self.links else { return false };
-        self.server.set_state(ServerState::Idle);
+        self.enter(ServerState::Idle);
         // SAFETY: the session's own interrupts, at its top, with no client attached.
         unsafe {
             shim::postern_seen.mute = true;
@@ -721,7 +731,14 @@ impl Agent {
             return false;
         }
         self.server.slot.store(number + 1, Release);
-        self.server.set_state(ServerState::Serving);
+        self.enter(ServerState::Serving);
+        let now = self.server.since.load(Relaxed);
+        slot.since.store(now, Relaxed);
+        let waited_since = slot.waiting_since.swap(0, SeqCst);
+        if waited_since != 0 {
+            let waited = u64::try_from(now - waited_since).unwrap_or(0);
+            self.pool.wait_micros.fetch_add(waited, Relaxed);
+        }
         self.seat = Some(seat);
         let Some(links) = &mut self.links else { return false };
         if !links.meet(seat) {
@@ -859,6 +876,7 @@ impl Agent {
             // It may have another by now.
             self.unnamed_of = None;
         }
+        self.pool.swaps.fetch_add(1, Relaxed);
         let Some(links) = &self.links else { return Ok(()) };
         let texts = links.texts;
         self.show_client(seat);
@@ -996,7 +1014,7 @@ impl Agent {
         loop {
             let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
             let peeked: &[u8] = match rustix::net::recv(descriptor, &mut space[..], flags) {
-                Ok(((peeked, _), _)) if peeked.is_empty() => return Look::Gone,
+                Ok(((&mut [], _), _)) => return Look::Gone,
                 Ok(((peeked, _), _)) => peeked,
                 Err(rustix::io::Errno::AGAIN) => return Look::Nothing,
                 Err(rustix::io::Errno::INTR) => continue,

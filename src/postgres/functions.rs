@@ -2,6 +2,7 @@
 
 use super::{sample, shmem};
 use crate::net::slots::SlotReport;
+use crate::pooler::front::POOLER;
 use crate::status::Health;
 use crate::status::shared::{Shared, kind_name};
 use pgrx::prelude::*;
@@ -80,7 +81,7 @@ fn server_status() -> TableIterator<
     ))
 }
 
-/// One row a listener that the settings want.
+/// One row a listener that the settings want, of the status worker and of the pooler.
 #[pg_extern(volatile, parallel_restricted)]
 #[allow(clippy::type_complexity)]
 fn status_listeners() -> TableIterator<
@@ -97,23 +98,26 @@ fn status_listeners() -> TableIterator<
 > {
     let row = |l: SlotReport| {
         let error = l.error();
-        let kind = kind_name(l.kind).to_owned();
+        let kind = if l.kind == POOLER { "pooler" } else { kind_name(l.kind) }.to_owned();
         (kind, l.address, l.listening, error, l.served as i64, l.refused as i64, l.failed as i64)
     };
-    TableIterator::new(loaded().listeners.report().into_iter().map(row))
+    let poolers = shmem::pooler().map_or_else(Vec::new, |pooler| pooler.header.listeners.report());
+    TableIterator::new(loaded().listeners.report().into_iter().chain(poolers).map(row))
 }
 
 /// The shared words, or the error that tells how to load the library.
 fn loaded() -> &'static Shared {
-    shmem::shared().unwrap_or_else(|| {
-        ereport!(
-            PgLogLevel::ERROR,
-            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            "postern is not loaded",
-            "Add postern to shared_preload_libraries and restart the server."
-        );
-        unreachable!()
-    })
+    shmem::shared().unwrap_or_else(|| not_loaded())
+}
+
+pub(super) fn not_loaded() -> ! {
+    ereport!(
+        PgLogLevel::ERROR,
+        PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+        "postern is not loaded",
+        "Add postern to shared_preload_libraries and restart the server."
+    );
+    unreachable!()
 }
 
 fn worker_problem(shared: &Shared, pid: i32) -> Option<String> {
@@ -132,5 +136,17 @@ fn epoch(time: SystemTime) -> f64 {
 pgrx::extension_sql_file!(
     "../../sql/views.sql",
     name = "views",
-    requires = [server_status, status_listeners]
+    requires = [
+        server_status,
+        status_listeners,
+        pooler_status,
+        pooler_pools,
+        pooler_clients,
+        pooler_servers,
+        pause,
+        resume,
+        reconnect,
+        disconnect_idle,
+        kill
+    ]
 );

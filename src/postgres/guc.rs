@@ -48,6 +48,11 @@ pub(super) enum PoolMode {
     statement,
 }
 
+impl PoolMode {
+    /// By number.
+    pub const NAMES: [&str; 3] = ["transaction", "session", "statement"];
+}
+
 const LIST_HELP: &CStr =
     c"A list host:port[,host:port]; * is every IPv4 and IPv6 interface, a path is a Unix socket, \
     empty is off. At most 8 entries. Takes effect on reload.";

@@ -21,7 +21,7 @@ mod tests {
     #[pg_test]
     fn pg_monitor_reads_the_views_and_others_do_not() {
         Spi::run("CREATE ROLE watcher IN ROLE pg_monitor; SET ROLE watcher").unwrap();
-        assert!(one::<i64>("SELECT count(*) FROM postern.status, postern.settings") > 0);
+        assert!(one::<i64>("SELECT count(*) FROM postern.status, postern.settings, postern.pooler") > 0);
         Spi::run("RESET ROLE; CREATE ROLE stranger; SET ROLE stranger").unwrap();
         let error = PgTryBuilder::new(|| Spi::run("SELECT * FROM postern.status").map_err(|e| e.to_string()))
             .catch_others(|_| Err("refused".to_owned()))
@@ -37,8 +37,8 @@ mod tests {
     #[pg_test]
     fn every_setting_describes_itself() {
         let sql = "SELECT count(*) FROM pg_settings WHERE (name LIKE 'postern.%' OR name LIKE 'bgw_replstatus.%') \
-                   AND (short_desc = '' OR extra_desc = '' OR context <> 'sighup')";
+                   AND (short_desc = '' OR extra_desc = '' OR context NOT IN ('sighup', 'postmaster', 'superuser', 'user'))";
         assert_eq!(one::<i64>(sql), 0);
-        assert_eq!(one::<i64>("SELECT count(*) FROM postern.settings"), 7);
+        assert_eq!(one::<i64>("SELECT count(*) FROM postern.settings"), 20);
     }
 }

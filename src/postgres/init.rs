@@ -20,13 +20,16 @@ pub extern "C-unwind" fn _PG_init() {
     guc::define();
     shmem::reserve();
     agent::install();
-    register(worker::NAME, worker::FUNCTION, BgWorkerStartTime::PostmasterStart, "no status answers");
-    register(front::NAME, front::FUNCTION, BgWorkerStartTime::ConsistentState, "no pooler");
+    let status =
+        register(worker::NAME, worker::FUNCTION, BgWorkerStartTime::PostmasterStart, "no status answers");
+    shmem::NO_STATUS_PLACE.store(!status, Relaxed);
+    let pooler = register(front::NAME, front::FUNCTION, BgWorkerStartTime::ConsistentState, "no pooler");
+    shmem::NO_POOLER_PLACE.store(!pooler, Relaxed);
 }
 
-/// Registers a worker. Where `max_worker_processes` leaves no place for it the
+/// Registers a worker; whether there is a place for it. Where `max_worker_processes` leaves no place for it the
 /// server only logs a line that does not say whose worker it was, so we say it.
-fn register(name: &str, function: &str, start: BgWorkerStartTime, without: &str) {
+fn register(name: &str, function: &str, start: BgWorkerStartTime, without: &str) -> bool {
     use pgrx::bgworkers::BackgroundWorkerBuilder;
     let watch = RefusalWatch::start();
     let worker = BackgroundWorkerBuilder::new(name)
@@ -40,8 +43,8 @@ fn register(name: &str, function: &str, start: BgWorkerStartTime, without: &str)
         _ => worker.enable_spi_access(),
     };
     worker.set_start_time(start).load();
-    if watch.refused() {
-        shmem::NO_WORKER_SLOT.store(true, Relaxed);
+    let refused = watch.refused();
+    if refused {
         // SAFETY: an int setting, read in the postmaster.
         let places = unsafe { pg_sys::max_worker_processes };
         ereport!(
@@ -51,6 +54,7 @@ fn register(name: &str, function: &str, start: BgWorkerStartTime, without: &str)
             format!("max_worker_processes is {places}; raise it by at least one and restart the server.")
         );
     }
+    !refused
 }
 
 /// RegisterBackgroundWorker() returns nothing. That it refused can be seen by the line that it logs.

@@ -202,14 +202,14 @@ agent_putmessage(char type, const char *body, size_t length)
 static int
 agent_flush(void)
 {
-	int			result = postern_seen.mute ? 0 : server_methods->flush();
+	bool		ready = postern_seen.ready;
+	int			result;
 
-	if (postern_seen.ready)
-	{
-		postern_seen.ready = false;
-		if (postern_seen.status == 'I')
-			postern_agent_ready();
-	}
+	/* Before the flush: a SIGQUIT amid it reports and flushes again. */
+	postern_seen.ready = false;
+	result = postern_seen.mute ? 0 : server_methods->flush();
+	if (ready && postern_seen.status == 'I')
+		postern_agent_ready();
 	return result;
 }
 
@@ -259,12 +259,6 @@ int
 postern_flush(void)
 {
 	return server_methods->flush();
-}
-
-bool
-postern_output_waits(void)
-{
-	return server_methods->is_send_pending();
 }
 
 bool
@@ -874,13 +868,6 @@ postern_welcome(uint32 pid, uint32 key)
 	pq_endmessage(&message);
 	postern_seen.ready = false;
 	server_methods->flush();
-}
-
-/* Whether the client's socket has failed while something was sent. */
-bool
-postern_connection_lost(void)
-{
-	return ClientConnectionLost;
 }
 
 /* Session-level state that no setting shows and that cannot move. */

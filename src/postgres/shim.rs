@@ -47,7 +47,6 @@ unsafe extern "C" {
     pub(super) fn postern_install_methods();
     pub(super) fn postern_install_authentication();
     pub(super) fn postern_install_hooks();
-    pub(super) fn postern_output_waits() -> bool;
     pub(super) fn postern_input_waits() -> bool;
     pub(super) fn postern_socket() -> c_int;
     pub(super) fn postern_set_socket(descriptor: c_int);
@@ -63,7 +62,6 @@ unsafe extern "C" {
         modifier: *mut i32,
         collation: *mut pg_sys::Oid,
     ) -> *const c_char;
-    pub(super) fn postern_connection_lost() -> bool;
     pub(super) fn postern_has_replication_state() -> bool;
     pub(super) fn postern_entries(table: *mut pg_sys::HTAB) -> std::ffi::c_long;
     pub(super) fn postern_holds_locks() -> bool;

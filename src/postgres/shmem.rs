@@ -8,7 +8,8 @@ use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering::*};
 
 /// Set in the postmaster before there is shared memory; copied into each newly made one.
-pub(super) static NO_WORKER_SLOT: AtomicBool = AtomicBool::new(false);
+pub(super) static NO_STATUS_PLACE: AtomicBool = AtomicBool::new(false);
+pub(super) static NO_POOLER_PLACE: AtomicBool = AtomicBool::new(false);
 
 static SHARED: AtomicPtr<Shared> = AtomicPtr::new(null_mut());
 
@@ -100,11 +101,15 @@ unsafe extern "C-unwind" fn make() {
             .cast::<Shared>();
         if !found {
             place.write(Shared::default());
-            (*place).no_worker_slot.store(u32::from(NO_WORKER_SLOT.load(Relaxed)), Relaxed);
+            (*place).no_worker_slot.store(u32::from(NO_STATUS_PLACE.load(Relaxed)), Relaxed);
         }
         SHARED.store(place, Release);
         // New shared memory is zero, and touching it would make all of it resident.
-        let tables = pg_sys::ShmemInitStruct(c"postern pooler".as_ptr(), pooler_size(), &mut found);
-        POOLER.store(tables.cast(), Release);
+        let tables = pg_sys::ShmemInitStruct(c"postern pooler".as_ptr(), pooler_size(), &mut found)
+            .cast::<PoolerTables>();
+        if !found {
+            (*tables).header.no_worker_slot.store(u32::from(NO_POOLER_PLACE.load(Relaxed)), Relaxed);
+        }
+        POOLER.store(tables, Release);
     }
 }

@@ -6,12 +6,14 @@
 
 use super::asker::Asker;
 use super::sample::Sampler;
-use super::{guc, shmem, signals};
+use super::{guc, pool_metrics, shmem, signals};
 use crate::bridge::{Level, LogLine, MainEnd, bridge};
 use crate::status::facts::{Facts, ServerState};
+use crate::status::metrics::MoreMetrics;
 use crate::status::shared::Shared;
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
 use pgrx::prelude::*;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub(super) const NAME: &str = "postern status";
@@ -62,7 +64,7 @@ fn run(shared: &'static Shared) -> i32 {
     let facts = main.sample();
     let wake = Latch(latch);
     let (end, threads_end) = bridge(facts, settings, &shared.log_dropped, move || wake.set());
-    let threads = match crate::status::start(&threads_end, shared, Box::new(Asker::default())) {
+    let threads = match crate::status::start(&threads_end, shared, Box::new(Asker::default()), others()) {
         Ok(threads) => threads,
         Err(error) => {
             log(LogLine { level: Level::Warning, text: format!("could not start network threads: {error}") });
@@ -77,6 +79,12 @@ fn run(shared: &'static Shared) -> i32 {
     drop(threads);
     end.drain_log(log);
     code
+}
+
+/// What the page of metrics has of the other services.
+fn others() -> MoreMetrics {
+    let pooler = shmem::pooler();
+    Arc::new(move || pooler.as_ref().map_or_else(Vec::new, pool_metrics::families))
 }
 
 struct Main {

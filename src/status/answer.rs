@@ -244,7 +244,8 @@ mod tests {
         let (path, query) = path.split_once('?').map_or((path, None), |(p, q)| (p, Some(q)));
         let check = Check::from_path(path).unwrap();
         let known = Known { facts: facts.clone(), age: Duration::ZERO, upstream: said };
-        let snapshot = Snapshot { known: &known, settings: &settings, shared: &Shared::default() };
+        let snapshot =
+            Snapshot { known: &known, settings: &settings, shared: &Shared::default(), more: &Vec::new };
         answer(check, lag_of_query(query).unwrap(), &snapshot)
     }
 

@@ -5,6 +5,7 @@ use super::answer::{Answer, Check, answer, lag_of_query, refusal};
 use super::facts::Facts;
 use super::health::Health;
 use super::inquiry::Inquiry;
+use super::metrics::MoreMetrics;
 use super::shared::Shared;
 use super::snapshot::Snapshot;
 use super::{agent, sabotage};
@@ -54,6 +55,8 @@ pub struct Checks {
     pub inquiry: Inquiry,
     /// Those of this kind of check.
     pub places: Arc<Places>,
+    /// The metrics of other services.
+    pub more: MoreMetrics,
 }
 
 impl Checks {
@@ -178,7 +181,11 @@ impl Checks {
     async fn check(&self, check: Check, lag: Option<LagLimit>) -> Answer {
         let settings = self.bridge.settings();
         let known = self.inquiry.known(check, lag.or(settings.max_lag)).await;
-        answer(check, lag, &Snapshot { known: &known, settings: &settings, shared: self.shared })
+        answer(
+            check,
+            lag,
+            &Snapshot { known: &known, settings: &settings, shared: self.shared, more: &*self.more },
+        )
     }
 }
 

@@ -5,10 +5,34 @@ use super::health::{Health, Role};
 use super::shared::kind_name;
 use super::snapshot::{Snapshot, unix_seconds};
 use prometheus::core::Collector;
-use prometheus::{Encoder, Gauge, GaugeVec, IntCounter, IntCounterVec, Opts, Registry, TextEncoder};
+use prometheus::{
+    CounterVec, Encoder, Gauge, GaugeVec, IntCounter, IntCounterVec, Opts, Registry, TextEncoder,
+};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// What a metric does: go up and down, or only up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Gauge,
+    Counter,
+}
+
+/// One metric of another service, with a value for each set of labels. Counters' names end in `_total`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Family {
+    pub name: &'static str,
+    pub help: &'static str,
+    pub kind: Kind,
+    pub labels: &'static [&'static str],
+    /// As many labels' values as there are labels. Values of equal labels are added for a counter; of a gauge the last is shown.
+    pub samples: Vec<(Vec<String>, f64)>,
+}
+
+/// Gives them; called at each scrape on a network thread, so it must be quick and call nothing of PostgreSQL's.
+pub type MoreMetrics = Arc<dyn Fn() -> Vec<Family> + Send + Sync>;
 
 /// The text of a scrape. What is not known is left out rather than given as 0.
 pub fn text(snapshot: &Snapshot<'_>, health: &Health) -> String {
@@ -90,6 +114,9 @@ fn collect(snapshot: &Snapshot<'_>, health: &Health) -> prometheus::Result<Strin
         shared.log_dropped.load(Relaxed),
     )?;
     listeners(&page, shared)?;
+    for family in (snapshot.more)() {
+        page.family(&family)?;
+    }
     page.text()
 }
 
@@ -147,6 +174,30 @@ impl Page {
             gauge.with_label_values(labels).set(*value);
         }
         self.register(gauge)
+    }
+
+    fn family(&self, family: &Family) -> prometheus::Result<()> {
+        let options = Opts::new(family.name, family.help);
+        let samples = family
+            .samples
+            .iter()
+            .map(|(labels, value)| (labels.iter().map(String::as_str).collect::<Vec<_>>(), value));
+        // A metric without a value is no metric in this format.
+        if family.samples.is_empty() {
+            return Ok(());
+        }
+        match family.kind {
+            Kind::Gauge => {
+                let gauge = GaugeVec::new(options, family.labels)?;
+                samples.for_each(|(labels, value)| gauge.with_label_values(&labels).set(*value));
+                self.register(gauge)
+            }
+            Kind::Counter => {
+                let counter = CounterVec::new(options, family.labels)?;
+                samples.for_each(|(labels, value)| counter.with_label_values(&labels).inc_by(*value));
+                self.register(counter)
+            }
+        }
     }
 
     fn register(&self, metric: impl Collector + 'static) -> prometheus::Result<()> {

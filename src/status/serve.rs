@@ -5,6 +5,7 @@ use super::banner::Banner;
 use super::facts::Facts;
 use super::http::Checks;
 use super::inquiry::Inquiry;
+use super::metrics::MoreMetrics;
 use super::shared::{AGENT, BANNER, HTTP, Shared};
 use super::upstream::{Ask, Upstream};
 use crate::bridge::{Bridge, Level};
@@ -33,7 +34,7 @@ const HTTPS: Family = Family {
     addresses: |settings| &settings.http,
 };
 
-/// Starts the threads; dropping what is returned ends them within [`Threads::END`].
+/// Starts the threads; dropping what is returned ends them within [`Threads::END`]. `more` gives the metrics of other services.
 ///
 /// # Errors
 /// When the system gives no thread or no epoll instance.
@@ -41,6 +42,7 @@ pub fn start(
     bridge: &Bridge<Facts>,
     shared: &'static Shared,
     asker: Box<dyn Ask>,
+    more: MoreMetrics,
 ) -> std::io::Result<Threads> {
     let mut threads = Threads::new(bridge);
     let to_banner = bridge.clone();
@@ -56,8 +58,13 @@ pub fn start(
         Upstream::new(asker, bridge.stop(), move |words| to_log.log(Level::Warning, words))
     };
     let inquiry = Inquiry::new(bridge.clone(), upstream);
-    let checks =
-        || Checks { bridge: bridge.clone(), shared, inquiry: inquiry.clone(), places: Arc::default() };
+    let checks = || Checks {
+        bridge: bridge.clone(),
+        shared,
+        inquiry: inquiry.clone(),
+        places: Arc::default(),
+        more: Arc::clone(&more),
+    };
     let (agent, to_agent) = (checks(), bridge.clone());
     threads.spawn("postern agent", bridge, move || {
         keep(to_agent, AGENTS, &shared.listeners, move |listener, slot| {

@@ -136,6 +136,22 @@ fn slow_and_silent_clients_are_ended_in_time_while_others_are_answered() -> Resu
     Ok(())
 }
 
+/// Fails when promtool finds something to say of a scrape.
+pub fn promtool_accepts(text: &str) -> Result<()> {
+    let mut promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("promtool (package prometheus) is not installed")?;
+    promtool.stdin.take().context("stdin")?.write_all(text.as_bytes())?;
+    let verdict = promtool.wait_with_output()?;
+    let said = String::from_utf8_lossy(&verdict.stderr);
+    assert!(verdict.status.success() && said.is_empty(), "{said}\n{text}");
+    Ok(())
+}
+
 #[test]
 fn promtool_accepts_the_metrics() -> Result<()> {
     let primary = Cluster::new("primary")?.start()?;
@@ -145,17 +161,7 @@ fn promtool_accepts_the_metrics() -> Result<()> {
     for cluster in [&primary, &standby] {
         let answer = probe::get(cluster.http_port, "/metrics")?;
         assert!(answer.head.contains("text/plain; version=0.0.4"), "{}", answer.head);
-        let mut promtool = Command::new("promtool")
-            .args(["check", "metrics"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("promtool (package prometheus) is not installed")?;
-        promtool.stdin.take().context("stdin")?.write_all(answer.body.as_bytes())?;
-        let verdict = promtool.wait_with_output()?;
-        let said = String::from_utf8_lossy(&verdict.stderr);
-        assert!(verdict.status.success() && said.is_empty(), "{said}\n{}", answer.body);
+        promtool_accepts(&answer.body)?;
     }
     let text = probe::get(primary.http_port, "/metrics")?.body;
     let label = format!("{{kind=\"banner\",listener=\"127.0.0.1:{}\"}}", primary.banner_port);

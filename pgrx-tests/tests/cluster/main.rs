@@ -8,6 +8,7 @@ mod honest;
 mod http;
 mod lifecycle;
 mod pgbouncer;
+mod pool_views;
 mod pooler;
 mod protocol;
 mod rig;

@@ -38,9 +38,9 @@ fn each_listener_counts_its_checks() -> Result<()> {
     let counted =
         "SELECT string_agg(kind || ':' || served, ' ' ORDER BY kind) FROM postern.listeners WHERE listening";
     wait::until("all are counted", || {
-        primary.sql(counted).is_ok_and(|row| row == "agent:0 banner:2 http:1")
+        primary.sql(counted).is_ok_and(|row| row == "agent:0 banner:2 http:1 pooler:0 pooler:0")
     })?;
-    assert_eq!(primary.sql("SELECT jsonb_array_length(listeners) FROM postern.status")?, "3");
+    assert_eq!(primary.sql("SELECT jsonb_array_length(listeners) FROM postern.status")?, "5");
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
 type Plan = *mut pg_sys::CachedPlanSource;
 
-/// A plan source of the session, on the heap at a fixed place, since the server calls back with its address when it is freed.
+/// A plan source of the session.
 struct Kept {
     plan: Plan,
     key: u64,
@@ -30,7 +30,7 @@ struct Kept {
 pub(super) struct Statements {
     table: *mut pg_sys::HTAB,
     /// By address of the plan source.
-    kept: HashMap<usize, Box<Kept>>,
+    kept: HashMap<usize, Kept>,
     by_key: HashMap<u64, Vec<usize>>,
     clock: u64,
     /// Plan sources that the server has freed: told by its callback, taken out here.
@@ -246,14 +246,14 @@ impl Statements {
             in_use: true,
             used_at: self.clock,
         };
-        self.kept.insert(plan as usize, Box::new(kept));
+        self.kept.insert(plan as usize, kept);
         self.by_key.entry(key).or_default().push(plan as usize);
     }
 
     /// A kept plan source for the statement that no name points at.
     fn free_plan(&self, statement: &Statement<'_>, environment: Environment) -> Option<Plan> {
         let plans = self.by_key.get(&key_of(statement, environment))?;
-        let free = |kept: &&Box<Kept>| !kept.in_use && kept.is_for(statement, environment);
+        let free = |kept: &&Kept| !kept.in_use && kept.is_for(statement, environment);
         let kept = plans.iter().filter_map(|plan| self.kept.get(plan)).find(free)?;
         // SAFETY: in our keeping, so alive. A result of other columns than this client knows is not for it: the server must
         // then raise its own error, from a plan source that has them.

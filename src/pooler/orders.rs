@@ -1,0 +1,74 @@
+//! What may be asked of pools from outside the front, by their words in shared memory alone: a backend in which SQL runs, or the
+//! front itself for its console. Takes effect by itself, each connection at its next idle moment.
+
+use super::glance::is_asked;
+use super::pools::{retire, wake};
+use super::shared::{Pool, Server, ServerState, Shared};
+use std::sync::atomic::Ordering::*;
+
+/// Which pools; `None` is every one.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Which<'a> {
+    pub database: Option<&'a [u8]>,
+    pub role: Option<&'a [u8]>,
+}
+
+impl Which<'_> {
+    fn pools<'a>(&'a self, shared: &Shared) -> impl Iterator<Item = (u32, &'static Pool)> + 'a {
+        let fits = |pool: &Pool| {
+            pool.used.load(Acquire) != 0
+                && is_asked(&pool.database_name, self.database)
+                && is_asked(&pool.role_name, self.role)
+        };
+        shared.pools.iter().enumerate().filter(move |(_, pool)| fits(pool)).map(|(n, pool)| (n as u32, pool))
+    }
+}
+
+/// The connections of a pool, those too that are being opened.
+fn connections(shared: &Shared, pool: u32) -> impl Iterator<Item = &'static Server> {
+    let of = move |server: &&Server| server.state() != ServerState::Free && server.pool.load(Acquire) == pool;
+    shared.servers.iter().filter(of)
+}
+
+/// No client of the pools gets a server connection until [`resume`], and those that are open are closed as they become free. A pool
+/// that does not exist yet is not paused. How many pools.
+pub fn pause(shared: &Shared, which: Which<'_>) -> u32 {
+    let mut count = 0;
+    for (number, pool) in which.pools(shared) {
+        pool.paused.store(true, SeqCst);
+        connections(shared, number).for_each(retire);
+        count += 1;
+    }
+    count
+}
+
+/// How many of the pools were paused. The front opens connections when it looks again.
+pub fn resume(shared: &Shared, which: Which<'_>) -> u32 {
+    let mut count = 0;
+    for (number, pool) in which.pools(shared) {
+        count += u32::from(pool.paused.swap(false, SeqCst));
+        connections(shared, number).for_each(wake);
+    }
+    count
+}
+
+/// Every server connection of now is closed once it is free. How many.
+pub fn reconnect(shared: &Shared, which: Which<'_>) -> u32 {
+    retire_those(shared, which, |_| true)
+}
+
+/// Server connections that no client has are closed. How many.
+pub fn disconnect_idle(shared: &Shared, which: Which<'_>) -> u32 {
+    retire_those(shared, which, |server| server.state() == ServerState::Idle)
+}
+
+fn retire_those(shared: &Shared, which: Which<'_>, those: impl Fn(&Server) -> bool) -> u32 {
+    let mut count = 0;
+    for (number, _) in which.pools(shared) {
+        for server in connections(shared, number).filter(|server| those(server)) {
+            retire(server);
+            count += 1;
+        }
+    }
+    count
+}
