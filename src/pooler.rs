@@ -9,6 +9,8 @@
 //! - [`agents`], [`control`]: what the front and the session agents say to each other
 //! - [`cancel`]: cancel requests
 //! - [`console`]: PgBouncer's console
+//! - [`console_client`], [`operator`]: its clients, and what it sees and does
+//! - [`history`]: counts of databases
 //! - [`shared`], [`slot`], [`state`]: what stands in shared memory
 
 #![forbid(unsafe_code)]
@@ -16,9 +18,12 @@
 pub mod agents;
 pub mod cancel;
 pub mod console;
+pub mod console_client;
 pub mod control;
 pub mod front;
+pub mod history;
 pub mod opening;
+pub mod operator;
 pub mod pools;
 pub mod seats;
 pub mod shared;

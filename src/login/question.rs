@@ -124,10 +124,15 @@ pub enum Question {
         arrival: Arrival,
         reply: oneshot::Sender<Result<Admission, Report>>,
     },
-    /// May the role use the console, and how?
+    /// May the role use the console, and how? `None` when the server has a database of the name `unless`, which is meant then.
     Console {
         role: Vec<u8>,
-        reply: oneshot::Sender<Result<Rights, Report>>,
+        unless: Option<Vec<u8>>,
+        reply: oneshot::Sender<Result<Option<Rights>, Report>>,
+    },
+    /// Names of the databases that take connections.
+    Databases {
+        reply: oneshot::Sender<Vec<Vec<u8>>>,
     },
     /// A client's slot is about to be free: its texts are not needed.
     Forget {

@@ -1,11 +1,13 @@
 //! The front: accepts clients, logs them in, hands their sockets to pools, and ends them. Network threads, started by main after it
 //! has blocked every signal.
 
+use super::console_client::Consoles;
+use super::history::{self, History};
 use super::pools::{self, Pools};
 use super::seats::{Room, Seats, raise_file_limit};
-use super::shared::{ServerState, Shared, Slot, now};
+use super::shared::{Order, ServerState, Shared, Slot, now};
 use super::slot::State;
-use super::{agents, cancel};
+use super::{agents, cancel, console, console_client};
 use crate::bridge::{Bridge, Level};
 use crate::login::{self, Arrival, Door, Login, Origin, Outcome, Question, Questions};
 use crate::net::keeper::{Family, keep};
@@ -22,8 +24,9 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio_util::either::Either;
 
-/// The reserved database in which the front itself answers.
-pub const CONSOLE: &str = "postern";
+/// Databases in which the front itself answers: the reserved one, and the one that PgBouncer's exporters and scripts name, where the
+/// server has no such database.
+const CONSOLES: &[&str] = &[console::DATABASE, console::PGBOUNCER_DATABASE];
 
 /// The kind of the pooler's listeners.
 pub const POOLER: crate::net::slots::Kind = 4;
@@ -50,6 +53,10 @@ pub struct Front {
     pub system_user: String,
     /// The system's name of any user. May take its time.
     pub user_name: fn(u32) -> Option<String>,
+    /// The postmaster's process id.
+    pub postmaster: i32,
+    pub consoles: Consoles,
+    pub history: History,
     free: Mutex<Vec<u32>>,
     logins: Mutex<std::collections::VecDeque<(u64, tokio::task::AbortHandle)>>,
 }
@@ -60,6 +67,7 @@ pub struct Start {
     pub questions: Questions,
     pub system_user: String,
     pub user_name: fn(u32) -> Option<String>,
+    pub postmaster: i32,
     /// Files that a server process may open for itself.
     pub own_files: u64,
 }
@@ -69,7 +77,7 @@ pub struct Start {
 /// # Errors
 /// When the system gives no thread, or not the control socket's name.
 pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
-    let Start { shared, questions, system_user, user_name, own_files } = start;
+    let Start { shared, questions, system_user, user_name, postmaster, own_files } = start;
     let wanted = u32::try_from(shared.slots.len()).unwrap_or(u32::MAX);
     let limit = raise_file_limit();
     let room = Room::of(limit, own_files, wanted);
@@ -100,6 +108,9 @@ pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
         room,
         system_user,
         user_name,
+        postmaster,
+        consoles: Consoles::default(),
+        history: History::default(),
         free: Mutex::new((0..room.capacity).rev().collect()),
         logins: Mutex::default(),
     });
@@ -109,8 +120,13 @@ pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
         let listeners = &front.shared.header.listeners;
         let to_serve = Arc::clone(&front);
         let serve = move |listener, counts| Arc::clone(&to_serve).accept(listener, counts);
-        tokio::join!(agents::serve(Arc::clone(&front), control), keep(to_keep, LISTENERS, listeners, serve));
+        tokio::join!(
+            agents::serve(Arc::clone(&front), control),
+            keep(to_keep, LISTENERS, listeners, serve),
+            history::turn(&front)
+        );
         front.say_goodbye();
+        front.consoles.ended().await;
     })?;
     Ok(threads)
 }
@@ -169,6 +185,16 @@ impl Front {
         let logged_in = tokio::time::timeout(limit, self.log_in(&mut stream, origin)).await;
         let error = match logged_in {
             Ok(Ok(None)) => return,
+            Ok(Ok(Some(login))) if login.console.is_some() => {
+                match console_client::admit(self, origin, &login) {
+                    Ok(client) => {
+                        // A task of its own: this one counts as a login and may be ended as such.
+                        tokio::spawn(console_client::serve(Arc::clone(self), stream, client));
+                        return;
+                    }
+                    Err(error) => error,
+                }
+            }
             Ok(Ok(Some(login))) => match self.admit(&mut stream, origin, login).await {
                 Ok(()) => return,
                 Err(error) => error,
@@ -214,7 +240,7 @@ impl Front {
             has_authorities: false,
             minor: settings.pooler.door.protocol_minor,
             system_user,
-            console: Some(CONSOLE),
+            consoles: CONSOLES,
         };
         match login::log_in(stream, &door).await? {
             Outcome::In(login) => Ok(Some(login)),
@@ -239,6 +265,12 @@ impl Front {
                 self.room.capacity
             ))
         };
+        if self.shared.header.orders.has(&login.message.database, Order::Disable) {
+            // PgBouncer's words.
+            let name = String::from_utf8_lossy(&login.message.database).into_owned();
+            let report = Report::fatal("55000", format!("database does not allow connections: {name}"));
+            return Err(report.with_hint("ENABLE in the pooler's console takes a DISABLE back.").into());
+        }
         let number = self.free.lock().pop().ok_or_else(full)?;
         let slot = &self.shared.slots[number as usize];
         let Some(generation) = slot.word.claim() else { return Err(full().into()) };
@@ -332,11 +364,11 @@ impl Front {
                 true
             }
             State::Attached | State::Cancelling => {
-                // Its backend finds the connection closed, as if the client had gone.
-                match self.seats.copy(number, seen.generation()) {
-                    Some(socket) => rustix::net::shutdown(&socket, rustix::net::Shutdown::Both).is_ok(),
-                    None => false,
-                }
+                // Its backend finds the connection closed, as if the client had gone, and need not finish what it runs.
+                let Some(socket) = self.seats.copy(number, seen.generation()) else { return false };
+                let shut = rustix::net::shutdown(&socket, rustix::net::Shutdown::Both).is_ok();
+                cancel::interrupt(self, slot, seen.generation());
+                shut
             }
             _ => false,
         }

@@ -317,6 +317,7 @@ impl Agent {
         }
         self.settings.after_login();
         self.pool.size.store(guc::pool_size(), Relaxed);
+        self.pool.mode.store(guc::pool_mode() as u32, Relaxed);
         self.now_settings = self.settings.read();
         self.now_statements = state::encode_statements(&[]);
         let links = if self.statements.is_some() { Links::open(self) } else { Err("no table of statements") };

@@ -103,6 +103,8 @@ fn begin(shared: Shared, questions: Questions) -> Start {
         questions,
         system_user: user_name(rustix::process::geteuid().as_raw()).unwrap_or_default(),
         user_name,
+        // SAFETY: set for every process of the server.
+        postmaster: unsafe { pg_sys::PostmasterPid },
         own_files,
     }
 }
