@@ -1,7 +1,7 @@
 //! A CancelRequest: it reaches the backend that serves the client of that key, and no other. Network threads.
 
 use super::front::Front;
-use super::shared::{Shared, Slot};
+use super::shared::Shared;
 use rustix::process::{Pid, Signal, kill_process};
 use std::sync::atomic::Ordering::*;
 
@@ -19,18 +19,13 @@ pub fn cancel(front: &Front, pid: u32, key: &[u8]) {
         return;
     }
     front.shared.header.counters.cancels.fetch_add(1, Relaxed);
-    interrupt(front, slot, seen.generation());
-}
-
-/// Interrupts what the client's backend runs for it.
-pub fn interrupt(front: &Front, slot: &Slot, generation: u32) {
     // While it is cancelling, the backend does not let go of the client.
-    let Some(server) = slot.word.start_cancel(generation) else { return };
+    let Some(server) = slot.word.start_cancel(seen.generation()) else { return };
     if let Some(words) = front.shared.servers.get(server as usize)
         && let Some(pid) = Pid::from_raw(words.pid.load(Acquire))
         && pid.as_raw_nonzero().get() > 1
     {
         let _ = kill_process(pid, Signal::INT);
     }
-    slot.word.cancelled(generation, server);
+    slot.word.cancelled(seen.generation(), server);
 }

@@ -353,25 +353,61 @@ impl Front {
         }
     }
 
-    /// Asks that a client be ended, whoever has it.
-    pub fn kill_client(self: &Arc<Self>, number: u32, report: &Report) -> bool {
+    /// Has a client ended, whoever has it: one that is served hears it from its backend, which ends with it. False when that client
+    /// is gone already.
+    pub fn kill_client(self: &Arc<Self>, number: u32, generation: u32) -> bool {
         let Some(slot) = self.shared.slots.get(number as usize) else { return false };
         let seen = slot.word.seen();
-        match seen.state() {
-            State::Idle if slot.word.close_idle(seen.generation()) => {
-                self.seats.say(number, seen.generation(), &report.to_bytes());
-                self.end_client(number, seen.generation());
-                true
-            }
-            State::Attached | State::Cancelling => {
-                // Its backend finds the connection closed, as if the client had gone, and need not finish what it runs.
-                let Some(socket) = self.seats.copy(number, seen.generation()) else { return false };
-                let shut = rustix::net::shutdown(&socket, rustix::net::Shutdown::Both).is_ok();
-                cancel::interrupt(self, slot, seen.generation());
-                shut
-            }
-            _ => false,
+        let there = seen.generation() == generation
+            && matches!(seen.state(), State::Idle | State::Attached | State::Cancelling);
+        if there {
+            let front = Arc::clone(self);
+            tokio::spawn(async move { front.end_wherever_it_is(number, generation).await });
         }
+        there
+    }
+
+    /// A backend that is told may let go of the client before it hears it: then the next look finds the client elsewhere.
+    async fn end_wherever_it_is(self: Arc<Self>, number: u32, generation: u32) {
+        let slot = &self.shared.slots[number as usize];
+        let mut pause = Duration::from_millis(5);
+        loop {
+            let seen = slot.word.seen();
+            if seen.generation() != generation {
+                return;
+            }
+            match seen.state() {
+                State::Free | State::Login | State::Closing => return,
+                State::Idle if slot.word.close_idle(generation) => {
+                    let report =
+                        Report::fatal("57P01", "terminating connection due to administrator command");
+                    self.seats.say(number, generation, &report.to_bytes());
+                    self.end_client(number, generation);
+                    return;
+                }
+                State::Attached => self.tell_backend_of(slot, generation),
+                State::Idle | State::Cancelling => {}
+            }
+            tokio::time::sleep(pause).await;
+            pause = (2 * pause).min(Duration::from_secs(1));
+        }
+    }
+
+    /// As with a cancel: meanwhile the backend keeps the client.
+    fn tell_backend_of(&self, slot: &Slot, generation: u32) {
+        let Some(number) = slot.word.start_cancel(generation) else { return };
+        if let Some(server) = self.shared.servers.get(number as usize) {
+            let pool = self.shared.pools.get(server.pool.load(Acquire) as usize);
+            match (server.state(), pool) {
+                // It lets go of the client when it is called back.
+                (ServerState::Staying, Some(pool)) => {
+                    pool.unstay(server.member.load(Acquire));
+                    pools::wake(server);
+                }
+                _ => pools::signal(server, rustix::process::Signal::TERM),
+            }
+        }
+        slot.word.cancelled(generation, number);
     }
 
     /// The front ends: idle clients hear why. Those that are served are their backends' affair.

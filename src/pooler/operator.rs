@@ -14,17 +14,12 @@ use super::slot::State;
 use crate::bridge::Level;
 use crate::login::Origin;
 use crate::settings::{ListenAddress, PoolerSettings};
-use crate::wire::message::Report;
-use rustix::process::{Pid, Signal, getppid, kill_process};
+use rustix::process::{Signal, getppid, kill_process};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-/// Between two looks at the clients that a KILL ends, and how many looks there are before the rest is cut off.
-const KILL_LOOK: Duration = Duration::from_millis(5);
-const KILL_LOOKS: u32 = 200;
 
 /// The front, for one client of its console.
 pub struct Console<'a> {
@@ -201,6 +196,7 @@ fn too_many() -> Error {
     Error::Failed("too many databases are paused or disabled".to_owned())
 }
 
+/// By the numbers that [`PoolerSettings::pool_mode`] has.
 fn mode(number: u32) -> PoolMode {
     match number {
         1 => PoolMode::Session,
@@ -334,6 +330,7 @@ impl Operator for Console<'_> {
     }
 
     fn pools(&self) -> Vec<PoolReport> {
+        let usual = self.front.bridge.settings().pooler.pool_mode;
         let seen = self.seen();
         let report = |(number, pool): (usize, &'static Pool)| {
             let clients = || seen.iter().filter(|client| client.pool == number);
@@ -360,7 +357,8 @@ impl Operator for Console<'_> {
                 sv_tested: 0,
                 sv_login: servers(&[ServerState::Opening]),
                 maxwait: longest.unwrap_or_default(),
-                pool_mode: mode(pool.mode.load(Relaxed)),
+                // Before its first backend has said it, the setting's.
+                pool_mode: mode(pool.mode.load(Relaxed).checked_sub(1).unwrap_or(usual)),
             }
         };
         self.used(None).map(report).collect()
@@ -550,11 +548,9 @@ impl Operator for Console<'_> {
         let pools: BTreeSet<_> = self.used(Some(database)).map(|(number, _)| number).collect();
         let clients = self.seen().into_iter().filter(|client| pools.contains(&client.pool));
         let clients: Vec<_> = clients.map(|client| (client.number, client.generation)).collect();
-        for (_, server) in self.servers_of(Some(database)) {
-            // Whom it serves hears 57P01 from it.
-            terminate(server);
+        for (number, generation) in clients {
+            self.front.kill_client(number, generation);
         }
-        tokio::spawn(end_clients(Arc::clone(self.front), clients));
         Ok(())
     }
 
@@ -577,7 +573,7 @@ impl Operator for Console<'_> {
             Some(Id::Console(number)) => self.front.consoles.kill(number),
             Some(Id::Client(slot, _)) => self.front.shared.slots.get(slot as usize).is_some_and(|words| {
                 let generation = words.word.seen().generation();
-                Id::client(slot, generation).number() == id && self.front.kill_client(slot, &goodbye())
+                Id::client(slot, generation).number() == id && self.front.kill_client(slot, generation)
             }),
             _ => false,
         };
@@ -612,42 +608,6 @@ impl Operator for Console<'_> {
 
     fn shutdown(&self, _: Shutdown) -> Result<(), Error> {
         Err(Error::Unsupported("SHUTDOWN", "The pooler ends with its server: use pg_ctl stop."))
-    }
-}
-
-fn goodbye() -> Report {
-    Report::fatal("57P01", "terminating connection due to administrator command")
-}
-
-fn terminate(server: &Server) {
-    retire(server);
-    if let Some(pid) = Pid::from_raw(server.pid.load(Acquire)).filter(|pid| pid.as_raw_nonzero().get() > 1) {
-        let _ = kill_process(pid, Signal::TERM);
-    }
-}
-
-/// Ends clients as their backends, which are ending, let go of them; those that stay after a while are cut off.
-async fn end_clients(front: Arc<Front>, mut clients: Vec<(u32, u32)>) {
-    let report = goodbye();
-    for _ in 0..KILL_LOOKS {
-        clients.retain(|&(number, generation)| {
-            let seen = front.shared.slots[number as usize].word.seen();
-            let its =
-                seen.generation() == generation && !matches!(seen.state(), State::Free | State::Closing);
-            if its && seen.state() == State::Idle {
-                front.kill_client(number, &report);
-            }
-            its
-        });
-        if clients.is_empty() {
-            return;
-        }
-        tokio::time::sleep(KILL_LOOK).await;
-    }
-    for (number, generation) in clients {
-        if front.shared.slots[number as usize].word.seen().generation() == generation {
-            front.kill_client(number, &report);
-        }
     }
 }
 

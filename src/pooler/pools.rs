@@ -98,7 +98,6 @@ impl Pools {
         words.database_name.set(names.1);
         // Until the first backend says what role and database have of their own.
         words.size.store(front.bridge.settings().pooler.pool_size.min(POOL_SIZE_MAX as u32), Relaxed);
-        words.mode.store(front.bridge.settings().pooler.pool_mode, Relaxed);
         words.paused.store(front.shared.is_paused(Some(names.1)), Relaxed);
         let made = Pool::make(number as u32, words, names, credential);
         let pool = made.map_err(|error| Report::fatal("53000", format!("could not make a pool: {error}")))?;
@@ -177,11 +176,16 @@ pub fn retire(server: &shared::Server) {
 
 /// A waiting backend looks at its words again.
 pub fn wake(server: &shared::Server) {
+    // Without a reason beside it, this signal of the server's own only sets the process's latch.
+    signal(server, rustix::process::Signal::USR1);
+}
+
+/// A signal for the connection's backend, once it is known.
+pub fn signal(server: &shared::Server, signal: rustix::process::Signal) {
     if let Some(pid) =
         rustix::process::Pid::from_raw(server.pid.load(Acquire)).filter(|pid| pid.as_raw_nonzero().get() > 1)
     {
-        // Without a reason beside it, this signal of the server's own only sets the process's latch.
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::USR1);
+        let _ = rustix::process::kill_process(pid, signal);
     }
 }
 

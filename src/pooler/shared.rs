@@ -329,7 +329,7 @@ pub struct Pool {
     pub paused: AtomicBool,
     /// `postern.pool_size` for it.
     pub size: AtomicU32,
-    /// `postern.pool_mode` for it: 0 transaction, 1 session, 2 statement.
+    /// `postern.pool_mode` for it, plus 1; 0 before the first backend says it.
     pub mode: AtomicU32,
     /// Clients that are logged in, and server connections that are open.
     pub clients: AtomicU32,
@@ -432,10 +432,12 @@ impl Pool {
         }
         self.stayer_count.store(0, SeqCst);
         self.waiters.store(0, SeqCst);
-        for word in [&self.wants_news, &self.clients, &self.servers, &self.waiting] {
+        self.paused.store(false, SeqCst);
+        for word in [&self.wants_news, &self.mode, &self.clients, &self.servers, &self.waiting] {
             word.store(0, Relaxed);
         }
-        for count in [&self.transactions, &self.wait_micros, &self.assignments] {
+        // Another pool's may have been here.
+        for count in [&self.transactions, &self.assignments, &self.wait_micros] {
             count.store(0, Relaxed);
         }
         self.waiting_since.store(0, Relaxed);

@@ -317,7 +317,7 @@ impl Agent {
         }
         self.settings.after_login();
         self.pool.size.store(guc::pool_size(), Relaxed);
-        self.pool.mode.store(guc::pool_mode() as u32, Relaxed);
+        self.pool.mode.store(guc::pool_mode() as u32 + 1, Relaxed);
         self.now_settings = self.settings.read();
         self.now_statements = state::encode_statements(&[]);
         let links = if self.statements.is_some() { Links::open(self) } else { Err("no table of statements") };
@@ -672,6 +672,9 @@ impl Agent {
         // SAFETY: the session's own interrupts, at its top, with no client attached.
         unsafe {
             shim::postern_seen.mute = true;
+            // A cancel that came when its client was let go, or by pg_cancel_backend(), is nobody's; held back, it would keep this
+            // backend from waiting for ever.
+            shim::postern_disarm();
             pg_sys::ResetLatch(pg_sys::MyLatch);
             shim::postern_interrupts();
             shim::postern_notify_interrupts(false);

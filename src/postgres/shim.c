@@ -200,14 +200,14 @@ agent_putmessage(char type, const char *body, size_t length)
 static int
 agent_flush(void)
 {
-	int			result = postern_seen.mute ? 0 : server_methods->flush();
+	/* Taken before: a signal's handler that reports an error amid the flush (quickdie()) must not come to the agent. */
+	bool		ready = postern_seen.ready;
+	int			result;
 
-	if (postern_seen.ready)
-	{
-		postern_seen.ready = false;
-		if (postern_seen.status == 'I')
-			postern_agent_ready();
-	}
+	postern_seen.ready = false;
+	result = postern_seen.mute ? 0 : server_methods->flush();
+	if (ready && postern_seen.status == 'I')
+		postern_agent_ready();
 	return result;
 }
 
