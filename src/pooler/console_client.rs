@@ -169,7 +169,9 @@ where
         let report = Report::fatal("57P01", "terminating connection due to administrator command");
         let _ = tokio::time::timeout(GOODBYE, stream.write_all(&report.to_bytes())).await;
     }
-    linger::close(&mut stream, GOODBYE).await;
+    // An idle client does not notice the end before it wants something: the front does not wait for that.
+    let patience = if stop.is_cancelled() { GOODBYE / 10 } else { GOODBYE };
+    linger::close(&mut stream, patience).await;
 }
 
 async fn converse<S>(front: &Arc<Front>, stream: &mut S, client: &Client, between: &mut bool)

@@ -101,6 +101,9 @@ fn the_console_shows_clients_and_servers_as_they_are() -> Result<()> {
     let (busy_pid, busy_port): (i32, i32) = (told.get(0), told.get(1));
     assert!(pid > 0 && busy_port > 0);
 
+    wait::until("the idle one's backend is free", || {
+        pool(&mut console).is_ok_and(|pool| pool["sv_active"] == "1")
+    })?;
     let shown = pool(&mut console)?;
     assert_eq!((&shown["cl_active"][..], &shown["cl_waiting"][..]), ("2", "0"), "{shown:?}");
     assert_eq!((&shown["sv_active"][..], &shown["pool_mode"][..]), ("1", "transaction"), "{shown:?}");
@@ -339,7 +342,9 @@ fn a_killed_database_has_no_clients_and_servers_and_is_paused() -> Result<()> {
     })?;
     console.simple_query("KILL postgres")?;
     let error = result(&running)?.err().context("a killed query went on")?;
-    assert_eq!(code(&error), "57P01");
+    // The driver overlooks the message when the end comes with it.
+    assert!(error.is_closed() || code(&error) == "57P01", "{error}");
+    cluster.wait_log("FATAL:  terminating connection due to administrator command")?;
     wait::until("nobody is left", || {
         pool(&mut console)
             .is_ok_and(|pool| pool["cl_active"] == "0" && pool["sv_active"] == "0" && pool["sv_idle"] == "0")
@@ -399,7 +404,10 @@ fn a_cancel_of_a_free_backend_leaves_it_as_it_is() -> Result<()> {
     let cluster = cluster.start()?;
     let mut console = console(&cluster)?;
     let mut client = client(&cluster, "somebody")?;
-    let pid = row(&mut console, "SHOW SERVERS", &[("state", "idle")])?["remote_pid"].clone();
+    // A client has its answer a moment before its backend lets go of it.
+    let idle =
+        wait::for_value("the backend is free", || row(&mut console, "SHOW SERVERS", &[("state", "idle")]))?;
+    let pid = idle["remote_pid"].clone();
     for _ in 0..3 {
         assert_eq!(cluster.sql(&format!("SELECT pg_cancel_backend({pid})"))?, "t");
         let answered = aside(move || client.simple_query("SELECT 1").map(|_| client));
@@ -469,7 +477,7 @@ fn the_console_takes_a_hundred_clients_and_each_hears_of_the_end() -> Result<()>
     wait::until("there is room again", || console(&cluster).is_ok())?;
     cluster.stop(Stop::Fast)?;
     for mut client in crowd {
-        // The driver has read the message that came before the end, or reads it now.
+        // As above; the next test reads the message itself.
         let error = client.simple_query("SHOW VERSION").err().context("a console without a server")?;
         assert!(error.is_closed() || code(&error) == "57P01", "{error}");
     }
