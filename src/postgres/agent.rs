@@ -672,9 +672,6 @@ impl Agent {
         // SAFETY: the session's own interrupts, at its top, with no client attached.
         unsafe {
             shim::postern_seen.mute = true;
-            // A cancel that came when its client was let go, or by pg_cancel_backend(), is nobody's; held back, it would keep this
-            // backend from waiting for ever.
-            shim::postern_disarm();
             pg_sys::ResetLatch(pg_sys::MyLatch);
             shim::postern_interrupts();
             shim::postern_notify_interrupts(false);

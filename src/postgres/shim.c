@@ -458,6 +458,8 @@ postern_disarm(void)
 void
 postern_interrupts(void)
 {
+	/* A cancel now is nobody's; held back, it would keep the interrupts pending for ever. */
+	QueryCancelPending = false;
 	CHECK_FOR_INTERRUPTS();
 	if (IdleStatsUpdateTimeoutPending)
 	{
