@@ -11,6 +11,8 @@
 //! - [`replication`]: connections that are copied to one of their own
 //! - [`console`]: PgBouncer's console
 //! - [`glance`], [`orders`]: what others may see and ask, by shared memory alone
+//! - [`console_client`], [`operator`]: its clients, and what it sees and does
+//! - [`history`]: counts of databases
 //! - [`shared`], [`slot`], [`state`]: what stands in shared memory
 
 #![forbid(unsafe_code)]
@@ -18,10 +20,13 @@
 pub mod agents;
 pub mod cancel;
 pub mod console;
+pub mod console_client;
 pub mod control;
 pub mod front;
 pub mod glance;
+pub mod history;
 pub mod opening;
+pub mod operator;
 pub mod orders;
 pub mod pools;
 pub mod replication;

@@ -1,5 +1,5 @@
-//! Real drivers for tests: psycopg 3 and node-postgres, in folders of their own under the rig's base directory,
-//! installed on first use. The scripts that use them are in `pgrx-tests/drivers/`.
+//! Real drivers for tests: psycopg 3, node-postgres and an exporter for PgBouncer, in folders of their own under the rig's base
+//! directory, installed on first use. The scripts that use them are in `pgrx-tests/drivers/`.
 
 use crate::{installation, machine};
 use anyhow::{Context, Result, bail};
@@ -8,6 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 const PSYCOPG: &str = "3.2.13";
+const EXPORTER: &str = "2.1.2";
+/// What the exporter needs: its own list names a psycopg2 that must be compiled.
+const EXPORTER_NEEDS: [&str; 4] =
+    ["psycopg2-binary==2.9.10", "prometheus_client==0.8.0", "python-json-logger==0.1.11", "PyYAML==6.0.2"];
 const NODE_POSTGRES: &str = "8.16.3";
 
 /// Seconds that a script may take before it is killed and has failed.
@@ -19,6 +23,19 @@ const LIMIT: &str = "180";
 /// When psycopg cannot be had, with what to install. A script that fails is no error: its status tells.
 pub fn python(script: &str, arguments: &[&str]) -> Result<Output> {
     run(limited(&python_with_psycopg()?), script, arguments)
+}
+
+/// Runs a script of `pgrx-tests/drivers/` in a Python that has prometheus-pgbouncer-exporter.
+///
+/// # Errors
+/// When the exporter cannot be had. A script that fails is no error: its status tells.
+pub fn python_with_exporter(script: &str, arguments: &[&str]) -> Result<Output> {
+    let package = format!("prometheus-pgbouncer-exporter=={EXPORTER}");
+    let packages: Vec<_> = ["--no-deps", &package].into_iter().chain(EXPORTER_NEEDS).collect();
+    let module = "prometheus_pgbouncer_exporter.cli";
+    let python = virtual_environment(&format!("pgbouncer-exporter-{EXPORTER}"), &packages, module)
+        .context("no prometheus-pgbouncer-exporter: install python3-venv and let pip reach PyPI")?;
+    run(limited(&python), script, arguments)
 }
 
 /// Runs a script of `pgrx-tests/drivers/` in a Node.js that finds node-postgres.
@@ -67,27 +84,11 @@ fn run(mut command: Command, script: &str, arguments: &[&str]) -> Result<Output>
 
 /// A Python with psycopg: a virtual environment of our own, or Debian's where there is no way to PyPI.
 fn python_with_psycopg() -> Result<PathBuf> {
-    let home = machine::base()?.join(format!("psycopg-{PSYCOPG}"));
-    let python = home.join("bin/python");
-    let mark = home.join("complete");
-    if mark.exists() {
-        return Ok(python);
-    }
-    let _alone = installation::lock(&home.with_extension("lock"))?;
-    if mark.exists() {
-        return Ok(python);
-    }
-    // A virtual environment knows its own path, so it cannot be made aside and renamed: the mark says that it is whole.
-    let _ = fs::remove_dir_all(&home);
-    let from_pypi = || -> Result<()> {
-        installation::run(Command::new("python3").args(["-m", "venv"]).arg(&home))?;
-        let mut pip = Command::new(&python);
-        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]);
-        installation::run(pip.arg(format!("psycopg[binary]=={PSYCOPG}")))?;
-        installation::run(Command::new(&python).args(["-c", "import psycopg"]))?;
-        Ok(fs::write(&mark, "")?)
+    let package = format!("psycopg[binary]=={PSYCOPG}");
+    let no_pypi = match virtual_environment(&format!("psycopg-{PSYCOPG}"), &[&package], "psycopg") {
+        Ok(python) => return Ok(python),
+        Err(error) => error,
     };
-    let Err(no_pypi) = from_pypi() else { return Ok(python) };
     let debian = PathBuf::from("/usr/bin/python3");
     let from_debian = || -> Result<()> {
         machine::install(&["python3".to_owned(), "python3-psycopg".to_owned()], |what| eprintln!("{what}"))?;
@@ -100,6 +101,29 @@ fn python_with_psycopg() -> Result<PathBuf> {
              from PyPI: {no_pypi:#}\nfrom Debian: {no_debian:#}"
         ),
     }
+}
+
+/// The Python of a virtual environment of that name, in which pip has been given these arguments and the module can be imported.
+fn virtual_environment(name: &str, arguments: &[&str], module: &str) -> Result<PathBuf> {
+    let home = machine::base()?.join(name);
+    let python = home.join("bin/python");
+    let mark = home.join("complete");
+    if mark.exists() {
+        return Ok(python);
+    }
+    let _alone = installation::lock(&home.with_extension("lock"))?;
+    if mark.exists() {
+        return Ok(python);
+    }
+    // A virtual environment knows its own path, so it cannot be made aside and renamed: the mark says that it is whole.
+    let _ = fs::remove_dir_all(&home);
+    installation::run(Command::new("python3").args(["-m", "venv"]).arg(&home))?;
+    let mut pip = Command::new(&python);
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]);
+    installation::run(pip.args(arguments))?;
+    installation::run(Command::new(&python).args(["-c", &format!("import {module}")]))?;
+    fs::write(&mark, "")?;
+    Ok(python)
 }
 
 /// The folder that has node-postgres.

@@ -27,8 +27,8 @@ pub struct Door<'a> {
     pub system_user: Option<String>,
     /// The client's host name, for lines of pg_hba.conf that name hosts.
     pub host_name: Option<String>,
-    /// A database of this name is the console.
-    pub console: Option<&'static str>,
+    /// Databases of these names are the console: the first always, the others where the server has none of that name.
+    pub consoles: &'static [&'static str],
 }
 
 /// What the server would know of a client's certificate.
@@ -124,9 +124,10 @@ where
         other => other,
     })?;
     let mut console = None;
-    if door.console.is_some_and(|name| message.database == name.as_bytes()) {
+    if let Some(place) = door.consoles.iter().position(|name| message.database == name.as_bytes()) {
         let role = message.user.clone();
-        console = Some(door.questions.ask(|reply| Question::Console { role, reply }).await??);
+        let unless = (place > 0).then(|| message.database.clone());
+        console = door.questions.ask(|reply| Question::Console { role, unless, reply }).await??;
     }
     message::authentication(&mut out, &Authentication::Ok);
     stream.write_all(&out).await?;

@@ -120,8 +120,10 @@ pub enum Question {
     Map { map: String, role: Vec<u8>, outside: Vec<u8>, reply: oneshot::Sender<bool> },
     /// The checks that a server makes after authentication, and a place for the client's texts.
     Admit { arrival: Arrival, reply: oneshot::Sender<Result<Admission, Report>> },
-    /// May the role use the console, and how?
-    Console { role: Vec<u8>, reply: oneshot::Sender<Result<Rights, Report>> },
+    /// May the role use the console, and how? `None` when the server has a database of the name `unless`, which is meant then.
+    Console { role: Vec<u8>, unless: Option<Vec<u8>>, reply: oneshot::Sender<Result<Option<Rights>, Report>> },
+    /// Names of the databases that take connections.
+    Databases { reply: oneshot::Sender<Vec<Vec<u8>>> },
     /// A client's slot is about to be free: its texts are not needed.
     Forget { slot: u32, reply: oneshot::Sender<()> },
 }

@@ -13,6 +13,9 @@ use tokio::net::UnixStream;
 pub async fn cancel(front: &Front, pid: u32, key: &[u8]) {
     match Shared::slot_of_pid(pid) {
         Some(number) => cancel_client(front, number, key),
+        None if front.consoles.cancel(pid, key) => {
+            front.shared.header.counters.cancels.fetch_add(1, Relaxed);
+        }
         // A replication connection has the server's own key.
         None => {
             let _ = tokio::time::timeout(Duration::from_secs(5), pass_on(front, pid, key)).await;

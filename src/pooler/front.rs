@@ -1,11 +1,13 @@
 //! The front: accepts clients, logs them in, hands their sockets to pools, and ends them. Network threads, started by main after it
 //! has blocked every signal.
 
+use super::console_client::Consoles;
+use super::history::{self, History};
 use super::pools::{self, Pools};
 use super::seats::{Room, Seats, raise_file_limit};
-use super::shared::{ServerState, Shared, Slot, now};
+use super::shared::{Order, ServerState, Shared, Slot, now};
 use super::slot::State;
-use super::{agents, cancel, replication};
+use super::{agents, cancel, console, console_client, replication};
 use crate::bridge::{Bridge, Level};
 use crate::login::{self, Arrival, Door, Login, Origin, Outcome, Question, Questions};
 use crate::net::keeper::{Family, keep};
@@ -30,8 +32,9 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::either::Either;
 
-/// The reserved database in which the front itself answers.
-pub const CONSOLE: &str = "postern";
+/// Databases in which the front itself answers: the reserved one, and the one that PgBouncer's exporters and scripts name, where the
+/// server has no such database.
+const CONSOLES: &[&str] = &[console::DATABASE, console::PGBOUNCER_DATABASE];
 
 /// The kind of the pooler's listeners.
 pub const POOLER: crate::net::slots::Kind = 4;
@@ -61,6 +64,10 @@ pub struct Front {
     /// The name of a host whose address is confirmed by it. May take its time.
     pub host_name: fn(std::net::IpAddr) -> Option<String>,
     identity: Mutex<Option<Arc<Identity>>>,
+    /// The postmaster's process id.
+    pub postmaster: i32,
+    pub consoles: Consoles,
+    pub history: History,
     free: Mutex<Vec<u32>>,
     logins: Mutex<std::collections::VecDeque<(u64, tokio::task::AbortHandle)>>,
 }
@@ -72,6 +79,7 @@ pub struct Start {
     pub system_user: String,
     pub user_name: fn(u32) -> Option<String>,
     pub host_name: fn(std::net::IpAddr) -> Option<String>,
+    pub postmaster: i32,
     /// Files that a server process may open for itself.
     pub own_files: u64,
 }
@@ -81,7 +89,7 @@ pub struct Start {
 /// # Errors
 /// When the system gives no thread, or not the control socket's name.
 pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
-    let Start { shared, questions, system_user, user_name, host_name, own_files } = start;
+    let Start { shared, questions, system_user, user_name, host_name, postmaster, own_files } = start;
     let wanted = u32::try_from(shared.slots.len()).unwrap_or(u32::MAX);
     let limit = raise_file_limit();
     let room = Room::of(limit, own_files, wanted);
@@ -114,6 +122,9 @@ pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
         user_name,
         host_name,
         identity: Mutex::default(),
+        postmaster,
+        consoles: Consoles::default(),
+        history: History::default(),
         free: Mutex::new((0..room.capacity).rev().collect()),
         logins: Mutex::default(),
     });
@@ -127,9 +138,11 @@ pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
         tokio::join!(
             Arc::clone(&front).keep_identity(),
             agents::serve(Arc::clone(&front), control),
-            keep(to_keep, LISTENERS, listeners, serve)
+            keep(to_keep, LISTENERS, listeners, serve),
+            history::turn(&front)
         );
         front.say_goodbye();
+        front.consoles.ended().await;
     })?;
     Ok(threads)
 }
@@ -270,7 +283,7 @@ impl Front {
             minor: self.bridge.settings().pooler.door.protocol_minor,
             system_user,
             host_name: None,
-            console: Some(CONSOLE),
+            consoles: CONSOLES,
         }
     }
 
@@ -301,15 +314,32 @@ impl Front {
     }
 
     /// Where a client that has shown who it is goes.
-    async fn place<S: Conversation>(self: &Arc<Self>, mut stream: S, origin: Origin, login: Box<Login>) {
-        if login.message.replication != Replication::No {
-            if let Err(error) = replication::serve(self, &mut stream, &login).await {
-                self.turn_away(&mut stream, origin, error).await;
+    async fn place<S: Conversation + 'static>(
+        self: &Arc<Self>,
+        mut stream: S,
+        origin: Origin,
+        login: Box<Login>,
+    ) {
+        if login.console.is_some() {
+            match console_client::admit(self, origin, &login) {
+                // A task of its own: this one counts as a login and may be ended as such.
+                Ok(client) => drop(tokio::spawn(console_client::serve(Arc::clone(self), stream, client))),
+                Err(error) => self.turn_away(&mut stream, origin, error).await,
             }
             return;
         }
+        if login.message.replication != Replication::No {
+            let front = Arc::clone(self);
+            tokio::spawn(async move {
+                if let Err(error) = replication::serve(&front, &mut stream, &login).await {
+                    front.turn_away(&mut stream, origin, error).await;
+                }
+            });
+            return;
+        }
         match self.admit(&mut stream, origin, login).await {
-            Ok(()) => stream.go_on().await,
+            Ok(()) if stream.is_tls() => drop(tokio::spawn(stream.go_on())),
+            Ok(()) => {}
             Err(error) => self.turn_away(&mut stream, origin, error).await,
         }
     }
@@ -327,6 +357,12 @@ impl Front {
                 self.room.capacity
             ))
         };
+        if self.shared.header.orders.has(&login.message.database, Order::Disable) {
+            // PgBouncer's words.
+            let name = String::from_utf8_lossy(&login.message.database).into_owned();
+            let report = Report::fatal("55000", format!("database does not allow connections: {name}"));
+            return Err(report.with_hint("ENABLE in the pooler's console takes a DISABLE back.").into());
+        }
         let number = self.free.lock().pop().ok_or_else(full)?;
         let slot = &self.shared.slots[number as usize];
         let Some(generation) = slot.word.claim() else { return Err(full().into()) };
@@ -520,7 +556,7 @@ trait Conversation: AsyncRead + AsyncWrite + Unpin + Send {
     /// Our own end.
     fn local(&self) -> Origin;
     /// What is left to do while a backend serves it.
-    async fn go_on(self);
+    fn go_on(self) -> impl Future<Output = ()> + Send;
 }
 
 impl Conversation for Stream {

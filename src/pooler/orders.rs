@@ -30,10 +30,14 @@ fn connections(shared: &Shared, pool: u32) -> impl Iterator<Item = &'static Serv
     shared.servers.iter().filter(of)
 }
 
-/// No client of the pools gets a server connection until [`resume`], and those that are open are closed as they become free. A pool
-/// that does not exist yet is not paused. How many pools.
+/// No client of the pools gets a server connection until [`resume`], and those that are open are closed as they become free. Without
+/// a role, pools that do not exist yet begin paused too. How many pools there are.
 pub fn pause(shared: &Shared, which: Which<'_>) -> u32 {
     let mut count = 0;
+    if which.role.is_none() {
+        // For the pools to come as well, as the console's PAUSE.
+        shared.pause(which.database);
+    }
     for (number, pool) in which.pools(shared) {
         pool.paused.store(true, SeqCst);
         connections(shared, number).for_each(retire);
@@ -45,8 +49,13 @@ pub fn pause(shared: &Shared, which: Which<'_>) -> u32 {
 /// How many of the pools were paused. The front opens connections when it looks again.
 pub fn resume(shared: &Shared, which: Which<'_>) -> u32 {
     let mut count = 0;
-    for (number, pool) in which.pools(shared) {
-        count += u32::from(pool.paused.swap(false, SeqCst));
+    let paused: Vec<_> = which.pools(shared).filter(|(_, pool)| pool.paused.load(SeqCst)).collect();
+    if which.role.is_none() {
+        shared.resume(which.database);
+    }
+    for (number, pool) in paused {
+        pool.paused.store(false, SeqCst);
+        count += 1;
         connections(shared, number).for_each(wake);
     }
     count

@@ -106,6 +106,7 @@ impl Pools {
         words.database_name.set(names.1);
         // Until the first backend says what role and database have of their own.
         words.size.store(front.bridge.settings().pooler.pool_size.min(POOL_SIZE_MAX as u32), Relaxed);
+        words.paused.store(front.shared.is_paused(Some(names.1)), Relaxed);
         let made = Pool::make(number as u32, words, names, credential);
         let pool = made.map_err(|error| Report::fatal("53000", format!("could not make a pool: {error}")))?;
         words.used.store(1, Release);
@@ -160,7 +161,8 @@ impl Pool {
         )
     }
 
-    fn has_ready_clients(&self) -> bool {
+    /// Whether some client of the pool is ready and no backend has taken it.
+    pub fn has_ready_clients(&self) -> bool {
         super::seats::can_read(self.epoll.as_fd())
     }
 }
@@ -256,6 +258,7 @@ async fn keep(front: Arc<Front>, pool: Arc<Pool>) {
                 let opening = *pool.opening.lock();
                 empty_since = (empty && !opening).then(|| empty_since.unwrap_or_else(Instant::now));
                 if empty_since.is_some_and(|since| since.elapsed() > 10 * TICK) {
+                    front.history.keep(words);
                     front.pools.drop_pool(&pool);
                     return;
                 }

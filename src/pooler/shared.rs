@@ -46,6 +46,7 @@ pub struct Header {
     pub names_hosts: AtomicBool,
     /// Replication connections that are being copied.
     pub replications: AtomicU32,
+    pub orders: Orders,
     pub counters: Counters,
 }
 
@@ -56,6 +57,95 @@ pub struct Counters {
     pub clients: AtomicU64,
     pub logins_failed: AtomicU64,
     pub cancels: AtomicU64,
+}
+
+/// Databases at once that are paused or disabled by name.
+const ORDERS: usize = 128;
+
+/// What administrators have ordered of databases, whether these have pools or not. Outlives a front that is started again, lest a
+/// PAUSE end by itself.
+#[repr(C)]
+pub struct Orders {
+    /// Everything is paused.
+    pub pause: AtomicBool,
+    places: [Place; ORDERS],
+}
+
+/// The orders about one database.
+#[repr(C)]
+#[derive(Default)]
+struct Place {
+    /// 0 is free; else `NAMED` once the name is written, and bits of [`Order`].
+    word: AtomicU32,
+    name: Name,
+}
+
+/// A bit of a place's word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Order {
+    /// No server connections: clients wait.
+    Pause = 4,
+    /// No new clients.
+    Disable = 8,
+}
+
+/// Somebody is writing the name; the name stands.
+const NAMING: u32 = 1;
+const NAMED: u32 = 2;
+
+impl Default for Orders {
+    fn default() -> Self {
+        Self { pause: AtomicBool::new(false), places: std::array::from_fn(|_| Place::default()) }
+    }
+}
+
+impl Orders {
+    fn of<'a>(&'a self, database: &'a [u8]) -> impl Iterator<Item = &'a Place> {
+        let database = &database[..database.len().min(NAME - 1)];
+        self.places
+            .iter()
+            .filter(move |place| place.word.load(Acquire) & NAMED != 0 && place.name.bytes() == database)
+    }
+
+    /// False when there are too many.
+    pub fn give(&self, database: &[u8], order: Order) -> bool {
+        for place in self.of(database) {
+            let give = |word| (word & NAMED != 0).then_some(word | order as u32);
+            if place.word.fetch_update(AcqRel, Acquire, give).is_ok() {
+                return true;
+            }
+        }
+        let claim = |place: &&Place| place.word.compare_exchange(0, NAMING, AcqRel, Acquire).is_ok();
+        let Some(place) = self.places.iter().find(claim) else { return false };
+        place.name.set(database);
+        place.word.store(NAMED | order as u32, Release);
+        true
+    }
+
+    /// Whether it was given.
+    pub fn take_back(&self, database: &[u8], order: Order) -> bool {
+        let mut was = false;
+        for place in self.of(database) {
+            let take = |word| {
+                let left = word & !(order as u32);
+                (word & NAMED != 0).then_some(if left == NAMED { 0 } else { left })
+            };
+            let before = place.word.fetch_update(AcqRel, Acquire, take);
+            was |= before.is_ok_and(|word| word & order as u32 != 0);
+        }
+        was
+    }
+
+    pub fn has(&self, database: &[u8], order: Order) -> bool {
+        self.of(database).any(|place| place.word.load(Acquire) & order as u32 != 0)
+    }
+
+    /// The databases about which there are orders.
+    pub fn names(&self) -> Vec<Vec<u8>> {
+        let named = self.places.iter().filter(|place| place.word.load(Acquire) & NAMED != 0);
+        named.map(|place| place.name.bytes()).collect()
+    }
 }
 
 /// A text of at most 63 bytes that is written before the state that publishes it.
@@ -372,6 +462,15 @@ impl Pool {
     }
 }
 
+/// The pools in use, all or those of one database by its name.
+pub fn pools_of<'a>(
+    pools: &'static [Pool],
+    database: Option<&'a [u8]>,
+) -> impl Iterator<Item = (usize, &'static Pool)> + 'a {
+    let used = pools.iter().enumerate().filter(|(_, pool)| pool.used.load(Acquire) != 0);
+    used.filter(move |(_, pool)| database.is_none_or(|name| pool.database_name.bytes() == name))
+}
+
 /// The mapped tables.
 #[derive(Clone, Copy)]
 pub struct Shared {
@@ -390,6 +489,42 @@ impl Shared {
     /// The slot of such a pid.
     pub fn slot_of_pid(pid: u32) -> Option<u32> {
         (pid & 0xc000_0000 == 0x4000_0000).then_some(pid & 0x3fff_ffff)
+    }
+
+    /// Whether server connections to a database, or to all, are not to be used.
+    pub fn is_paused(&self, database: Option<&[u8]>) -> bool {
+        let orders = &self.header.orders;
+        orders.pause.load(Acquire) || database.is_some_and(|name| orders.has(name, Order::Pause))
+    }
+
+    /// Orders a pause of a database or of all. Clients wait; server connections end when they are free.
+    /// False when too many databases are paused.
+    pub fn pause(&self, database: Option<&[u8]>) -> bool {
+        let orders = &self.header.orders;
+        match database {
+            Some(name) if !orders.give(name, Order::Pause) => return false,
+            Some(_) => {}
+            None => orders.pause.store(true, Release),
+        }
+        for (_, pool) in pools_of(self.pools, database) {
+            pool.paused.store(true, SeqCst);
+        }
+        true
+    }
+
+    /// Takes back a pause of a database or that of all; neither touches the other, as PgBouncer has it. False when there was none.
+    pub fn resume(&self, database: Option<&[u8]>) -> bool {
+        let orders = &self.header.orders;
+        let was = match database {
+            Some(name) => orders.take_back(name, Order::Pause),
+            None => orders.pause.swap(false, AcqRel),
+        };
+        let mut words = false;
+        for (_, pool) in pools_of(self.pools, database) {
+            let stays = self.is_paused(Some(&pool.database_name.bytes()));
+            words |= pool.paused.swap(stays, SeqCst) && !stays;
+        }
+        was || words
     }
 
     /// The control socket's name in the abstract namespace.
@@ -419,6 +554,31 @@ mod tests {
         assert_eq!(pool.call_back(), Some(8));
         assert_eq!(pool.call_back(), None);
         assert!(!pool.unstay(65), "it finds that it was called");
+    }
+
+    #[test]
+    fn orders_about_databases_are_given_and_taken_back_by_name() {
+        let orders = Orders::default();
+        assert!(orders.give(b"a", Order::Pause) && orders.give(b"a", Order::Disable));
+        assert!(orders.give(b"b", Order::Disable));
+        assert_eq!(orders.names(), [b"a", b"b"]);
+        assert!(orders.take_back(b"a", Order::Pause));
+        assert!(!orders.take_back(b"a", Order::Pause));
+        assert!(!orders.has(b"a", Order::Pause) && orders.has(b"a", Order::Disable));
+        assert!(orders.take_back(b"a", Order::Disable));
+        assert_eq!(orders.names(), [b"b"], "a place without an order is free");
+    }
+
+    #[test]
+    fn more_orders_than_there_is_place_for_are_refused() {
+        let orders = Orders::default();
+        for number in 0..ORDERS {
+            assert!(orders.give(format!("d{number}").as_bytes(), Order::Pause));
+        }
+        assert!(!orders.give(b"another", Order::Pause));
+        assert!(orders.give(b"d7", Order::Disable), "one that has a place");
+        assert!(orders.take_back(b"d9", Order::Pause));
+        assert!(orders.give(b"another", Order::Pause));
     }
 
     #[test]

@@ -51,8 +51,16 @@ impl Answers {
             Question::Admit { arrival, reply } => {
                 let _ = reply.send(guarded(|| self.admit(&arrival)));
             }
-            Question::Console { role, reply } => {
-                let _ = reply.send(guarded(|| console_rights(&role)));
+            Question::Console { role, unless, reply } => {
+                let _ = reply.send(guarded(|| match unless {
+                    Some(database) if databases().contains(&database) => Ok(None),
+                    _ => console_rights(&role).map(Some),
+                }));
+            }
+            Question::Databases { reply } => {
+                if let Ok(names) = guarded(|| Ok(databases())) {
+                    let _ = reply.send(names);
+                }
             }
             Question::Forget { slot, reply } => {
                 if let Some(slot) = self.shared.slots.get(slot as usize) {
@@ -236,6 +244,31 @@ fn console_rights(role: &[u8]) -> Result<Rights, Report> {
         (false, false) => Err(Report::fatal("42501", "permission denied for the console of the pooler")
             .with_detail("Superusers may use it; members of pg_monitor may read in it.")),
     }
+}
+
+/// The databases that take connections, in no order.
+fn databases() -> Vec<Vec<u8>> {
+    let mut names = Vec::new();
+    // SAFETY: in a transaction; a scan of a shared catalog, whose rows are read before the next is asked for.
+    unsafe {
+        let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+        let relation = pg_sys::table_open(pg_sys::DatabaseRelationId, lock);
+        let (none, all) = (pg_sys::InvalidOid, std::ptr::null_mut());
+        let scan = pg_sys::systable_beginscan(relation, none, false, std::ptr::null_mut(), 0, all);
+        loop {
+            let tuple = pg_sys::systable_getnext(scan);
+            if tuple.is_null() {
+                break;
+            }
+            let form = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_database>();
+            if form.datallowconn {
+                names.push(CStr::from_ptr(form.datname.data.as_ptr()).to_bytes().to_vec());
+            }
+        }
+        pg_sys::systable_endscan(scan);
+        pg_sys::table_close(relation, lock);
+    }
+    names
 }
 
 fn role_of(name: &[u8]) -> Option<Role> {

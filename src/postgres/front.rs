@@ -105,6 +105,8 @@ fn begin(shared: Shared, questions: Questions) -> Start {
         system_user: user_name(rustix::process::geteuid().as_raw()).unwrap_or_default(),
         user_name,
         host_name,
+        // SAFETY: set for every process of the server.
+        postmaster: unsafe { pg_sys::PostmasterPid },
         own_files,
     }
 }
@@ -204,12 +206,13 @@ fn clear(shared: Shared) {
 fn tell_servers(shared: Shared) {
     for server in shared.servers {
         let pid = server.pid.load(Acquire);
-        // SAFETY: a number; a process that is gone is an error that says nothing. Pids of the server's own children are not used
-        // again within a second.
-        if pid > 1
-            && server.state() != ServerState::Free
-            && unsafe { pg_sys::BackendPidGetProc(pid) }.is_null() == false
-        {
+        if pid <= 1 || server.state() == ServerState::Free {
+            continue;
+        }
+        // SAFETY: a look into the server's table of processes; a pid is not used again within a moment.
+        let alive = !unsafe { pg_sys::BackendPidGetProc(pid) }.is_null();
+        if alive {
+            // SAFETY: numbers only.
             unsafe { libc::kill(pid, libc::SIGTERM) };
         }
     }

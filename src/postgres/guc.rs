@@ -233,6 +233,7 @@ fn pooler_settings() -> Result<PoolerSettings, crate::settings::Error> {
     Ok(PoolerSettings {
         listen: listen.with_sockets_in(directories.iter().copied()),
         pool_size: u32::try_from(POOL_SIZE.get()).unwrap_or(1),
+        pool_mode: POOL_MODE.get() as u32,
         max_clients: u32::try_from(MAX_CLIENT_CONNECTIONS.get()).unwrap_or(1),
         client_login_timeout: time(&CLIENT_LOGIN_TIMEOUT),
         client_idle_timeout: time(&CLIENT_IDLE_TIMEOUT),

@@ -83,7 +83,7 @@ macro_rules! guarded {
         $(#[$about])*
         /// # Safety
         /// As the function of the server or of shim.c wants it.
-        #[allow(non_snake_case)]
+        #[allow(non_snake_case, clippy::too_many_arguments)]
         pub(super) unsafe fn $name($($argument: $type),*) $(-> $result)? {
             mod raw {
                 #[allow(unused_imports)]

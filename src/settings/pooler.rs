@@ -10,6 +10,8 @@ pub struct PoolerSettings {
     pub listen: ListenList,
     /// `postern.pool_size`: server connections a database and role.
     pub pool_size: u32,
+    /// `postern.pool_mode`: 0 transaction, 1 session, 2 statement.
+    pub pool_mode: u32,
     /// `postern.max_client_connections`.
     pub max_clients: u32,
     /// `postern.client_login_timeout`.

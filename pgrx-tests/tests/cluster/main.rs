@@ -2,6 +2,7 @@
 
 mod agent;
 mod banner;
+mod console;
 mod drivers;
 mod failover;
 mod honest;

@@ -1,0 +1,529 @@
+//! PgBouncer's console, answered by the front, with real clients in the pools.
+
+use anyhow::{Context, Result, bail};
+use pgrx_tests::cluster::{Cluster, Stop};
+use pgrx_tests::drivers::{python_with_exporter, succeeded};
+use pgrx_tests::{ports, wait};
+use postgres::{Client, NoTls, SimpleQueryMessage};
+use std::collections::HashMap;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
+
+type Row = HashMap<String, String>;
+
+/// How long something that must not happen is given to happen.
+const NOT_YET: Duration = Duration::from_millis(300);
+
+fn config(cluster: &Cluster, user: &str, database: &str) -> postgres::Config {
+    let mut config = postgres::Config::new();
+    config.host("127.0.0.1").port(cluster.pooler_port).user(user).dbname(database);
+    config.connect_timeout(Duration::from_secs(5));
+    config
+}
+
+fn console(cluster: &Cluster) -> Result<Client> {
+    Ok(config(cluster, "postgres", "postern").connect(NoTls)?)
+}
+
+/// A client of the pool, which has been served.
+fn client(cluster: &Cluster, name: &str) -> Result<Client> {
+    let mut client = config(cluster, "postgres", "postgres").application_name(name).connect(NoTls)?;
+    client.simple_query("SELECT 1")?;
+    Ok(client)
+}
+
+/// The rows of an answer, by the simple protocol.
+fn rows(console: &mut Client, command: &str) -> Result<Vec<Row>> {
+    let messages = console.simple_query(command).with_context(|| command.to_owned())?;
+    let row = |message| match message {
+        SimpleQueryMessage::Row(row) => {
+            let names = row.columns().iter().enumerate();
+            let value = |index| row.get(index).unwrap_or("NULL").to_owned();
+            Some(names.map(|(index, column)| (column.name().to_owned(), value(index))).collect())
+        }
+        _ => None,
+    };
+    Ok(messages.into_iter().filter_map(row).collect())
+}
+
+/// The one row of an answer in which columns have these values.
+fn row(console: &mut Client, command: &str, with: &[(&str, &str)]) -> Result<Row> {
+    let rows = rows(console, command)?;
+    let mut found = rows.iter().filter(|row| with.iter().all(|(name, value)| row[*name] == *value));
+    match (found.next(), found.next()) {
+        (Some(row), None) => Ok(row.clone()),
+        _ => bail!("{command} has not one row with {with:?}: {rows:?}"),
+    }
+}
+
+fn pool(console: &mut Client) -> Result<Row> {
+    row(console, "SHOW POOLS", &[("database", "postgres"), ("user", "postgres")])
+}
+
+fn code(error: &postgres::Error) -> &str {
+    error.code().map_or("none", |code| code.code())
+}
+
+/// The SQLSTATE of a command that fails.
+fn refused(console: &mut Client, command: &str) -> String {
+    match console.simple_query(command) {
+        Ok(_) => "none".to_owned(),
+        Err(error) => code(&error).to_owned(),
+    }
+}
+
+/// Runs something on a thread of its own; its result comes when it is done.
+fn aside<T: Send + 'static>(what: impl FnOnce() -> T + Send + 'static) -> Receiver<T> {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        let _ = sender.send(what());
+    });
+    receiver
+}
+
+fn result<T>(receiver: &Receiver<T>) -> Result<T> {
+    receiver.recv_timeout(wait::LIMIT).context("not done in time")
+}
+
+fn not_yet<T>(receiver: &Receiver<T>) -> bool {
+    matches!(receiver.recv_timeout(NOT_YET), Err(RecvTimeoutError::Timeout))
+}
+
+#[test]
+fn the_console_shows_clients_and_servers_as_they_are() -> Result<()> {
+    let cluster = Cluster::new("console-shows")?.start()?;
+    let mut console = console(&cluster)?;
+    let mut busy = client(&cluster, "busy")?;
+    let _idle = client(&cluster, "idle")?;
+    let pid: i32 = busy.query_one("SELECT pg_backend_pid()", &[])?.get(0);
+    busy.simple_query("BEGIN")?;
+    let told = busy.query_one("SELECT pg_backend_pid(), inet_client_port()", &[])?;
+    let (busy_pid, busy_port): (i32, i32) = (told.get(0), told.get(1));
+    assert!(pid > 0 && busy_port > 0);
+
+    wait::until("the idle one's backend is free", || {
+        pool(&mut console).is_ok_and(|pool| pool["sv_active"] == "1")
+    })?;
+    let shown = pool(&mut console)?;
+    assert_eq!((&shown["cl_active"][..], &shown["cl_waiting"][..]), ("2", "0"), "{shown:?}");
+    assert_eq!((&shown["sv_active"][..], &shown["pool_mode"][..]), ("1", "transaction"), "{shown:?}");
+    let servers: u32 = shown["sv_active"].parse::<u32>()? + shown["sv_idle"].parse::<u32>()?;
+    let own = row(&mut console, "SHOW POOLS", &[("database", "postern")])?;
+    assert_eq!(own["cl_active"], "1");
+
+    // The same by the extended protocol, in binary.
+    let extended = console.query("SHOW POOLS", &[])?;
+    let found =
+        extended.iter().find(|row| row.get::<_, &str>("database") == "postgres").context("no pool")?;
+    assert_eq!((found.get::<_, i32>("cl_active"), found.get::<_, i32>("sv_active")), (2, 1));
+    assert_eq!(found.get::<_, &str>("pool_mode"), "transaction");
+
+    let client = row(&mut console, "SHOW CLIENTS", &[("application_name", "busy")])?;
+    assert_eq!((&client["type"][..], &client["state"][..], &client["user"][..]), ("C", "active", "postgres"));
+    assert_eq!((&client["addr"][..], &client["port"]), ("127.0.0.1", &busy_port.to_string()));
+    assert_eq!(
+        (&client["local_addr"][..], &client["local_port"]),
+        ("127.0.0.1", &cluster.pooler_port.to_string())
+    );
+    let server = row(&mut console, "SHOW SERVERS", &[("remote_pid", &busy_pid.to_string())])?;
+    assert_eq!((&server["state"][..], &server["application_name"][..]), ("active", "busy"));
+    assert_eq!((&server["link"], &client["link"]), (&client["ptr"], &server["ptr"]));
+    assert_eq!(rows(&mut console, "SHOW SERVERS")?.len() as u32, servers);
+    let backends = cluster.sql(
+        "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()",
+    )?;
+    assert_eq!(backends, servers.to_string());
+    // Two clients of the pool and the console's own.
+    assert_eq!(rows(&mut console, "SHOW CLIENTS")?.len(), 3);
+
+    let database = row(&mut console, "SHOW DATABASES", &[("name", "postgres")])?;
+    assert_eq!(
+        (&database["current_connections"], &database["port"]),
+        (&servers.to_string(), &cluster.port.to_string())
+    );
+    assert_eq!((&database["current_client_connections"][..], &database["paused"][..]), ("2", "0"));
+    row(&mut console, "SHOW DATABASES", &[("name", "template1"), ("current_connections", "0")])?;
+    row(&mut console, "SHOW USERS", &[("name", "postgres"), ("current_client_connections", "2")])?;
+    row(&mut console, "SHOW LISTS", &[("list", "used_clients"), ("items", "3")])?;
+    row(&mut console, "SHOW LISTS", &[("list", "used_servers"), ("items", &servers.to_string())])?;
+    row(&mut console, "SHOW LISTS", &[("list", "pools"), ("items", "2")])?;
+    row(&mut console, "SHOW LISTS", &[("list", "login_clients"), ("items", "0")])?;
+    row(
+        &mut console,
+        "SHOW CONFIG",
+        &[("key", "max_client_conn"), ("value", "10000"), ("changeable", "no")],
+    )?;
+    row(&mut console, "SHOW CONFIG", &[("key", "listen_port"), ("value", &cluster.pooler_port.to_string())])?;
+    row(&mut console, "SHOW MEM", &[("name", "client_cache"), ("used", "2")])?;
+    let version = rows(&mut console, "SHOW VERSION")?;
+    assert!(version[0]["version"].starts_with("PgBouncer 1.24.1 (postern "), "{version:?}");
+    Ok(())
+}
+
+#[test]
+fn transactions_are_counted_and_outlive_nobody_elses_pool() -> Result<()> {
+    let cluster = Cluster::new("console-stats")?.start()?;
+    let mut console = console(&cluster)?;
+    let mut client = client(&cluster, "counted")?;
+    let count = |console: &mut Client| -> Result<u64> {
+        let row = row(console, "SHOW STATS", &[("database", "postgres")])?;
+        Ok(row["total_xact_count"].parse()?)
+    };
+    // A transaction is counted by its backend when it is over, a moment after the client hears of it.
+    wait::until("the first one is counted", || count(&mut console).is_ok_and(|count| count == 1))?;
+    for _ in 0..10 {
+        client.simple_query("BEGIN; SELECT 1; COMMIT")?;
+    }
+    wait::until("ten more are counted", || count(&mut console).is_ok_and(|count| count >= 11))?;
+    assert_eq!(count(&mut console)?, 11);
+    row(&mut console, "SHOW STATS_TOTALS", &[("database", "postgres"), ("xact_count", "11")])?;
+    row(&mut console, "SHOW STATS", &[("database", "postern"), ("total_xact_count", "0")])?;
+    Ok(())
+}
+
+#[test]
+fn a_client_that_waits_is_shown_as_waiting() -> Result<()> {
+    let cluster = Cluster::new("console-waits")?;
+    cluster.set("postern.pool_size", "1")?;
+    let cluster = cluster.start()?;
+    let mut console = console(&cluster)?;
+    let mut second = client(&cluster, "second")?;
+    let mut first = client(&cluster, "first")?;
+    first.simple_query("BEGIN; SELECT 1")?;
+    let done = aside(move || second.simple_query("SELECT 2").map(|_| second));
+    wait::until("the second client is seen to wait", || {
+        let shown = pool(&mut console);
+        shown.is_ok_and(|shown| {
+            shown["cl_waiting"] == "1" && shown["cl_active"] == "1" && shown["sv_active"] == "1"
+        })
+    })?;
+    row(&mut console, "SHOW CLIENTS", &[("application_name", "second"), ("state", "waiting")])?;
+    row(&mut console, "SHOW CLIENTS", &[("application_name", "first"), ("state", "active")])?;
+    first.simple_query("COMMIT")?;
+    let _second = result(&done)??;
+    assert_eq!(pool(&mut console)?["cl_waiting"], "0");
+    Ok(())
+}
+
+#[test]
+fn a_pause_lets_transactions_end_and_keeps_clients_until_the_resume() -> Result<()> {
+    let cluster = Cluster::new("console-pause")?.start()?;
+    let mut console = console(&cluster)?;
+    for command in ["PAUSE postgres", "PAUSE"] {
+        let mut working = client(&cluster, "working")?;
+        let mut other = client(&cluster, "other")?;
+        working.simple_query("BEGIN; SELECT 1")?;
+        let mut pausing = self::console(&cluster)?;
+        let paused = aside(move || pausing.simple_query(command).map(drop));
+        assert!(not_yet(&paused), "{command} ends while a transaction runs");
+        let other = aside(move || other.simple_query("SELECT 2").map(|_| other));
+        assert!(not_yet(&other), "a client is served in spite of {command}");
+        working.simple_query("SELECT 3; COMMIT")?;
+        result(&paused)??;
+        assert_eq!(
+            rows(&mut console, "SHOW SERVERS")?.len(),
+            0,
+            "server connections stay open after {command}"
+        );
+        let newcomer = config(&cluster, "postgres", "postgres");
+        let newcomer = aside(move || -> Result<Client, postgres::Error> {
+            let mut client = newcomer.connect(NoTls)?;
+            client.simple_query("SELECT 4")?;
+            Ok(client)
+        });
+        assert!(not_yet(&other) && not_yet(&newcomer));
+        let (all, one) = if command == "PAUSE" { ("yes", "0") } else { ("no", "1") };
+        row(&mut console, "SHOW STATE", &[("key", "paused"), ("value", all)])?;
+        row(&mut console, "SHOW DATABASES", &[("name", "postgres"), ("paused", one)])?;
+        console.simple_query(&command.replace("PAUSE", "RESUME"))?;
+        let _other = result(&other)??;
+        let _newcomer = result(&newcomer)??;
+        working.simple_query("SELECT 5")?;
+        row(&mut console, "SHOW STATE", &[("key", "active"), ("value", "yes")])?;
+        row(&mut console, "SHOW DATABASES", &[("name", "postgres"), ("paused", "0")])?;
+    }
+    assert_eq!(refused(&mut console, "RESUME"), "55000");
+    assert_eq!(refused(&mut console, "RESUME postgres"), "55000");
+    assert_eq!(refused(&mut console, "PAUSE nowhere"), "3D000");
+    cluster.wait_log("pooler console: PAUSE postgres by role \"postgres\"")
+}
+
+#[test]
+fn a_database_without_clients_can_be_paused_before_they_come() -> Result<()> {
+    let cluster = Cluster::new("console-pause-early")?.start()?;
+    let mut console = console(&cluster)?;
+    console.simple_query("PAUSE postgres")?;
+    let early = config(&cluster, "postgres", "postgres");
+    let early = aside(move || early.connect(NoTls).and_then(|mut client| client.simple_query("SELECT 1")));
+    assert!(not_yet(&early));
+    // Nobody else is held up.
+    config(&cluster, "postgres", "template1").connect(NoTls)?.simple_query("SELECT 1")?;
+    console.simple_query("RESUME postgres")?;
+    result(&early)??;
+    Ok(())
+}
+
+#[test]
+fn a_pause_that_waits_is_canceled_or_undone() -> Result<()> {
+    let cluster = Cluster::new("console-cancel")?.start()?;
+    let mut console = console(&cluster)?;
+    let mut working = client(&cluster, "working")?;
+    working.simple_query("BEGIN; SELECT 1")?;
+    let mut pausing = self::console(&cluster)?;
+    let token = pausing.cancel_token();
+    let paused = aside(move || (pausing.simple_query("PAUSE postgres").map(drop), pausing));
+    assert!(not_yet(&paused));
+    token.cancel_query(NoTls)?;
+    let (paused, mut pausing) = result(&paused)?;
+    assert_eq!(paused.as_ref().err().map(code), Some("57014"));
+    // A cancel without anything to cancel does nothing to what comes next.
+    token.cancel_query(NoTls)?;
+    rows(&mut pausing, "SHOW VERSION")?;
+    let paused = aside(move || pausing.simple_query("PAUSE postgres").map(drop));
+    assert!(not_yet(&paused));
+    console.simple_query("RESUME postgres")?;
+    assert_eq!(result(&paused)?.as_ref().err().map(code), Some("55000"));
+    working.simple_query("COMMIT")?;
+    Ok(())
+}
+
+#[test]
+fn a_killed_client_is_gone_and_others_stay() -> Result<()> {
+    let cluster = Cluster::new("console-kill-client")?.start()?;
+    let mut console = console(&cluster)?;
+    let mut idle = client(&cluster, "idle")?;
+    let mut working = client(&cluster, "working")?;
+    let mut other = client(&cluster, "other")?;
+    let running = aside(move || working.simple_query("SELECT pg_sleep(600)").map(drop));
+    wait::until("the query runs", || {
+        cluster
+            .sql("SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)'")
+            .is_ok_and(|n| n == "1")
+    })?;
+    for name in ["idle", "working"] {
+        let id = row(&mut console, "SHOW CLIENTS", &[("application_name", name)])?["id"].clone();
+        console.simple_query(&format!("KILL_CLIENT {id}"))?;
+        wait::until("it is shown no more", || {
+            rows(&mut console, "SHOW CLIENTS")
+                .is_ok_and(|rows| rows.iter().all(|row| row["application_name"] != name))
+        })?;
+        assert_eq!(refused(&mut console, &format!("KILL_CLIENT {id}")), "42704");
+    }
+    assert!(idle.simple_query("SELECT 1").is_err());
+    assert!(result(&running)?.is_err());
+    wait::until("its query has ended too", || {
+        cluster
+            .sql("SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)' AND state = 'active'")
+            .is_ok_and(|n| n == "0")
+    })?;
+    other.simple_query("SELECT 1")?;
+    // One of the console's own.
+    let mut second = self::console(&cluster)?;
+    let own = rows(&mut console, "SHOW CLIENTS")?;
+    let newest = own.iter().filter(|row| row["database"] == "postern").map(|row| &row["id"]).max();
+    console.simple_query(&format!("KILL_CLIENT {}", newest.context("no console")?))?;
+    assert!(second.simple_query("SHOW VERSION").is_err());
+    Ok(())
+}
+
+#[test]
+fn a_killed_database_has_no_clients_and_servers_and_is_paused() -> Result<()> {
+    let cluster = Cluster::new("console-kill")?.start()?;
+    let mut console = console(&cluster)?;
+    let mut idle = client(&cluster, "idle")?;
+    let mut working = client(&cluster, "working")?;
+    let mut elsewhere = config(&cluster, "postgres", "template1").connect(NoTls)?;
+    working.simple_query("BEGIN; SELECT 1")?;
+    let running = aside(move || working.simple_query("SELECT pg_sleep(600)").map(drop));
+    wait::until("the query runs", || {
+        cluster
+            .sql("SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)'")
+            .is_ok_and(|n| n == "1")
+    })?;
+    console.simple_query("KILL postgres")?;
+    let error = result(&running)?.err().context("a killed query went on")?;
+    // The driver overlooks the message when the end comes with it.
+    assert!(error.is_closed() || code(&error) == "57P01", "{error}");
+    cluster.wait_log("FATAL:  terminating connection due to administrator command")?;
+    wait::until("nobody is left", || {
+        pool(&mut console)
+            .is_ok_and(|pool| pool["cl_active"] == "0" && pool["sv_active"] == "0" && pool["sv_idle"] == "0")
+    })?;
+    assert!(idle.simple_query("SELECT 1").is_err());
+    elsewhere.simple_query("SELECT 1")?;
+    row(&mut console, "SHOW DATABASES", &[("name", "postgres"), ("paused", "1")])?;
+    console.simple_query("RESUME postgres")?;
+    client(&cluster, "after")?;
+    Ok(())
+}
+
+#[test]
+fn reconnect_gives_new_backends_once_the_old_are_free() -> Result<()> {
+    let cluster = Cluster::new("console-reconnect")?.start()?;
+    let mut console = console(&cluster)?;
+    let mut client = client(&cluster, "somebody")?;
+    let pid =
+        |client: &mut Client| -> Result<i32> { Ok(client.query_one("SELECT pg_backend_pid()", &[])?.get(0)) };
+    client.simple_query("SET work_mem = '7MB'; BEGIN")?;
+    let before = pid(&mut client)?;
+    console.simple_query("RECONNECT postgres")?;
+    row(&mut console, "SHOW SERVERS", &[("remote_pid", &before.to_string()), ("close_needed", "1")])?;
+    let mut waiting = self::console(&cluster)?;
+    let closed = aside(move || waiting.simple_query("WAIT_CLOSE postgres").map(drop));
+    assert!(not_yet(&closed), "it is closed under a transaction");
+    assert_eq!(pid(&mut client)?, before, "a transaction keeps its backend");
+    client.simple_query("COMMIT")?;
+    result(&closed)??;
+    assert_ne!(pid(&mut client)?, before);
+    let kept: String = client.query_one("SHOW work_mem", &[])?.get(0);
+    assert_eq!(kept, "7MB");
+    Ok(())
+}
+
+#[test]
+fn a_disabled_database_takes_no_new_clients() -> Result<()> {
+    let cluster = Cluster::new("console-disable")?.start()?;
+    let mut console = console(&cluster)?;
+    let mut old = client(&cluster, "old")?;
+    console.simple_query("DISABLE postgres")?;
+    row(&mut console, "SHOW DATABASES", &[("name", "postgres"), ("disabled", "1")])?;
+    let error = client(&cluster, "new").err().context("a new client was let in")?;
+    assert!(format!("{error:#}").contains("database does not allow connections: postgres"), "{error:#}");
+    old.simple_query("SELECT 1")?;
+    config(&cluster, "postgres", "template1").connect(NoTls)?;
+    console.simple_query("ENABLE postgres")?;
+    client(&cluster, "new")?;
+    assert_eq!(refused(&mut console, "DISABLE nowhere"), "3D000");
+    Ok(())
+}
+
+#[test]
+fn a_cancel_of_a_free_backend_leaves_it_as_it_is() -> Result<()> {
+    let cluster = Cluster::new("console-idle-cancel")?;
+    cluster.set("postern.pool_size", "1")?;
+    let cluster = cluster.start()?;
+    let mut console = console(&cluster)?;
+    let mut client = client(&cluster, "somebody")?;
+    // A client has its answer a moment before its backend lets go of it.
+    let idle =
+        wait::for_value("the backend is free", || row(&mut console, "SHOW SERVERS", &[("state", "idle")]))?;
+    let pid = idle["remote_pid"].clone();
+    for _ in 0..3 {
+        assert_eq!(cluster.sql(&format!("SELECT pg_cancel_backend({pid})"))?, "t");
+        let answered = aside(move || client.simple_query("SELECT 1").map(|_| client));
+        client = result(&answered)??;
+        row(&mut console, "SHOW SERVERS", &[("remote_pid", &pid)])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn settings_are_the_servers_and_reload_reads_them_again() -> Result<()> {
+    let cluster = Cluster::new("console-reload")?.start()?;
+    let mut console = console(&cluster)?;
+    cluster.set("postern.pool_size", "7")?;
+    console.simple_query("RELOAD")?;
+    wait::until("the new size holds", || {
+        row(&mut console, "SHOW CONFIG", &[("key", "default_pool_size"), ("value", "7")]).is_ok()
+    })?;
+    let error = console.simple_query("SET default_pool_size = 8").err().context("it was set")?;
+    let told = error.as_db_error().context("no error of the console's")?;
+    assert_eq!(told.code().code(), "55P02");
+    assert!(told.hint().is_some_and(|hint| hint.contains("ALTER SYSTEM SET postern.pool_size")), "{told:?}");
+    assert_eq!(refused(&mut console, "SET nonsense = 1"), "42704");
+    assert_eq!(refused(&mut console, "SHUTDOWN"), "0A000");
+    // A driver's own settings are taken and ignored.
+    console.simple_query("SET application_name = 'x'")?;
+    Ok(())
+}
+
+#[test]
+fn superusers_may_do_all_monitors_may_look_and_others_may_not_come_in() -> Result<()> {
+    let cluster = Cluster::new("console-access")?.start()?;
+    cluster.sql("CREATE ROLE watcher LOGIN IN ROLE pg_monitor; CREATE ROLE nobody LOGIN")?;
+    let mut watcher = config(&cluster, "watcher", "postern").connect(NoTls)?;
+    rows(&mut watcher, "SHOW POOLS")?;
+    for command in
+        ["PAUSE", "KILL postgres", "RELOAD", "SET pool_mode = session", "KILL_CLIENT 1", "DISABLE postgres"]
+    {
+        assert_eq!(refused(&mut watcher, command), "42501", "{command}");
+    }
+    let error = config(&cluster, "nobody", "postern").connect(NoTls).err().context("nobody was let in")?;
+    assert_eq!(code(&error), "42501");
+    let error =
+        config(&cluster, "missing", "postern").connect(NoTls).err().context("a missing role was let in")?;
+    assert_eq!(code(&error), "28000");
+    Ok(())
+}
+
+#[test]
+fn the_name_that_exporters_have_reaches_the_console_until_there_is_such_a_database() -> Result<()> {
+    let cluster = Cluster::new("console-name")?.start()?;
+    let connect = || config(&cluster, "postgres", "pgbouncer").connect(NoTls);
+    rows(&mut connect()?, "SHOW VERSION")?;
+    cluster.sql("CREATE DATABASE pgbouncer")?;
+    let name: String = connect()?.query_one("SELECT current_database()::text", &[])?.get(0);
+    assert_eq!(name, "pgbouncer");
+    Ok(())
+}
+
+#[test]
+fn the_console_takes_a_hundred_clients_and_each_hears_of_the_end() -> Result<()> {
+    let cluster = Cluster::new("console-crowd")?.start()?;
+    let mut crowd = (0..100).map(|_| console(&cluster)).collect::<Result<Vec<_>>>()?;
+    let error = config(&cluster, "postgres", "postern").connect(NoTls).err().context("one too many")?;
+    assert_eq!(code(&error), "53300");
+    crowd.truncate(50);
+    wait::until("there is room again", || console(&cluster).is_ok())?;
+    cluster.stop(Stop::Fast)?;
+    for mut client in crowd {
+        // As above; the next test reads the message itself.
+        let error = client.simple_query("SHOW VERSION").err().context("a console without a server")?;
+        assert!(error.is_closed() || code(&error) == "57P01", "{error}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_console_hears_why_the_front_ends() -> Result<()> {
+    use std::io::{Read, Write};
+    let cluster = Cluster::new("console-end")?.start()?;
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", cluster.pooler_port))?;
+    stream.set_read_timeout(Some(wait::LIMIT))?;
+    stream.write_all(b"\0\0\0\x28\0\x03\0\0user\0postgres\0database\0postern\0\0")?;
+    let mut bytes = Vec::new();
+    let mut buffer = [0; 4096];
+    while !bytes.ends_with(b"Z\0\0\0\x05I") {
+        let count = stream.read(&mut buffer)?;
+        anyhow::ensure!(count > 0, "no greeting: {}", String::from_utf8_lossy(&bytes));
+        bytes.extend(&buffer[..count]);
+    }
+    cluster.request_stop(Stop::Fast)?;
+    let mut end = Vec::new();
+    stream.read_to_end(&mut end)?;
+    assert!(String::from_utf8_lossy(&end).contains("57P01"), "{}", String::from_utf8_lossy(&end));
+    Ok(())
+}
+
+#[test]
+fn the_exporter_for_pgbouncer_scrapes_it_unchanged() -> Result<()> {
+    let cluster = Cluster::new("console-exporter")?.start()?;
+    cluster.sql("CREATE ROLE watcher LOGIN IN ROLE pg_monitor")?;
+    let _client = client(&cluster, "seen")?;
+    let script = "pgbouncer_exporter.py";
+    for database in ["postern", "pgbouncer"] {
+        let (port, own) = (cluster.pooler_port.to_string(), ports::free()?.to_string());
+        let output = python_with_exporter(script, &["127.0.0.1", &port, "watcher", database, &own])?;
+        succeeded(script, &output)?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        for line in [
+            "pgbouncer_up 1.0",
+            "pgbouncer_pools_client_active_connections{database=\"postgres\",user=\"postgres\"} 1.0",
+            "pgbouncer_stats_transactions_total{database=\"postgres\"} 1.0",
+            "pgbouncer_config_max_client_conn 10000.0",
+        ] {
+            assert!(said.lines().any(|said| said == line), "no {line}:\n{said}");
+        }
+    }
+    Ok(())
+}
