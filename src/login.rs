@@ -9,7 +9,9 @@ pub mod exchange;
 pub mod question;
 
 pub use exchange::{Door, Login, Outcome, log_in};
-pub use question::{Admission, Arrival, Method, Origin, Question, Questions, Rights, Unanswered, Verdict};
+pub use question::{
+    Admission, Arrival, Method, Origin, Question, Questions, Rights, Standing, Unanswered, Verdict,
+};
 
 use crate::wire::message::Report;
 

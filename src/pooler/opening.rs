@@ -27,7 +27,7 @@ pub enum Error {
     Server(String, String),
     /// No line of pg_hba.conf lets the front in with what the client has shown.
     #[error("the pooler cannot log in to the server as role \"{role}\": {why}")]
-    NoWay { role: String, why: String },
+    NoWay { role: String, why: String, hint: String },
     #[error("the server sent something unexpected while the pooler logged in")]
     Protocol,
     #[error("the pooler's login at the server took longer than postern.server_connect_timeout")]
@@ -101,8 +101,35 @@ pub async fn open(opening: &Opening<'_>, questions: &Questions) -> Result<Line, 
             Way::Shut(why) => reasons.push(why),
         }
     }
+    if reasons.is_empty() {
+        reasons.push("it listens neither on a Unix socket nor on a loopback address".to_owned());
+    }
+    Err(no_way(opening, reasons.join("; ")))
+}
+
+fn no_way(opening: &Opening<'_>, why: String) -> Error {
     let role = String::from_utf8_lossy(opening.role).into_owned();
-    Err(Error::NoWay { role, why: reasons.join("; ") })
+    // In pg_hba.conf and pg_ident.conf a quote in quotes is doubled.
+    let quoted = format!("\"{}\"", role.replace('"', "\"\""));
+    let method = match opening.credential {
+        Some(Credential::Scram(_)) => Some("scram-sha-256"),
+        Some(Credential::Md5(_)) => Some("md5"),
+        None => None,
+    };
+    let hint = match (method, opening.door.loopback) {
+        (Some(method), Some(ip)) => {
+            let bits = if ip.is_ipv4() { 32 } else { 128 };
+            format!(
+                "Put this line before the others into the server's pg_hba.conf and reload: host all {quoted} {ip}/{bits} {method}"
+            )
+        }
+        _ => format!(
+            "Put this line before the others into the server's pg_hba.conf: local all {quoted} peer map=postern, and this one into \
+             pg_ident.conf: postern {} {quoted}, and reload.",
+            opening.system_user
+        ),
+    };
+    Error::NoWay { role, why, hint }
 }
 
 async fn way(opening: &Opening<'_>, questions: &Questions, origin: Origin) -> Result<Way, Error> {
@@ -187,10 +214,9 @@ async fn log_in(mut line: Line, opening: &Opening<'_>) -> Result<Line, Error> {
                         continue;
                     }
                     _ => {
-                        let role = String::from_utf8_lossy(opening.role).into_owned();
                         let why =
                             "the server wants a password of another kind than the client's login showed";
-                        return Err(Error::NoWay { role, why: why.to_owned() });
+                        return Err(no_way(opening, why.to_owned()));
                     }
                 }
                 line.write_all(&out).await?;
