@@ -7,6 +7,7 @@ mod failover;
 mod honest;
 mod http;
 mod lifecycle;
+mod login;
 mod pgbouncer;
 mod pooler;
 mod protocol;
