@@ -144,11 +144,12 @@ impl Front {
     /// Whoever has been logging in longest goes when there are too many.
     fn make_room_for_login(&self) {
         let mut logins = self.logins.lock();
-        if logins.len() < LOGINS / 2 {
+        // Their descriptors are below the clients' numbers.
+        let most = LOGINS.min(self.room.base as usize / 4);
+        if logins.len() < most {
             return;
         }
         logins.retain(|(_, login)| !login.is_finished());
-        let most = LOGINS.min(self.room.base as usize / 4);
         while logins.len() >= most {
             if let Some((_, oldest)) = logins.pop_front() {
                 oldest.abort();

@@ -708,7 +708,7 @@ impl Agent {
         if found == 0 {
             return false;
         }
-        if data == FRONT_GONE {
+        if found < 0 || data == FRONT_GONE {
             self.leave();
         }
         self.take(data as u32)

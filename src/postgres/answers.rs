@@ -6,6 +6,7 @@ use super::sample;
 use super::shim::{self, RawVerdict};
 use crate::auth::{Challenge, Found, Secret};
 use crate::login::{Admission, Arrival, Method, Origin, Question, Rights, Standing, Verdict};
+use crate::pooler::control::PARAMETER;
 use crate::pooler::shared::Shared;
 use crate::pooler::state::{self, Settings};
 use crate::status::facts::ServerState as Server;
@@ -34,6 +35,15 @@ struct Role {
 
 impl Answers {
     pub fn new(shared: Shared, texts: Texts) -> Self {
+        // A session does this when it has its database; without it, memberships that were once looked up would stand for ever.
+        let watched = guarded(|| {
+            // SAFETY: registers callbacks on the catalogs' caches, in a transaction; once in this process.
+            unsafe { pg_sys::initialize_acl() };
+            Ok(())
+        });
+        if watched.is_err() {
+            warning!("postern: the pooler does not notice changed memberships of roles");
+        }
         Self { shared, texts, admitted: HashMap::new() }
     }
 
@@ -169,7 +179,10 @@ impl Answers {
             ));
         }
         let slot = self.shared.slots.get(arrival.slot as usize).ok_or_else(missing)?;
-        let bytes = state::encode_settings(&Settings::Startup(arrival.startup.clone()));
+        let mut startup = arrival.startup.clone();
+        // A client that says it is a pooled connection gets nothing by it, as at the server's own port.
+        startup.settings.retain(|(name, _)| name != PARAMETER.as_bytes());
+        let bytes = state::encode_settings(&Settings::Startup(startup));
         for word in [&slot.statements, &slot.unnamed] {
             self.texts.free(word);
         }

@@ -39,6 +39,7 @@
 #include "replication/origin.h"
 #include "replication/slot.h"
 #include "storage/latch.h"
+#include "storage/pmsignal.h"
 #include "storage/lock.h"
 #include "storage/proc.h"
 #include "storage/sinval.h"
@@ -411,7 +412,7 @@ postern_wait_for_client(uint32 wait_event)
 }
 
 /*
- * Waits for any client of the pool: 1 and what the client was added with, 0 when a signal came. Signals are let in by the
+ * Waits for any client of the pool: 1 and what the client was added with, 0 when a signal came, -1 when the postmaster is gone. Signals are let in by the
  * wait itself, so that none is missed between the look and the sleep.
  */
 int
@@ -435,7 +436,7 @@ postern_wait_for_any(int epoll, uint64 *data)
 	PG_SETMASK(&UnBlockSig);
 #endif
 	if (n < 1)
-		return 0;
+		return PostmasterIsAlive() ? 0 : -1;
 	*data = event.data.u64;
 	return 1;
 }
@@ -458,6 +459,8 @@ postern_disarm(void)
 void
 postern_interrupts(void)
 {
+	/* A cancel now is nobody's; held back, it would keep the interrupts pending for ever. */
+	QueryCancelPending = false;
 	CHECK_FOR_INTERRUPTS();
 	if (IdleStatsUpdateTimeoutPending)
 	{

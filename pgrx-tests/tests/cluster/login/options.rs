@@ -42,13 +42,13 @@ const CASES: &[&[(&str, &str)]] = &[
     &[("DateStyle", "nonsense")],
     &[("TimeZone", "Nowhere/Never")],
     &[("postern.agent", "0:00000000000000000000000000000000")],
-    &[("statement_timeout", "1"), ("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "0")],
+    &[("statement_timeout", "54321"), ("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "0")],
 ];
 
 /// What has been set by the client, and some of what everything else hangs on.
 const SHOW: &str = "select name, setting, source from pg_settings where source = 'client' order by name; \
                     select current_user, session_user, current_setting('is_superuser'), \
-                    current_setting('my.own', true) is null; show search_path; show application_name; show datestyle";
+                    coalesce(current_setting('my.own', true), ''); show search_path; show application_name; show datestyle";
 
 fn session(cluster: &Cluster, port: u16, role: &str, case: &[(&str, &str)]) -> Result<Vec<String>> {
     let mut client = Raw::tcp(cluster, port)?;
