@@ -57,6 +57,9 @@ impl From<crate::wire::Error> for Error {
                 let message = format!("EFATAL:  {error}\n\0");
                 Report { message, ..Report::default() }.into()
             }
+            crate::wire::Error::Replication(_) => Report::fatal(error.sqlstate(), error.to_string())
+                .with_hint("Valid values are: \"false\", 0, \"true\", 1, \"database\".")
+                .into(),
             _ => Report::fatal(error.sqlstate(), error.to_string()).into(),
         }
     }

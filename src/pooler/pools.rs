@@ -292,6 +292,9 @@ fn start_opening(front: &Arc<Front>, pool: &Arc<Pool>) {
     tokio::spawn(async move {
         if let Err(error) = open_one(&front, &pool).await {
             refuse(&front, &pool, &error);
+            if matches!(&error, opening::Error::Server(code, _) if code == "53300") {
+                make_room(&front, &pool);
+            }
             let retry = match &error {
                 // The server is full, or is starting or stopping: that may pass at any moment.
                 opening::Error::Server(code, _) if matches!(&code[..], "53300" | "57P03") => {
@@ -312,6 +315,25 @@ fn start_opening(front: &Arc<Front>, pool: &Arc<Pool>) {
         *pool.opening.lock() = false;
         pool.news.notify_one();
     });
+}
+
+/// The server, or a limit of the role or the database, has no place for another connection: the idle one of another pool that has
+/// been open longest gives its own, of the same role or database if there is one.
+fn make_room(front: &Front, pool: &Pool) {
+    let words = pool.words;
+    let mut idle: Vec<_> =
+        front.shared.servers.iter().filter(|server| server.state() == ServerState::Idle).collect();
+    idle.retain(|server| server.pool.load(Acquire) != pool.number && !server.retire.load(Relaxed));
+    let others = |server: &&shared::Server| {
+        let related = front.shared.pools.get(server.pool.load(Acquire) as usize).is_some_and(|other| {
+            other.role.load(Relaxed) == words.role.load(Relaxed)
+                || other.database.load(Relaxed) == words.database.load(Relaxed)
+        });
+        (!related, server.opened_at.load(Relaxed))
+    };
+    if let Some(server) = idle.into_iter().min_by_key(others) {
+        retire(server);
+    }
 }
 
 /// A failure that waiting does not mend is told to those who wait and have no backend to hope for.

@@ -67,10 +67,10 @@ impl std::fmt::Debug for StartupMessage {
 /// The length of a startup packet's body from its first four bytes.
 ///
 /// # Errors
-/// [`Error::StartupLength`] when it is less than a version number or beyond [`MAX_STARTUP`].
+/// [`Error::StartupLength`] when the body is less than a version number or beyond [`MAX_STARTUP`].
 pub fn body_length(word: [u8; 4]) -> Result<usize, Error> {
     let length = u32::from_be_bytes(word) as usize;
-    if (8..=MAX_STARTUP).contains(&length) { Ok(length - 4) } else { Err(Error::StartupLength) }
+    if (8..=MAX_STARTUP + 4).contains(&length) { Ok(length - 4) } else { Err(Error::StartupLength) }
 }
 
 /// Reads the body of a startup packet: what follows its length word. `latest` is the highest minor version that the

@@ -328,7 +328,8 @@ fn every_place_is_free(cluster: &Cluster) -> Result<()> {
     }
     assert_eq!(code(&config), "53300");
     drop(clients);
-    let servers = "select count(*) from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()";
+    let servers = "select coalesce(max(n), 0) from (select count(*) n from pg_stat_activity \
+                   where backend_type = 'client backend' and pid <> pg_backend_pid() group by usesysid) counts";
     let most = cluster.sql("show postern.pool_size")?.parse::<u32>()?;
     wait::until("there are no more server connections than the pool may have", || {
         cluster.sql(servers).is_ok_and(|count| count.parse::<u32>().is_ok_and(|count| count <= most))

@@ -27,15 +27,27 @@ fn connection_limits_and_privileges_count_clients_as_the_server_counts_sessions(
         cluster.sql(statement)?;
     }
     // What both ports say of everybody, with nobody else there.
-    for role in ["few", "zero", "boss", "plain", "shut_out", "no_login", "no such role"] {
-        for database in ["postgres", "narrow", "closed", "private", "no such database"] {
-            let ask = |port| said(&at(port, role, database));
-            // A session that has just ended may still be counted, at either port.
-            let direct = ask(cluster.port);
-            wait::until(&format!("{role} hears the same of {database}: {direct}"), || {
-                ask(cluster.pooler_port) == direct
-            })?;
-        }
+    let cases = || {
+        let roles = ["few", "zero", "boss", "plain", "shut_out", "no_login", "no such role"];
+        let databases = ["postgres", "narrow", "closed", "private", "no such database"];
+        roles.into_iter().flat_map(move |role| databases.into_iter().map(move |database| (role, database)))
+    };
+    let mut direct = Vec::new();
+    for (role, database) in cases() {
+        direct.push(said(&at(cluster.port, role, database)));
+        wait::until("that session has ended", || {
+            let others = "select count(*) from pg_stat_activity where backend_type = 'client backend'";
+            cluster.sql(others).is_ok_and(|count| count == "1")
+        })?;
+    }
+    for ((role, database), direct) in cases().zip(direct) {
+        // A client that has just gone may still be counted.
+        let mut through = String::new();
+        wait::until(&format!("{role} hears of {database}: {direct}"), || {
+            through = said(&at(cluster.pooler_port, role, database));
+            through == direct
+        })
+        .with_context(|| through)?;
     }
     let narrow = |role: &str| at(cluster.pooler_port, role, "narrow");
     role_limit(&cluster)?;
@@ -151,7 +163,8 @@ fn clients_of_a_full_server_wait_and_get_in_when_a_place_is_free() -> Result<()>
     // The superuser's connection has taken a place of its own.
     sessions.truncate(7);
     for _ in &waiting {
-        assert_eq!(results.recv_timeout(wait::LIMIT)?, "in as app to postgres");
+        let result = results.recv_timeout(wait::LIMIT).with_context(|| cluster.log_tail())?;
+        assert_eq!(result, "in as app to postgres");
     }
     for thread in waiting {
         let _ = thread.join();
