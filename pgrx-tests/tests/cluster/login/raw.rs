@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use pgrx_tests::cluster::Cluster;
 use pgrx_tests::script::frontend::Message;
-use rustix::net::{AddressFamily, SocketType};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -40,7 +40,8 @@ impl Raw {
         let this = match source {
             Source::Address(from) => {
                 let family = if from.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-                let socket = rustix::net::socket(family, SocketType::STREAM, None)?;
+                let socket =
+                    rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
                 rustix::net::bind(&socket, &SocketAddr::new(from, 0))?;
                 let to = if from.is_ipv4() { IpAddr::from([127, 0, 0, 1]) } else { from };
                 rustix::net::connect(&socket, &SocketAddr::new(to, port))
@@ -160,7 +161,7 @@ impl Heard {
                 format!("{}: {}", tag as char, shown.collect::<Vec<_>>().join(" | "))
             }
             b'R' => {
-                let code = u32::from_be_bytes(body[..4].try_into().unwrap());
+                let code = u32::from_be_bytes([body[0], body[1], body[2], body[3]]);
                 let data = String::from_utf8_lossy(&body[4..]).into_owned();
                 match code {
                     10 => format!("SASL {}", data.replace('\0', " ")),
