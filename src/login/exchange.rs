@@ -85,9 +85,11 @@ where
             }
             Startup::Ssl => {
                 ssl_asked = true;
+                // From PostgreSQL 14.1 on, whoever does not wait for the answer is turned away. Looked at before the answer goes out:
+                // what comes after it is in order.
+                let early = has_more(stream).await;
                 stream.write_all(b"N").await?;
-                // From PostgreSQL 14.1 on, whoever does not wait for the answer is turned away.
-                if has_more(stream).await {
+                if early {
                     let report = Report::fatal("08P01", "received unencrypted data after SSL request").with_detail(
                         "This could be either a client-software bug or evidence of an attempted man-in-the-middle attack.",
                     );
