@@ -9,7 +9,9 @@ pub mod exchange;
 pub mod question;
 
 pub use exchange::{Door, Login, Outcome, log_in};
-pub use question::{Admission, Arrival, Method, Origin, Question, Questions, Rights, Unanswered, Verdict};
+pub use question::{
+    Admission, Arrival, Method, Origin, Question, Questions, Rights, Standing, Unanswered, Verdict,
+};
 
 use crate::wire::message::Report;
 
@@ -55,6 +57,9 @@ impl From<crate::wire::Error> for Error {
                 let message = format!("EFATAL:  {error}\n\0");
                 Report { message, ..Report::default() }.into()
             }
+            crate::wire::Error::Replication(_) => Report::fatal(error.sqlstate(), error.to_string())
+                .with_hint("Valid values are: \"false\", 0, \"true\", 1, \"database\".")
+                .into(),
             _ => Report::fatal(error.sqlstate(), error.to_string()).into(),
         }
     }

@@ -87,7 +87,16 @@ where
             }
             Startup::Ssl => {
                 ssl_asked = true;
+                // From PostgreSQL 14.1 on, whoever does not wait for the answer is turned away. Looked at before the answer goes out:
+                // what comes after it is in order.
+                let early = has_more(stream).await;
                 stream.write_all(b"N").await?;
+                if early {
+                    let report = Report::fatal("08P01", "received unencrypted data after SSL request").with_detail(
+                        "This could be either a client-software bug or evidence of an attempted man-in-the-middle attack.",
+                    );
+                    return Err(report.into());
+                }
             }
             Startup::Gss => {
                 gss_asked = true;
@@ -159,7 +168,9 @@ where
         Method::Trust => None,
         Method::Password => {
             request(stream, &Authentication::CleartextPassword).await?;
-            let body = response(stream, MAX_PASSWORD_BODY, crate::auth::Error::ExpectedPassword).await?;
+            let body = response(stream, MAX_PASSWORD_BODY, crate::auth::Error::ExpectedPassword)
+                .await?
+                .ok_or(Error::Closed)?;
             // As many rounds of hashing as the role's secret asks for: not on this thread.
             let judged = tokio::task::spawn_blocking(move || claim.password(&body)).await;
             Some(judged.map_err(|_| Error::Closed)??)
@@ -168,7 +179,9 @@ where
             Challenge::Md5 => {
                 let server = Md5Server::new(claim)?;
                 request(stream, &Authentication::Md5Password(server.salt())).await?;
-                let body = response(stream, MAX_PASSWORD_BODY, crate::auth::Error::ExpectedPassword).await?;
+                let body = response(stream, MAX_PASSWORD_BODY, crate::auth::Error::ExpectedPassword)
+                    .await?
+                    .ok_or(Error::Closed)?;
                 Some(server.receive(&body)?)
             }
             Challenge::Scram => {
@@ -177,6 +190,10 @@ where
                 request(stream, &Authentication::Sasl(server.mechanisms())).await?;
                 loop {
                     let body = response(stream, MAX_SASL_BODY, crate::auth::Error::ExpectedSasl).await?;
+                    let body = body.ok_or_else(|| crate::auth::Error::Refused {
+                        role: user.clone().into_owned(),
+                        log: None,
+                    })?;
                     match server.receive(&body)? {
                         Step::Challenge(data) => {
                             request(stream, &Authentication::SaslContinue(&data)).await?;
@@ -245,6 +262,17 @@ fn rejection(door: &Door<'_>, message: &StartupMessage, verdict: &Verdict) -> Re
     Report::fatal("28000", text)
 }
 
+/// Whether something has come that nobody waited for; it is lost then.
+async fn has_more<S: AsyncRead + Unpin>(stream: &mut S) -> bool {
+    std::future::poll_fn(|context| {
+        let mut byte = [0];
+        let mut buffer = tokio::io::ReadBuf::new(&mut byte);
+        let read = std::pin::Pin::new(&mut *stream).poll_read(context, &mut buffer);
+        std::task::Poll::Ready(read.is_ready() && !buffer.filled().is_empty())
+    })
+    .await
+}
+
 async fn request<S: AsyncWrite + Unpin>(stream: &mut S, request: &Authentication<'_>) -> Result<(), Error> {
     let mut out = Vec::new();
     message::authentication(&mut out, request);
@@ -252,24 +280,26 @@ async fn request<S: AsyncWrite + Unpin>(stream: &mut S, request: &Authentication
     Ok(stream.flush().await?)
 }
 
-/// The body of the client's answer, a message of type p.
+/// The body of the client's answer, a message of type p; `None` when it is not whole or is of no length: where a password was asked
+/// for, the server then says nothing, and where SASL was, that the login has failed (CheckPasswordAuth() and CheckSASLAuth()).
 async fn response<S: AsyncRead + Unpin>(
     stream: &mut S,
     most: usize,
     wrong_type: fn(u8) -> crate::auth::Error,
-) -> Result<Vec<u8>, Error> {
+) -> Result<Option<Vec<u8>>, Error> {
     let mut header = [0; 5];
     stream.read_exact(&mut header[..1]).await?;
     if header[0] != b'p' {
         return Err(wrong_type(header[0]).into());
     }
-    stream.read_exact(&mut header[1..]).await?;
+    if stream.read_exact(&mut header[1..]).await.is_err() {
+        return Ok(None);
+    }
     let length = u32::from_be_bytes([header[1], header[2], header[3], header[4]]) as usize;
     if length < 4 || length - 4 > most {
-        // "invalid message length" is the log's; the client is only cut off.
-        return Err(Error::Closed);
+        // "invalid message length" is the log's.
+        return Ok(None);
     }
     let mut body = vec![0; length - 4];
-    stream.read_exact(&mut body).await?;
-    Ok(body)
+    Ok(stream.read_exact(&mut body).await.ok().map(|_| body))
 }

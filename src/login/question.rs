@@ -124,8 +124,24 @@ pub enum Question {
     Console { role: Vec<u8>, unless: Option<Vec<u8>>, reply: oneshot::Sender<Result<Option<Rights>, Report>> },
     /// Names of the databases that take connections.
     Databases { reply: oneshot::Sender<Vec<Vec<u8>>> },
+    /// What has become of a pool's role and database, by their OIDs?
+    Standing { role: u32, database: u32, reply: oneshot::Sender<Standing> },
     /// A client's slot is about to be free: its texts are not needed.
     Forget { slot: u32, reply: oneshot::Sender<()> },
+}
+
+/// A role and a database that there was a pool for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// They are there, under these names.
+    There {
+        role: Vec<u8>,
+        database: Vec<u8>,
+        /// The role may log in.
+        can_login: bool,
+    },
+    RoleGone,
+    DatabaseGone,
 }
 
 /// What a role may do in the console.

@@ -155,7 +155,10 @@ impl Front {
                 Ok(accepted) => {
                     number += 1;
                     counts.served.fetch_add(1, Relaxed);
-                    self.make_room_for_login();
+                    if self.make_room_for_login() {
+                        // A login that was told to go gives its descriptor back when it is next looked at: now.
+                        tokio::task::yield_now().await;
+                    }
                     let front = Arc::clone(&self);
                     let login = tokio::spawn(async move {
                         front.shared.header.logins.fetch_add(1, Relaxed);
@@ -173,19 +176,23 @@ impl Front {
         }
     }
 
-    /// Whoever has been logging in longest goes when there are too many.
-    fn make_room_for_login(&self) {
+    /// Whoever has been logging in longest goes when there are too many; whether somebody had to.
+    fn make_room_for_login(&self) -> bool {
         let mut logins = self.logins.lock();
-        if logins.len() < LOGINS / 2 {
-            return;
+        // Their descriptors are below the clients' numbers.
+        let most = LOGINS.min(self.room.base as usize / 4);
+        if logins.len() < most {
+            return false;
         }
         logins.retain(|(_, login)| !login.is_finished());
-        let most = LOGINS.min(self.room.base as usize / 4);
+        let mut any = false;
         while logins.len() >= most {
             if let Some((_, oldest)) = logins.pop_front() {
                 oldest.abort();
+                any = true;
             }
         }
+        any
     }
 
     /// A client from its first byte to its place in a pool.

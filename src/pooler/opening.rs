@@ -27,7 +27,7 @@ pub enum Error {
     Server(String, String),
     /// No line of pg_hba.conf lets the front in with what the client has shown.
     #[error("the pooler cannot log in to the server as role \"{role}\": {why}")]
-    NoWay { role: String, why: String },
+    NoWay { role: String, why: String, hint: String },
     #[error("the server sent something unexpected while the pooler logged in")]
     Protocol,
     #[error("the pooler's login at the server took longer than postern.server_connect_timeout")]
@@ -64,8 +64,8 @@ pub struct Opening<'a> {
 /// What pg_hba.conf says of one way in.
 enum Way {
     Open,
-    /// Why not, and the line that would help.
-    Shut(String),
+    /// Why not, and the map of pg_ident.conf that could open it.
+    Shut(String, Option<String>),
 }
 
 /// Opens it. Returns when the backend is ready.
@@ -74,6 +74,7 @@ enum Way {
 /// See [`Error`].
 pub async fn open(opening: &Opening<'_>, questions: &Questions) -> Result<Line, Error> {
     let mut reasons = Vec::new();
+    let mut by_map = None;
     if !opening.door.socket_directory.is_empty() {
         match way(opening, questions, Origin::Unix).await? {
             Way::Open => {
@@ -90,7 +91,10 @@ pub async fn open(opening: &Opening<'_>, questions: &Questions) -> Result<Line, 
                 };
                 return log_in(Either::Right(stream), opening).await;
             }
-            Way::Shut(why) => reasons.push(why),
+            Way::Shut(why, map) => {
+                reasons.push(why);
+                by_map = map;
+            }
         }
     }
     if let Some(ip) = opening.door.loopback {
@@ -101,11 +105,44 @@ pub async fn open(opening: &Opening<'_>, questions: &Questions) -> Result<Line, 
                 let _ = stream.set_nodelay(true);
                 return log_in(Either::Left(stream), opening).await;
             }
-            Way::Shut(why) => reasons.push(why),
+            Way::Shut(why, _) => reasons.push(why),
         }
     }
+    if reasons.is_empty() {
+        reasons.push("it listens neither on a Unix socket nor on a loopback address".to_owned());
+    }
+    Err(no_way(opening, reasons.join("; "), by_map.as_deref()))
+}
+
+fn no_way(opening: &Opening<'_>, why: String, map: Option<&str>) -> Error {
     let role = String::from_utf8_lossy(opening.role).into_owned();
-    Err(Error::NoWay { role, why: reasons.join("; ") })
+    // In pg_hba.conf and pg_ident.conf a quote in quotes is doubled.
+    let quoted = format!("\"{}\"", role.replace('"', "\"\""));
+    let method = match opening.credential {
+        Some(Credential::Scram(_)) => Some("scram-sha-256"),
+        Some(Credential::Md5(_)) => Some("md5"),
+        None => None,
+    };
+    let hint = match (map, method, opening.door.loopback) {
+        (Some(map), ..) => {
+            format!(
+                "Put this line into the server's pg_ident.conf and reload: {map} {} {quoted}",
+                opening.system_user
+            )
+        }
+        (None, Some(method), Some(ip)) => {
+            let bits = if ip.is_ipv4() { 32 } else { 128 };
+            format!(
+                "Put this line before the others into the server's pg_hba.conf and reload: host all {quoted} {ip}/{bits} {method}"
+            )
+        }
+        _ => format!(
+            "Put this line before the others into the server's pg_hba.conf: local all {quoted} peer map=postern, and this one into \
+             pg_ident.conf: postern {} {quoted}, and reload.",
+            opening.system_user
+        ),
+    };
+    Error::NoWay { role, why, hint }
 }
 
 async fn way(opening: &Opening<'_>, questions: &Questions, origin: Origin) -> Result<Way, Error> {
@@ -125,7 +162,7 @@ async fn way(opening: &Opening<'_>, questions: &Questions, origin: Origin) -> Re
         Origin::Unix => "its Unix socket".to_owned(),
         Origin::Tcp(address) => format!("{}", address.ip()),
     };
-    let shut = |what: &str| Ok(Way::Shut(format!("over {line}, {what}")));
+    let shut = |what: &str| Ok(Way::Shut(format!("over {line}, {what}"), None));
     let at = match verdict.line.0 {
         0 => "no line of pg_hba.conf matches".to_owned(),
         number => format!("line {number} of pg_hba.conf"),
@@ -137,10 +174,13 @@ async fn way(opening: &Opening<'_>, questions: &Questions, origin: Origin) -> Re
                 (verdict.map.clone(), opening.role.to_vec(), opening.system_user.as_bytes().to_vec());
             match questions.ask(|reply| Question::Map { map, role, outside, reply }).await? {
                 true => Ok(Way::Open),
-                false => shut(&format!(
-                    "{at} wants the system user \"{}\" to be the role (a map in pg_ident.conf can say so)",
-                    opening.system_user
-                )),
+                false => {
+                    let why = format!(
+                        "over {line}, {at} wants the system user \"{}\" to be the role (a map in pg_ident.conf can say so)",
+                        opening.system_user
+                    );
+                    Ok(Way::Shut(why, Some(verdict.map).filter(|map| !map.is_empty())))
+                }
             }
         }
         Method::Password | Method::Challenge(_) => match opening.credential {
@@ -198,10 +238,9 @@ async fn log_in(mut line: Line, opening: &Opening<'_>) -> Result<Line, Error> {
                         continue;
                     }
                     _ => {
-                        let role = String::from_utf8_lossy(opening.role).into_owned();
                         let why =
                             "the server wants a password of another kind than the client's login showed";
-                        return Err(Error::NoWay { role, why: why.to_owned() });
+                        return Err(no_way(opening, why.to_owned(), None));
                     }
                 }
                 line.write_all(&out).await?;

@@ -11,7 +11,7 @@ use super::shared::{self, POOL_SIZE_MAX, ServerState, now};
 use super::slot::State;
 use crate::auth::Credential;
 use crate::bridge::Level;
-use crate::login::Admission;
+use crate::login::{Admission, Question, Standing, Unanswered};
 use crate::wire::message::Report;
 use crate::wire::startup::Replication;
 use parking_lot::Mutex;
@@ -19,7 +19,7 @@ use rustix::event::epoll;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::*;
+use std::sync::atomic::{AtomicBool, Ordering::*};
 use std::time::{Duration, Instant};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, Interest};
@@ -45,13 +45,15 @@ pub struct Pool {
     pub number: u32,
     pub words: &'static shared::Pool,
     pub epoll: Arc<OwnedFd>,
-    pub role: Vec<u8>,
-    pub database: Vec<u8>,
+    /// Of role and database; either may be renamed.
+    names: Mutex<(Vec<u8>, Vec<u8>)>,
     /// What logs in as the role, of the last client that showed it.
     credential: Mutex<Option<Credential>>,
     /// Somebody has to look: nobody waits any more, a client has come, a connection has ended.
     pub news: Notify,
     opening: Mutex<bool>,
+    /// Main has been asked what has become of the role and the database.
+    asking: AtomicBool,
     /// After a failed opening: when the next may be tried, and what the failure was.
     failed: Mutex<Option<(Instant, opening::Error)>>,
     /// Kept open for as long as the pool is.
@@ -86,11 +88,10 @@ impl Pools {
     ) -> Result<Arc<Pool>, Report> {
         let mut list = self.list.lock();
         let key = (admission.database, admission.role);
-        // A renamed role or database is another one to log in to.
-        let found = list.get(&key).filter(|pool| (&pool.role[..], &pool.database[..]) == names).cloned();
-        if let Some(pool) = found {
-            if credential.is_some() {
-                pool.set_credential(credential);
+        if let Some(pool) = list.get(&key).cloned() {
+            pool.rename(front, names);
+            if let Some(credential) = credential {
+                pool.set_credential(front, credential);
             }
             return Ok(pool);
         }
@@ -111,9 +112,7 @@ impl Pools {
         let pool = made.map_err(|error| Report::fatal("53000", format!("could not make a pool: {error}")))?;
         words.used.store(1, Release);
         let pool = Arc::new(pool);
-        if let Some(old) = list.insert(key, Arc::clone(&pool)) {
-            retire_all(front, &old);
-        }
+        list.insert(key, Arc::clone(&pool));
         tokio::spawn(keep(Arc::clone(front), Arc::clone(&pool)));
         Ok(pool)
     }
@@ -138,27 +137,41 @@ impl Pool {
             number,
             words,
             epoll: Arc::new(epoll),
-            role: role.to_vec(),
-            database: database.to_vec(),
+            names: Mutex::new((role.to_vec(), database.to_vec())),
             credential: Mutex::new(credential),
             news: Notify::new(),
             opening: Mutex::new(false),
+            asking: AtomicBool::new(false),
             failed: Mutex::new(None),
             _alive: (read, write),
         })
     }
 
     /// A changed one means another password: connections of the old one are not lent again.
-    fn set_credential(&self, credential: Option<Credential>) {
-        *self.credential.lock() = credential;
+    fn set_credential(&self, front: &Front, credential: Credential) {
+        let old = self.credential.lock().replace(credential.clone());
+        if old.is_some_and(|old| old != credential) {
+            *self.failed.lock() = None;
+            retire_all(front, self);
+        }
+    }
+
+    /// Under other names than before, connections are opened anew.
+    fn rename(&self, front: &Front, (role, database): (&[u8], &[u8])) {
+        let mut names = self.names.lock();
+        if (&names.0[..], &names.1[..]) != (role, database) {
+            *names = (role.to_vec(), database.to_vec());
+            drop(names);
+            self.words.role_name.set(role);
+            self.words.database_name.set(database);
+            *self.failed.lock() = None;
+            retire_all(front, self);
+        }
     }
 
     pub fn title(&self) -> String {
-        format!(
-            "\"{}\" as \"{}\"",
-            String::from_utf8_lossy(&self.database),
-            String::from_utf8_lossy(&self.role)
-        )
+        let names = self.names.lock();
+        format!("\"{}\" as \"{}\"", String::from_utf8_lossy(&names.1), String::from_utf8_lossy(&names.0))
     }
 
     /// Whether some client of the pool is ready and no backend has taken it.
@@ -251,6 +264,10 @@ async fn keep(front: Arc<Front>, pool: Arc<Pool>) {
             }
             _ = tick.tick() => {
                 look_at_time(&front, &pool);
+                let used = words.clients.load(Relaxed) > 0 || words.servers.load(Relaxed) > 0;
+                if used && !pool.asking.swap(true, Relaxed) {
+                    tokio::spawn(look_at_standing(Arc::clone(&front), Arc::clone(&pool)));
+                }
                 // A paused pool is kept, or it would be forgotten that it is.
                 let empty = words.clients.load(Relaxed) == 0
                     && words.servers.load(Relaxed) == 0
@@ -267,12 +284,50 @@ async fn keep(front: Arc<Front>, pool: Arc<Pool>) {
     }
 }
 
+/// The catalogs say whom the pool is for: one that is gone, or that may not log in any more, has its connections ended, and what is
+/// renamed has them opened anew.
+async fn look_at_standing(front: Arc<Front>, pool: Arc<Pool>) {
+    let (role, database) = (pool.words.role.load(Relaxed), pool.words.database.load(Relaxed));
+    let standing = front.questions.ask(|reply| Question::Standing { role, database, reply }).await;
+    pool.asking.store(false, Relaxed);
+    match standing {
+        Err(Unanswered) => {}
+        Ok(Standing::There { role, database, can_login }) => {
+            pool.rename(&front, (&role, &database));
+            if !can_login {
+                retire_all(&front, &pool);
+            }
+        }
+        Ok(Standing::RoleGone) => end_all(&front, &pool, "The role of the session has been dropped."),
+        Ok(Standing::DatabaseGone) => end_all(&front, &pool, "The database of the session has been dropped."),
+    }
+}
+
+/// Ends a pool for good: its clients as far as they are idle, its connections when they are.
+fn end_all(front: &Arc<Front>, pool: &Pool, why: &str) {
+    retire_all(front, pool);
+    let report =
+        Report::fatal("57P01", "terminating connection due to administrator command").with_detail(why);
+    let bytes = report.to_bytes();
+    for (index, slot) in front.shared.slots.iter().enumerate() {
+        let seen = slot.word.seen();
+        let its = seen.state() == State::Idle && u32::from(slot.pool.load(Relaxed)) == pool.number;
+        if its && slot.word.close_idle(seen.generation()) {
+            front.seats.say(index as u32, seen.generation(), &bytes);
+            front.end_client(index as u32, seen.generation());
+        }
+    }
+}
+
 fn start_opening(front: &Arc<Front>, pool: &Arc<Pool>) {
     *pool.opening.lock() = true;
     let (front, pool) = (Arc::clone(front), Arc::clone(pool));
     tokio::spawn(async move {
         if let Err(error) = open_one(&front, &pool).await {
             refuse(&front, &pool, &error);
+            if matches!(&error, opening::Error::Server(code, _) if code == "53300") {
+                make_room(&front, &pool);
+            }
             let retry = match &error {
                 // The server is full, or is starting or stopping: that may pass at any moment.
                 opening::Error::Server(code, _) if matches!(&code[..], "53300" | "57P03") => {
@@ -295,6 +350,25 @@ fn start_opening(front: &Arc<Front>, pool: &Arc<Pool>) {
     });
 }
 
+/// The server, or a limit of the role or the database, has no place for another connection: the idle one of another pool that has
+/// been open longest gives its own, of the same role or database if there is one.
+fn make_room(front: &Front, pool: &Pool) {
+    let words = pool.words;
+    let mut idle: Vec<_> =
+        front.shared.servers.iter().filter(|server| server.state() == ServerState::Idle).collect();
+    idle.retain(|server| server.pool.load(Acquire) != pool.number && !server.retire.load(Relaxed));
+    let others = |server: &&shared::Server| {
+        let related = front.shared.pools.get(server.pool.load(Acquire) as usize).is_some_and(|other| {
+            other.role.load(Relaxed) == words.role.load(Relaxed)
+                || other.database.load(Relaxed) == words.database.load(Relaxed)
+        });
+        (!related, server.opened_at.load(Relaxed))
+    };
+    if let Some(server) = idle.into_iter().min_by_key(others) {
+        retire(server);
+    }
+}
+
 /// A failure that waiting does not mend is told to those who wait and have no backend to hope for.
 fn refuse(front: &Arc<Front>, pool: &Arc<Pool>, error: &opening::Error) {
     let new = pool.failed.lock().as_ref().is_none_or(|(_, before)| before != error);
@@ -309,10 +383,9 @@ fn refuse(front: &Arc<Front>, pool: &Arc<Pool>, error: &opening::Error) {
     }
     let report = match error {
         opening::Error::Server(code, text) => Report::fatal(code, text.clone()),
-        opening::Error::NoWay { role, .. } => Report::fatal("08006", error.to_string()).with_hint(format!(
-            "Let the role in by pg_hba.conf, over the server's Unix socket (\"local all {role} trust\", or peer with a map) or \
-             from 127.0.0.1 with the method by which its clients log in."
-        )),
+        opening::Error::NoWay { hint, .. } => {
+            Report::fatal("08006", error.to_string()).with_hint(hint.clone())
+        }
         _ => Report::fatal("08006", error.to_string()),
     };
     for (index, slot) in front.shared.slots.iter().enumerate() {
@@ -355,10 +428,11 @@ async fn open_one(front: &Arc<Front>, pool: &Arc<Pool>) -> Result<(), opening::E
     pool.words.servers.fetch_add(1, Relaxed);
     let settings = front.bridge.settings();
     let credential = pool.credential.lock().clone();
+    let (role, name) = pool.names.lock().clone();
     let token = token_text(number as u32, token);
     let opening = Opening {
-        role: &pool.role,
-        database: &pool.database,
+        role: &role,
+        database: &name,
         credential: credential.as_ref(),
         parameters: &[(PARAMETER.as_bytes(), token.as_bytes())],
         replication: Replication::No,

@@ -314,6 +314,15 @@ impl Agent {
             self.portals = shim::postern_named_table(c"Portal hash".as_ptr());
             pg_sys::CommitTransactionCommand();
         }
+        // A name may have become another's between the front's look and the login.
+        // SAFETY: words of the session.
+        let (role, database) = unsafe { (pg_sys::GetSessionUserId(), pg_sys::MyDatabaseId) };
+        if role.to_u32() != self.pool.role.load(Relaxed)
+            || database.to_u32() != self.pool.database.load(Relaxed)
+        {
+            log!("postern: a pooled backend has found its role or database renamed");
+            self.leave();
+        }
         self.settings.after_login();
         self.pool.size.store(guc::pool_size(), Relaxed);
         self.pool.mode.store(guc::pool_mode() as u32 + 1, Relaxed);

@@ -5,13 +5,15 @@ use super::agent::texts::Texts;
 use super::sample;
 use super::shim::{self, RawVerdict};
 use crate::auth::{Challenge, Found, Secret};
-use crate::login::{Admission, Arrival, Method, Origin, Question, Rights, Verdict};
-use crate::pooler::shared::{ServerState, Shared};
+use crate::login::{Admission, Arrival, Method, Origin, Question, Rights, Standing, Verdict};
+use crate::pooler::control::PARAMETER;
+use crate::pooler::shared::Shared;
 use crate::pooler::state::{self, Settings};
 use crate::status::facts::ServerState as Server;
 use crate::wire::message::Report;
 use crate::wire::startup::Replication;
 use pgrx::prelude::*;
+use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_int};
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering::*;
@@ -19,6 +21,8 @@ use std::sync::atomic::Ordering::*;
 pub(super) struct Answers {
     shared: Shared,
     texts: Texts,
+    /// Role and database of every admitted client, by slot, until the slot is forgotten: the limits of connections count these.
+    admitted: HashMap<u32, (pg_sys::Oid, pg_sys::Oid)>,
 }
 
 /// A role as pg_authid has it.
@@ -32,7 +36,16 @@ struct Role {
 
 impl Answers {
     pub fn new(shared: Shared, texts: Texts) -> Self {
-        Self { shared, texts }
+        // A session does this when it has its database; without it, memberships that were once looked up would stand for ever.
+        let watched = guarded(|| {
+            // SAFETY: registers callbacks on the catalogs' caches, in a transaction; once in this process.
+            unsafe { pg_sys::initialize_acl() };
+            Ok(())
+        });
+        if watched.is_err() {
+            warning!("postern: the pooler does not notice changed memberships of roles");
+        }
+        Self { shared, texts, admitted: HashMap::new() }
     }
 
     /// Answers one question. An error of the server's is an answer too.
@@ -62,7 +75,14 @@ impl Answers {
                     let _ = reply.send(names);
                 }
             }
+            Question::Standing { role, database, reply } => {
+                // Without an answer the pool goes on as it is.
+                if let Ok(standing) = guarded(|| Ok(standing(role.into(), database.into()))) {
+                    let _ = reply.send(standing);
+                }
+            }
             Question::Forget { slot, reply } => {
+                self.admitted.remove(&slot);
                 if let Some(slot) = self.shared.slots.get(slot as usize) {
                     for word in [&slot.settings, &slot.statements, &slot.unnamed] {
                         self.texts.free(word);
@@ -134,7 +154,7 @@ impl Answers {
     }
 
     /// What a server checks between authentication and the session, in its order (InitPostgres() in postinit.c).
-    fn admit(&self, arrival: &Arrival) -> Result<Admission, Report> {
+    fn admit(&mut self, arrival: &Arrival) -> Result<Admission, Report> {
         refuse_while_not_ready()?;
         let name = String::from_utf8_lossy(&arrival.role).into_owned();
         let Some(role) = role_of(&arrival.role) else {
@@ -181,7 +201,10 @@ impl Answers {
             ));
         }
         let slot = self.shared.slots.get(arrival.slot as usize).ok_or_else(missing)?;
-        let bytes = state::encode_settings(&Settings::Startup(arrival.startup.clone()));
+        let mut startup = arrival.startup.clone();
+        // A client that says it is a pooled connection gets nothing by it, as at the server's own port.
+        startup.settings.retain(|(name, _)| name != PARAMETER.as_bytes());
+        let bytes = state::encode_settings(&Settings::Startup(startup));
         for word in [&slot.statements, &slot.unnamed] {
             self.texts.free(word);
         }
@@ -189,6 +212,7 @@ impl Answers {
             return Err(Report::fatal("53200", "out of memory")
                 .with_detail("There is no shared memory for the client."));
         }
+        self.admitted.insert(arrival.slot, (role.oid, database));
         Ok(Admission { role: role.oid.to_u32(), database: database.to_u32() })
     }
 
@@ -202,23 +226,44 @@ impl Answers {
                 _ => 0,
             }
         };
-        let ours = |pool: &&crate::pooler::shared::Pool| {
-            pool.used.load(Acquire) != 0
-                && role.is_none_or(|oid| pool.role.load(Relaxed) == oid.to_u32())
-                && database.is_none_or(|oid| pool.database.load(Relaxed) == oid.to_u32())
+        let counts = |its_role: pg_sys::Oid, its_database: pg_sys::Oid| {
+            role.is_none_or(|oid| oid == its_role) && database.is_none_or(|oid| oid == its_database)
         };
-        let mut count = backends;
-        for pool in self.shared.pools.iter().filter(ours) {
-            count += pool.clients.load(Relaxed) as i32;
-        }
-        for server in self.shared.servers {
-            let open = !matches!(server.state(), ServerState::Free | ServerState::Opening);
-            let pool = self.shared.pools.get(server.pool.load(Relaxed) as usize);
-            if open && pool.as_ref().is_some_and(ours) {
-                count -= 1;
+        let clients = self.admitted.values().filter(|(role, database)| counts(*role, *database)).count();
+        let pooled = self.shared.servers.iter().filter(|server| {
+            let pid = server.pid.load(Acquire);
+            if pid <= 1 {
+                return false;
             }
+            // SAFETY: null, or an entry of the server's table of processes, which is never freed.
+            unsafe {
+                let entry = pg_sys::BackendPidGetProc(pid);
+                !entry.is_null() && counts((*entry).roleId, (*entry).databaseId)
+            }
+        });
+        backends + clients as i32 - pooled.count() as i32
+    }
+}
+
+/// By OIDs: the names that they have now.
+fn standing(role: pg_sys::Oid, database: pg_sys::Oid) -> Standing {
+    // SAFETY: in a transaction; catalog lookups by OID. What is kept is copied before the tuple is released.
+    unsafe {
+        pg_sys::AcceptInvalidationMessages();
+        let cache = pg_sys::SysCacheIdentifier::AUTHOID as c_int;
+        let tuple = pg_sys::SearchSysCache1(cache, pg_sys::Datum::from(role));
+        if tuple.is_null() {
+            return Standing::RoleGone;
         }
-        count
+        let form = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_authid>();
+        let role = CStr::from_ptr(form.rolname.data.as_ptr()).to_bytes().to_vec();
+        let can_login = form.rolcanlogin;
+        pg_sys::ReleaseSysCache(tuple);
+        let name = pg_sys::get_database_name(database);
+        if name.is_null() {
+            return Standing::DatabaseGone;
+        }
+        Standing::There { role, database: CStr::from_ptr(name).to_bytes().to_vec(), can_login }
     }
 }
 

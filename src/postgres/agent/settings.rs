@@ -366,7 +366,14 @@ impl SessionSettings {
     /// Takes a base value off: the server's own shows again.
     fn lower(&mut self, name: &[u8]) -> Result<(), Refused> {
         let Some(variable) = find(name) else { return Ok(()) };
-        let Some(own) = CString::new(name).ok().and_then(|name| self.own.get(&name)) else { return Ok(()) };
+        // One that a client's startup packet brought into being has no value of the server's under it: it is empty again.
+        let nothing = Own {
+            value: None,
+            source: pg_sys::GucSource::PGC_S_DEFAULT,
+            context: pg_sys::GucContext::PGC_INTERNAL,
+            role: pg_sys::Oid::from(pg_sys::BOOTSTRAP_SUPERUSERID),
+        };
+        let own = CString::new(name).ok().and_then(|name| self.own.get(&name)).unwrap_or(&nothing);
         // SAFETY: one of the server's settings. Only the source of the value for RESET is written (the list of settings that
         // are not at their default follows `source`, which the server itself then lowers).
         unsafe {
