@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::*;
+use std::sync::atomic::{AtomicBool, Ordering::*};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -58,6 +58,8 @@ pub struct Front {
     pub system_user: String,
     /// The system's name of any user. May take its time.
     pub user_name: fn(u32) -> Option<String>,
+    /// The server is stopping and waits for its sessions' end.
+    pub stopping: AtomicBool,
     identity: Mutex<Option<Arc<Identity>>>,
     free: Mutex<Vec<u32>>,
     logins: Mutex<std::collections::VecDeque<(u64, tokio::task::AbortHandle)>>,
@@ -105,6 +107,7 @@ pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
         bridge: bridge.clone(),
         questions,
         pools: Pools::default(),
+        stopping: AtomicBool::new(false),
         seats: Seats::new(room),
         room,
         system_user,
@@ -121,6 +124,7 @@ pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
         let to_serve = Arc::clone(&front);
         let serve = move |listener, counts| Arc::clone(&to_serve).accept(listener, counts);
         tokio::join!(
+            Arc::clone(&front).watch_server(),
             Arc::clone(&front).keep_identity(),
             agents::serve(Arc::clone(&front), control),
             keep(to_keep, LISTENERS, listeners, serve)
@@ -312,6 +316,9 @@ impl Front {
                 self.room.capacity
             ))
         };
+        if self.stopping.load(Relaxed) {
+            return Err(Report::fatal("57P03", "the database system is shutting down").into());
+        }
         let number = self.free.lock().pop().ok_or_else(full)?;
         let slot = &self.shared.slots[number as usize];
         let Some(generation) = slot.word.claim() else { return Err(full().into()) };
@@ -375,6 +382,21 @@ impl Front {
                 changed = settings.changed() => if changed.is_err() { return },
             }
             self.load_identity();
+        }
+    }
+
+    /// A smart shutdown tells nobody: the postmaster only writes it into its file, and waits for the end of every session.
+    async fn watch_server(self: Arc<Self>) {
+        let stop = self.bridge.stop();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            }
+            // A server's process runs in its data directory. The eighth line (LOCK_FILE_LINE_PM_STATUS in miscadmin.h).
+            let file = std::fs::read_to_string("postmaster.pid").unwrap_or_default();
+            let stopping = file.lines().nth(7).is_some_and(|state| state.trim() == "stopping");
+            self.stopping.store(stopping, Relaxed);
         }
     }
 

@@ -450,6 +450,13 @@ fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
             server.since.store(now, Relaxed);
         }
         let idle = server.state() == ServerState::Idle;
+        // A server that waits for its sessions' end opens no more of them, and need not wait for ours.
+        if front.stopping.load(Relaxed) {
+            if words.clients.load(Relaxed) == 0 && !server.retire.load(Relaxed) {
+                retire(server);
+            }
+            continue;
+        }
         let unused = settings
             .pooler
             .server_idle_timeout
