@@ -441,7 +441,8 @@ fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
     }
     words.waiting.store(waiting, Relaxed);
     words.waiting_since.store(first, Relaxed);
-    // Connections that nobody has used for a while, and old ones.
+    // Connections that nobody has used for a while, and old ones, busy or not: one at a time, so that a pool is not emptied at once.
+    let mut renewed = false;
     for member in &words.members {
         let Some(number) = member.load(Acquire).checked_sub(1) else { continue };
         let Some(server) = front.shared.servers.get(number as usize) else { continue };
@@ -465,7 +466,9 @@ fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
             .pooler
             .server_lifetime
             .is_some_and(|limit| now - server.opened_at.load(Relaxed) >= micros(limit));
-        if idle && (unused || old) && !server.retire.load(Relaxed) {
+        let renews = old && !renewed && server.state() != ServerState::Opening;
+        if ((idle && unused) || renews) && !server.retire.load(Relaxed) {
+            renewed |= old;
             retire(server);
         }
     }

@@ -417,7 +417,8 @@ fn statements_are_each_client_s_own_when_few_or_no_plans_are_kept() -> Result<()
         // Their clients are pinned, and leave no backend to the others.
         let pinned = ["values of their moment", "literals as they were read", "prepared inside"];
         let scripts: Vec<_> = STATEMENTS.into_iter().filter(|(name, _)| !pinned.contains(name)).collect();
-        same_as_directly(&cluster, &scripts).with_context(|| format!("postern.max_prepared_statements = {most}"))?;
+        same_as_directly(&cluster, &scripts)
+            .with_context(|| format!("postern.max_prepared_statements = {most}"))?;
     }
     Ok(())
 }
@@ -464,7 +465,14 @@ impl Dice {
 fn a_torture_of_forty_clients_has_no_wrong_answer() -> Result<()> {
     let cluster = with_pool("torture", 4, &[("max_connections", "60")])?;
     let deadline = Instant::now() + Duration::from_secs(8);
-    let texts = ["'a'", "'b' || 'b'", "repeat('c', 3)", "upper('d')", "(select 'e' from pg_class limit 1)", "concat('f')"];
+    let texts = [
+        "'a'",
+        "'b' || 'b'",
+        "repeat('c', 3)",
+        "upper('d')",
+        "(select 'e' from pg_class limit 1)",
+        "concat('f')",
+    ];
     let answers = ["a", "bb", "ccc", "D", "e", "f"];
     let threads: Vec<_> = (0..40u64)
         .map(|number| {
@@ -502,8 +510,10 @@ fn a_torture_of_forty_clients_has_no_wrong_answer() -> Result<()> {
                             }
                             None => {
                                 let text_number = dice.roll(6) as usize;
-                                client
-                                    .batch_execute(&format!("prepare n{name} as select {}", texts[text_number]))?;
+                                client.batch_execute(&format!(
+                                    "prepare n{name} as select {}",
+                                    texts[text_number]
+                                ))?;
                                 names[name] = Some(text_number);
                             }
                         },

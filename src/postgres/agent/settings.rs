@@ -163,8 +163,7 @@ impl SessionSettings {
                 }
                 if v.source == pg_sys::GucSource::PGC_S_SESSION
                     && name(variable).to_bytes() != NOT_CARRIED
-                    && let Some(value) =
-                        text(variable, OF_A_TRANSACTION.contains(&name(variable).to_bytes()))
+                    && let Some(value) = text(variable, OF_A_TRANSACTION.contains(&name(variable).to_bytes()))
                 {
                     session.push((variable, value, v.source, v.scontext, v.srole));
                 }
@@ -402,7 +401,14 @@ impl SessionSettings {
     /// Takes a base value off: the server's own shows again.
     fn lower(&mut self, name: &[u8]) -> Result<(), Refused> {
         let Some(variable) = find(name) else { return Ok(()) };
-        let Some(own) = CString::new(name).ok().and_then(|name| self.own.get(&name)) else { return Ok(()) };
+        // Of one that the session's base has defined, the server itself has no value.
+        let none = Own {
+            value: None,
+            source: pg_sys::GucSource::PGC_S_DEFAULT,
+            context: pg_sys::GucContext::PGC_INTERNAL,
+            role: pg_sys::Oid::from(pg_sys::BOOTSTRAP_SUPERUSERID),
+        };
+        let own = CString::new(name).ok().and_then(|name| self.own.get(&name)).unwrap_or(&none);
         // SAFETY: one of the server's settings. Only the source of the value for RESET is written (the list of settings that
         // are not at their default follows `source`, which the server itself then lowers).
         unsafe {

@@ -107,8 +107,7 @@ impl Statements {
                 let own = environment.of(text);
                 let literals = kept.map_or(own.literals, |kept| kept.environment.literals);
                 // Parsed again by other settings, its literals would be others.
-                let unsure =
-                    kept.map_or(changed_meanwhile && own.literals != 0, |kept| kept.unsure);
+                let unsure = kept.map_or(changed_meanwhile && own.literals != 0, |kept| kept.unsure);
                 let statement = Statement {
                     name: name_of(entry),
                     text,
