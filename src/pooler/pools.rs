@@ -374,10 +374,18 @@ fn release(pool: &Pool, server: &shared::Server, member: usize) {
 fn server_ended(front: &Arc<Front>, pool: &Arc<Pool>, number: u32) {
     let server = &front.shared.servers[number as usize];
     for (index, slot) in front.shared.slots.iter().enumerate() {
-        let seen = slot.word.seen();
-        let its = matches!(seen.state(), State::Attached | State::Cancelling) && seen.server() == number;
-        if its && slot.word.bury(seen.generation(), number) {
-            front.end_client(index as u32, seen.generation());
+        loop {
+            let seen = slot.word.seen();
+            let its = matches!(seen.state(), State::Attached | State::Cancelling) && seen.server() == number;
+            if !its {
+                break;
+            }
+            if slot.word.bury(seen.generation(), number) {
+                front.end_client(index as u32, seen.generation());
+                break;
+            }
+            // A cancel is under way on another thread: a matter of microseconds.
+            std::thread::yield_now();
         }
     }
     release(pool, server, server.member.load(Acquire) as usize);

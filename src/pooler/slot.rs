@@ -117,12 +117,12 @@ impl SlotWord {
 
     fn leave(&self, server: u32, to: Seen) -> Release {
         let generation = to.generation();
-        if self.swap(Seen::new(State::Attached, server, generation), to) {
-            Release::Done
-        } else if self.seen() == Seen::new(State::Cancelling, server, generation) {
-            Release::Later
-        } else {
-            Release::Lost
+        let ours = Seen::new(State::Attached, server, generation);
+        // What was there instead is what the swap itself has found: a second look may come after the cancel's end.
+        match self.0.compare_exchange(ours.0, to.0, AcqRel, Acquire) {
+            Ok(_) => Release::Done,
+            Err(found) if found == Seen::new(State::Cancelling, server, generation).0 => Release::Later,
+            Err(_) => Release::Lost,
         }
     }
 
@@ -185,6 +185,36 @@ mod tests {
         let second = word.claim().unwrap();
         assert_ne!(first, second);
         assert!(!word.enter(first), "an event of the client before does nothing");
+    }
+
+    #[test]
+    fn a_client_that_is_being_cancelled_is_never_lost() {
+        let word = SlotWord::default();
+        assert!(word.claim() == Some(1) && word.enter(1) && word.take(1, 7));
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Relaxed) {
+                    if let Some(server) = word.start_cancel(1) {
+                        word.cancelled(1, server);
+                    }
+                }
+            });
+            for _ in 0..200_000 {
+                loop {
+                    match word.release(1, 7) {
+                        Release::Done => break,
+                        Release::Later => std::hint::spin_loop(),
+                        Release::Lost => {
+                            stop.store(true, Relaxed);
+                            panic!("a backend lost its client");
+                        }
+                    }
+                }
+                assert!(word.take(1, 7));
+            }
+            stop.store(true, Relaxed);
+        });
     }
 
     /// One thing that somebody does to the word, in one atomic step.

@@ -209,7 +209,8 @@ fn a_pool_grows_on_demand_and_shrinks_when_idle() -> Result<()> {
 fn an_old_server_connection_is_replaced() -> Result<()> {
     let cluster = with_pool("old", 1, &[("postern.server_lifetime", "1s")])?;
     let mut client = through(&cluster).connect(postgres::NoTls)?;
-    client.batch_execute("set work_mem = '1MB'; prepare p as select 'kept'")?;
+    client.batch_execute("set work_mem = '1MB'")?;
+    client.batch_execute("prepare p as select 'kept'")?;
     let first = pid(&mut client)?;
     let begun = Instant::now();
     while pid(&mut client).context("while it is replaced")? == first {
