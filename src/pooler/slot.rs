@@ -187,36 +187,6 @@ mod tests {
         assert!(!word.enter(first), "an event of the client before does nothing");
     }
 
-    #[test]
-    fn a_client_that_is_being_cancelled_is_never_lost() {
-        let word = SlotWord::default();
-        assert!(word.claim() == Some(1) && word.enter(1) && word.take(1, 7));
-        let stop = std::sync::atomic::AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !stop.load(Relaxed) {
-                    if let Some(server) = word.start_cancel(1) {
-                        word.cancelled(1, server);
-                    }
-                }
-            });
-            for _ in 0..200_000 {
-                loop {
-                    match word.release(1, 7) {
-                        Release::Done => break,
-                        Release::Later => std::hint::spin_loop(),
-                        Release::Lost => {
-                            stop.store(true, Relaxed);
-                            panic!("a backend lost its client");
-                        }
-                    }
-                }
-                assert!(word.take(1, 7));
-            }
-            stop.store(true, Relaxed);
-        });
-    }
-
     /// One thing that somebody does to the word, in one atomic step.
     type Step = fn(&SlotWord, &mut Trace);
 
