@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::*;
+use std::sync::atomic::{AtomicBool, Ordering::*};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -63,6 +63,8 @@ pub struct Front {
     pub user_name: fn(u32) -> Option<String>,
     /// The name of a host whose address is confirmed by it. May take its time.
     pub host_name: fn(std::net::IpAddr) -> Option<String>,
+    /// The server is stopping and waits for its sessions' end.
+    pub stopping: AtomicBool,
     identity: Mutex<Option<Arc<Identity>>>,
     /// The postmaster's process id.
     pub postmaster: i32,
@@ -116,6 +118,7 @@ pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
         bridge: bridge.clone(),
         questions,
         pools: Pools::default(),
+        stopping: AtomicBool::new(false),
         seats: Seats::new(room),
         room,
         system_user,
@@ -136,6 +139,7 @@ pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
         let to_serve = Arc::clone(&front);
         let serve = move |listener, counts| Arc::clone(&to_serve).accept(listener, counts);
         tokio::join!(
+            Arc::clone(&front).watch_server(),
             Arc::clone(&front).keep_identity(),
             agents::serve(Arc::clone(&front), control),
             keep(to_keep, LISTENERS, listeners, serve),
@@ -370,6 +374,9 @@ impl Front {
             let report = Report::fatal("55000", format!("database does not allow connections: {name}"));
             return Err(report.with_hint("ENABLE in the pooler's console takes a DISABLE back.").into());
         }
+        if self.stopping.load(Relaxed) {
+            return Err(Report::fatal("57P03", "the database system is shutting down").into());
+        }
         let number = self.free.lock().pop().ok_or_else(full)?;
         let slot = &self.shared.slots[number as usize];
         let Some(generation) = slot.word.claim() else { return Err(full().into()) };
@@ -433,6 +440,21 @@ impl Front {
                 changed = settings.changed() => if changed.is_err() { return },
             }
             self.load_identity();
+        }
+    }
+
+    /// A smart shutdown tells nobody: the postmaster only writes it into its file, and waits for the end of every session.
+    async fn watch_server(self: Arc<Self>) {
+        let stop = self.bridge.stop();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            }
+            // A server's process runs in its data directory. The eighth line (LOCK_FILE_LINE_PM_STATUS in miscadmin.h).
+            let file = std::fs::read_to_string("postmaster.pid").unwrap_or_default();
+            let stopping = file.lines().nth(7).is_some_and(|state| state.trim() == "stopping");
+            self.stopping.store(stopping, Relaxed);
         }
     }
 

@@ -479,10 +479,18 @@ fn release(pool: &Pool, server: &shared::Server, member: usize) {
 fn server_ended(front: &Arc<Front>, pool: &Arc<Pool>, number: u32) {
     let server = &front.shared.servers[number as usize];
     for (index, slot) in front.shared.slots.iter().enumerate() {
-        let seen = slot.word.seen();
-        let its = matches!(seen.state(), State::Attached | State::Cancelling) && seen.server() == number;
-        if its && slot.word.bury(seen.generation(), number) {
-            front.end_client(index as u32, seen.generation());
+        loop {
+            let seen = slot.word.seen();
+            let its = matches!(seen.state(), State::Attached | State::Cancelling) && seen.server() == number;
+            if !its {
+                break;
+            }
+            if slot.word.bury(seen.generation(), number) {
+                front.end_client(index as u32, seen.generation());
+                break;
+            }
+            // A cancel is under way on another thread: a matter of microseconds.
+            std::thread::yield_now();
         }
     }
     release(pool, server, server.member.load(Acquire) as usize);
@@ -552,7 +560,8 @@ fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
     }
     words.waiting.store(waiting, Relaxed);
     words.waiting_since.store(first, Relaxed);
-    // Connections that nobody has used for a while, and old ones.
+    // Connections that nobody has used for a while, and old ones, busy or not: one at a time, so that a pool is not emptied at once.
+    let mut renewed = false;
     for member in &words.members {
         let Some(number) = member.load(Acquire).checked_sub(1) else { continue };
         let Some(server) = front.shared.servers.get(number as usize) else { continue };
@@ -561,6 +570,13 @@ fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
             server.since.store(now, Relaxed);
         }
         let idle = server.state() == ServerState::Idle;
+        // A server that waits for its sessions' end opens no more of them, and need not wait for ours.
+        if front.stopping.load(Relaxed) {
+            if words.clients.load(Relaxed) == 0 && !server.retire.load(Relaxed) {
+                retire(server);
+            }
+            continue;
+        }
         let unused = settings
             .pooler
             .server_idle_timeout
@@ -571,7 +587,9 @@ fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
             .is_some_and(|limit| now - server.opened_at.load(Relaxed) >= micros(limit));
         // One that was being opened when the pool was paused.
         let paused = words.paused.load(Relaxed);
-        if idle && (unused || old || paused) && !server.retire.load(Relaxed) {
+        let renews = old && !renewed && server.state() != ServerState::Opening;
+        if ((idle && (unused || paused)) || renews) && !server.retire.load(Relaxed) {
+            renewed |= old;
             retire(server);
         }
     }

@@ -117,12 +117,12 @@ impl SlotWord {
 
     fn leave(&self, server: u32, to: Seen) -> Release {
         let generation = to.generation();
-        if self.swap(Seen::new(State::Attached, server, generation), to) {
-            Release::Done
-        } else if self.seen() == Seen::new(State::Cancelling, server, generation) {
-            Release::Later
-        } else {
-            Release::Lost
+        let ours = Seen::new(State::Attached, server, generation);
+        // What was there instead is what the swap itself has found: a second look may come after the cancel's end.
+        match self.0.compare_exchange(ours.0, to.0, AcqRel, Acquire) {
+            Ok(_) => Release::Done,
+            Err(found) if found == Seen::new(State::Cancelling, server, generation).0 => Release::Later,
+            Err(_) => Release::Lost,
         }
     }
 

@@ -438,6 +438,10 @@ impl Agent {
             if !self.portals.is_null() && shim::postern_entries(self.portals) > 0 {
                 pins |= Pin::HoldCursors as u32;
             }
+            // A LISTEN and an UNLISTEN take effect when their transaction commits, so the session itself is asked.
+            if shim::postern_seen.listens {
+                shim::postern_seen.listens = shim::postern_listens();
+            }
             if shim::postern_seen.listens {
                 pins |= Pin::Listens as u32;
             }
@@ -544,6 +548,11 @@ impl Agent {
             }
             if !pinned {
                 self.pool.unstay(self.member);
+            }
+            // SAFETY: a flag of the session. It came with the message: somebody else is to serve it.
+            if !pinned && unsafe { shim::postern_dying() } {
+                self.let_go();
+                return false;
             }
             match look {
                 Look::Ready => return self.serve(seat),
@@ -782,6 +791,15 @@ impl Agent {
         // SAFETY: a word of shim.c.
         self.unnamed_before = unsafe { shim::postern_unnamed_number() };
         self.pool.assignments.fetch_add(1, Relaxed);
+        // SAFETY: a flag of the session. The end of this backend came with the client: it is for another one.
+        if unsafe { shim::postern_dying() } {
+            if self.release(false).is_some()
+                && let Some(links) = &self.links
+            {
+                if fresh { links.announce(seat) } else { links.arm(seat) }
+            }
+            return false;
+        }
         if fresh {
             self.welcome(seat);
             return false;
@@ -797,6 +815,11 @@ impl Agent {
             return false;
         }
         self.last = Some(seat);
+        // SAFETY: as above; it came during the swap.
+        if unsafe { shim::postern_dying() } {
+            self.let_go();
+            return false;
+        }
         // SAFETY: a flag of shim.c: from here on the client hears its session.
         unsafe { shim::postern_seen.mute = false };
         self.restore_unnamed(seat);
@@ -828,10 +851,11 @@ impl Agent {
         };
         self.show_client(seat);
         let mut transaction = Transaction(false);
-        transaction.begin();
         let neutral = Settings::Session { base: Vec::new(), session: Vec::new(), told: Vec::new() };
         let from = std::mem::take(&mut self.now_settings);
         let from = state::decode_settings(&from).unwrap_or_else(|| neutral.clone());
+        self.settings.mark(&neutral);
+        transaction.begin();
         if let Err(Refused(why)) = self.settings.swap(&from, &neutral) {
             drop(from);
             self.now_settings = self.settings.read();
@@ -897,6 +921,7 @@ impl Agent {
             let Some((from, to)) = lists else {
                 return Err(Refused("its settings could not be read".to_owned()));
             };
+            self.settings.mark(&to);
             if SessionSettings::needs_transaction(&from, &to) {
                 transaction.begin();
             }
@@ -1129,7 +1154,16 @@ impl Links {
 
     /// The pool hears when the client sends something.
     fn arm(&self, seat: Seat) {
-        let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ONESHOT;
+        self.watch(seat, epoll::EventFlags::IN);
+    }
+
+    /// The pool hears of the client at once: it waits for its welcome and sends nothing.
+    fn announce(&self, seat: Seat) {
+        self.watch(seat, epoll::EventFlags::OUT);
+    }
+
+    fn watch(&self, seat: Seat, what: epoll::EventFlags) {
+        let flags = what | epoll::EventFlags::RDHUP | epoll::EventFlags::ONESHOT;
         let data = epoll::EventData::new_u64(u64::from(seat.slot));
         // The front may have taken it out meanwhile.
         let _ = epoll::modify(&self.epoll, self.descriptor(seat.slot), data, flags);

@@ -27,6 +27,7 @@
 #include "commands/async.h"
 #include "commands/prepare.h"
 #include "common/ip.h"
+#include "executor/executor.h"
 #include "libpq/auth.h"
 #include "libpq/hba.h"
 #include "libpq/libpq-be.h"
@@ -77,7 +78,7 @@ typedef struct
 	bool		settings;		/* a setting may have been changed */
 	bool		seed;			/* the random generator was seeded */
 	bool		loaded;			/* a library was loaded by name */
-	bool		listens;		/* LISTEN was run, and no UNLISTEN * since */
+	bool		listens;		/* LISTEN was run since the session last listened to nothing */
 	bool		report;			/* before the next ReadyForQuery, tell the client what it does not know yet */
 	bool		statement_mode; /* transaction blocks are refused */
 } PosternSeen;
@@ -297,8 +298,6 @@ see_utility(PlannedStmt *statement, const char *text, bool read_only, ProcessUti
 		case T_DiscardStmt:
 			postern_seen.settings = true;
 			names = true;
-			if (((DiscardStmt *) node)->target == DISCARD_ALL)
-				postern_seen.listens = false;
 			break;
 		case T_PrepareStmt:
 		case T_DeallocateStmt:
@@ -306,10 +305,6 @@ see_utility(PlannedStmt *statement, const char *text, bool read_only, ProcessUti
 			break;
 		case T_ListenStmt:
 			postern_seen.listens = true;
-			break;
-		case T_UnlistenStmt:
-			if (((UnlistenStmt *) node)->conditionname == NULL)
-				postern_seen.listens = false;
 			break;
 		case T_LoadStmt:
 			postern_seen.loaded = true;
@@ -790,6 +785,27 @@ postern_holds_locks(void)
 	return false;
 }
 
+/* Whether the session listens to any channel: whether pg_listening_channels() has a first row. */
+bool
+postern_listens(void)
+{
+	LOCAL_FCINFO(call, 0);
+	ExprContext *context = CreateStandaloneExprContext();
+	ReturnSetInfo result = {T_ReturnSetInfo};
+	FmgrInfo	function;
+
+	fmgr_info(F_PG_LISTENING_CHANNELS, &function);
+	result.econtext = context;
+	result.allowedModes = SFRM_ValuePerCall;
+	result.returnMode = SFRM_ValuePerCall;
+	result.isDone = ExprSingleResult;
+	InitFunctionCallInfoData(*call, &function, 0, InvalidOid, NULL, (Node *) &result);
+	(void) FunctionCallInvoke(call);
+	/* Calls back to end a scan that is not at its end. */
+	FreeExprContext(context, true);
+	return result.isDone == ExprMultipleResult;
+}
+
 /* This process's number in the table of processes, and the latch of such a number. */
 int
 postern_proc_number(void)
@@ -818,6 +834,28 @@ void
 postern_use_message_context(void)
 {
 	MemoryContextSwitchTo(MessageContext);
+}
+
+/*
+ * transaction_isolation and its like as no SET has touched them, or as one has: all that is left of a SET once its transaction is over
+ * is where the value came from. Outside a transaction. Newer servers forbid the RESET, which would change a transaction in progress.
+ */
+void
+postern_mark_transaction_setting(struct config_generic *setting, bool set)
+{
+	if (set)
+		(void) set_config_option(setting->name, GetConfigOptionResetString(setting->name), PGC_SUSET, PGC_S_SESSION,
+								 GUC_ACTION_SET, true, LOG, false);
+	else
+	{
+		int			flags = setting->flags;
+
+#ifdef GUC_NO_RESET
+		setting->flags &= ~GUC_NO_RESET;
+#endif
+		(void) set_config_option(setting->name, NULL, PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SET, true, LOG, false);
+		setting->flags = flags;
+	}
 }
 
 /* A startup packet's options, as process_startup_options() gives them to the settings. */

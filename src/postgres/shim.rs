@@ -142,6 +142,10 @@ guarded! {
     fn postern_take_terminate();
     fn postern_welcome(pid: u32, key: u32);
     fn postern_release_advisory_locks();
+    /// Whether the session listens to any channel.
+    fn postern_listens() -> bool;
+    /// `transaction_isolation` and its like as if a SET had touched them, or none. Outside a transaction.
+    fn postern_mark_transaction_setting(setting: *mut pg_sys::config_generic, set: bool);
     fn postern_apply_options(options: *const c_char, superuser: bool);
 
     fn postern_apply_role_settings();

@@ -13,9 +13,12 @@ use std::ffi::{CStr, CString, c_char, c_int};
 
 type Variable = *mut pg_sys::config_generic;
 
-/// Settings that a statement sets for one transaction or that have no value to come back to.
-const NOT_CARRIED: [&[u8]; 4] =
-    [b"transaction_isolation", b"transaction_read_only", b"transaction_deferrable", b"seed"];
+/// Settings of one transaction. Of a SET nothing is left afterwards but that there was one, which pg_settings shows.
+const OF_A_TRANSACTION: [&[u8]; 3] =
+    [b"transaction_isolation", b"transaction_read_only", b"transaction_deferrable"];
+
+/// Has no value to come back to.
+const NOT_CARRIED: &[u8] = b"seed";
 
 /// Settings of the server's own whose check looks at a catalog, so they need a transaction. An extension's may as well.
 const NEED_TRANSACTION: [&[u8]; 7] = [
@@ -52,6 +55,21 @@ pub(super) struct Environment {
     pub literals: u64,
     /// Names, and the role.
     pub names: u64,
+}
+
+impl Environment {
+    /// As far as a statement depends on it: one without a quoted literal and without NULL (transform_null_equals) is read the same
+    /// by all settings of [`LITERALS_BY`].
+    pub fn of(self, text: &[u8]) -> Self {
+        Self { literals: if Self::has_literals(text) { self.literals } else { 0 }, names: self.names }
+    }
+
+    pub fn has_literals(text: &[u8]) -> bool {
+        let quotes = |pair: &[u8]| pair[0] == b'$' && !pair[1].is_ascii_digit();
+        text.contains(&b'\'')
+            || text.windows(2).any(quotes)
+            || text.windows(4).any(|word| word.eq_ignore_ascii_case(b"null"))
+    }
 }
 
 /// The server's own value of a setting, under every client's.
@@ -144,8 +162,8 @@ impl SessionSettings {
                     base.push((variable, value, v.reset_source, v.reset_scontext, v.reset_srole));
                 }
                 if v.source == pg_sys::GucSource::PGC_S_SESSION
-                    && !NOT_CARRIED.contains(&name(variable).to_bytes())
-                    && let Some(value) = text(variable, false)
+                    && name(variable).to_bytes() != NOT_CARRIED
+                    && let Some(value) = text(variable, OF_A_TRANSACTION.contains(&name(variable).to_bytes()))
                 {
                     session.push((variable, value, v.source, v.scontext, v.srole));
                 }
@@ -217,8 +235,10 @@ impl SessionSettings {
         // Back to the base: who the client is first, because it decides what may be set.
         let stays = |setting: &Setting<'_>, list: &[Setting<'_>]| list.contains(setting);
         let mut back: Vec<_> = from_session.iter().filter(|s| !stays(s, to_session)).collect();
+        back.retain(|s| !OF_A_TRANSACTION.contains(&s.name));
         back.sort_by_key(|s| !is_identity(s.name));
         let mut forth: Vec<_> = to_session.iter().filter(|s| !stays(s, from_session)).collect();
+        forth.retain(|s| !OF_A_TRANSACTION.contains(&s.name));
         forth.sort_by_key(|s| identity_order(s.name));
         let lower: Vec<_> = from_base.iter().filter(|s| !stays(s, to_base)).collect();
         let mut raise: Vec<_> = to_base.iter().filter(|s| !stays(s, from_base)).collect();
@@ -272,6 +292,21 @@ impl SessionSettings {
         Ok(())
     }
 
+    /// Which of the settings of a transaction the next client has SET: the part of a swap that is done outside one.
+    pub fn mark(&mut self, to: &Settings<'_>) {
+        let Settings::Session { session, .. } = to else { return };
+        for setting in OF_A_TRANSACTION {
+            let Some(variable) = find(setting) else { continue };
+            let set = session.iter().any(|s| s.name == setting);
+            // SAFETY: one of the server's settings.
+            unsafe {
+                if ((*variable).source == pg_sys::GucSource::PGC_S_SESSION) != set {
+                    shim::postern_mark_transaction_setting(variable, set);
+                }
+            }
+        }
+    }
+
     /// After an error amid a swap: a rollback has brought back values whose base is another client's or gone. They go back to
     /// what RESET says now.
     pub fn recover(&mut self) {
@@ -282,7 +317,7 @@ impl SessionSettings {
             use pg_sys::GucSource as Source;
             let session = (Source::PGC_S_GLOBAL..=Source::PGC_S_CLIENT).contains(&source)
                 || source >= Source::PGC_S_INTERACTIVE;
-            if source != base && session && !NOT_CARRIED.contains(&name) {
+            if source != base && session && name != NOT_CARRIED && !OF_A_TRANSACTION.contains(&name) {
                 let _ = reset(name);
             }
         }

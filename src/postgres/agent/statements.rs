@@ -22,6 +22,8 @@ struct Kept {
     from_sql: bool,
     location: i32,
     environment: Environment,
+    /// A setting that its literals are read by may have changed since it was parsed.
+    unsure: bool,
     /// A name points at it.
     in_use: bool,
     used_at: u64,
@@ -102,7 +104,10 @@ impl Statements {
                 let raw = (*plan).raw_parse_tree;
                 let kept = self.kept.get(&(plan as usize));
                 let new = kept.is_none();
-                let literals = kept.map_or(environment.literals, |kept| kept.environment.literals);
+                let own = environment.of(text);
+                let literals = kept.map_or(own.literals, |kept| kept.environment.literals);
+                // Parsed again by other settings, its literals would be others.
+                let unsure = kept.map_or(changed_meanwhile && own.literals != 0, |kept| kept.unsure);
                 let statement = Statement {
                     name: name_of(entry),
                     text,
@@ -114,11 +119,9 @@ impl Statements {
                     columns: columns_of((*plan).resultDesc),
                 };
                 if new {
-                    self.keep(plan, &statement, environment);
+                    self.keep(plan, &statement, own, unsure);
                 }
-                // Parsed again by other settings, its literals would be others.
-                let unsure = new && changed_meanwhile;
-                fixed |= unsure || literals != environment.literals || has_value_of_its_moment(text);
+                fixed |= unsure || literals != own.literals || has_value_of_its_moment(text);
                 statements.push(statement);
             }
         }
@@ -143,6 +146,7 @@ impl Statements {
                 let keep = wanted.iter().find(|s| s.name == name).filter(|s| {
                     self.kept.get(&(plan as usize)).is_some_and(|k| k.is_for(s, environment))
                         && (*entry).from_sql == s.from_sql
+                        && columns_of((*plan).resultDesc) == s.columns
                 });
                 if let Some(statement) = keep {
                     (*entry).prepare_time = statement.prepared_at;
@@ -169,7 +173,7 @@ impl Statements {
             let plan = self.free_plan(statement, environment).unwrap_or_else(|| {
                 begin();
                 let plan = make_plan(statement);
-                self.keep(plan, statement, environment);
+                self.keep(plan, statement, environment.of(statement.text), false);
                 plan
             });
             self.clock += 1;
@@ -218,7 +222,7 @@ impl Statements {
     }
 
     /// Takes a plan source into the keeping.
-    fn keep(&mut self, plan: Plan, statement: &Statement<'_>, environment: Environment) {
+    fn keep(&mut self, plan: Plan, statement: &Statement<'_>, environment: Environment, unsure: bool) {
         let key = key_of(statement, environment);
         // SAFETY: a saved plan source; the note lives in its memory and is called once, when that is freed.
         unsafe {
@@ -243,6 +247,7 @@ impl Statements {
             from_sql: statement.from_sql,
             location: statement.location,
             environment,
+            unsure,
             in_use: true,
             used_at: self.clock,
         };
@@ -252,7 +257,7 @@ impl Statements {
 
     /// A kept plan source for the statement that no name points at.
     fn free_plan(&self, statement: &Statement<'_>, environment: Environment) -> Option<Plan> {
-        let plans = self.by_key.get(&key_of(statement, environment))?;
+        let plans = self.by_key.get(&key_of(statement, environment.of(statement.text)))?;
         let free = |kept: &&Kept| !kept.in_use && kept.is_for(statement, environment);
         let kept = plans.iter().filter_map(|plan| self.kept.get(plan)).find(free)?;
         // SAFETY: in our keeping, so alive. A result of other columns than this client knows is not for it: the server must
@@ -291,7 +296,8 @@ impl Statements {
 
 impl Kept {
     fn is_for(&self, statement: &Statement<'_>, environment: Environment) -> bool {
-        self.environment == environment
+        !self.unsure
+            && self.environment == environment.of(statement.text)
             && self.types == statement.types
             && self.from_sql == statement.from_sql
             && self.location == statement.location
@@ -414,7 +420,8 @@ unsafe fn parsed(text: &CStr, from_sql: bool, location: i32) -> *mut pg_sys::Raw
 }
 
 /// A saved plan source for a statement: its text is parsed but not analysed. Bind analyses it, and when the result then has other
-/// columns than the client was told, the server says so itself. What needs no analysis is complete as it is.
+/// columns than the client was told, the server says so itself. What needs no analysis is complete as it is, and what has literals
+/// is analysed at once: they are read by the settings of now, and the client may change those before it binds.
 fn make_plan(statement: &Statement<'_>) -> Plan {
     let text = CString::new(statement.text).unwrap_or_default();
     // SAFETY: in a transaction; what is allocated here goes with the message's memory or belongs to the plan source.
@@ -427,28 +434,68 @@ fn make_plan(statement: &Statement<'_>) -> Plan {
         };
         let plan = pg_sys::CreateCachedPlan(raw, text.as_ptr(), tag);
         let later = !raw.is_null() && pg_sys::analyze_requires_snapshot(raw);
-        let mut queries = std::ptr::null_mut();
+        let mut queries = None;
         if !later && !raw.is_null() {
-            let types: Vec<pg_sys::Oid> = statement.types.iter().map(|oid| pg_sys::Oid::from(*oid)).collect();
-            let count = types.len() as c_int;
-            let environment = std::ptr::null_mut();
-            queries = pg_sys::pg_analyze_and_rewrite_fixedparams(
-                raw,
-                text.as_ptr(),
-                types.as_ptr(),
-                count,
-                environment,
-            );
+            queries = Some(analysed(raw, &text, &statement.types));
+        } else if later && Environment::has_literals(statement.text) {
+            // A table may be gone: then Bind says so.
+            queries = in_subtransaction(|| analysed(raw, &text, &statement.types));
         }
-        complete(plan, queries, &statement.types);
-        if later && let Some(columns) = &statement.columns {
-            (*plan).resultDesc = described(plan, columns);
-        }
-        if later {
+        complete(plan, queries.unwrap_or(std::ptr::null_mut()), &statement.types);
+        let as_told = queries.is_some() && columns_of((*plan).resultDesc) == statement.columns;
+        if later && !as_told {
+            (*plan).resultDesc = match &statement.columns {
+                Some(columns) => described(plan, columns),
+                None => std::ptr::null_mut(),
+            };
             (*plan).is_valid = false;
         }
         pg_sys::SaveCachedPlan(plan);
         plan
+    }
+}
+
+/// # Safety
+/// In a transaction; the statement is changed by it.
+unsafe fn analysed(raw: *mut pg_sys::RawStmt, text: &CStr, types: &[u32]) -> *mut pg_sys::List {
+    let types: Vec<pg_sys::Oid> = types.iter().map(|oid| pg_sys::Oid::from(*oid)).collect();
+    // SAFETY: by the caller; as many types as are said.
+    unsafe {
+        pg_sys::pg_analyze_and_rewrite_fixedparams(
+            raw,
+            text.as_ptr(),
+            types.as_ptr(),
+            types.len() as c_int,
+            std::ptr::null_mut(),
+        )
+    }
+}
+
+/// Runs it in a subtransaction; `None` when the server raised an error, of which nothing is left.
+///
+/// # Safety
+/// In a transaction.
+unsafe fn in_subtransaction<T>(what: impl FnOnce() -> T) -> Option<T> {
+    // SAFETY: by the caller; memory and owner are put back as they were, as PL/pgSQL does it (exec_stmt_block() in pl_exec.c).
+    unsafe {
+        let memory = pg_sys::CurrentMemoryContext;
+        let owner = pg_sys::CurrentResourceOwner;
+        pg_sys::BeginInternalSubTransaction(std::ptr::null());
+        pg_sys::MemoryContextSwitchTo(memory);
+        let tried = std::panic::AssertUnwindSafe(|| {
+            let value = what();
+            pg_sys::ReleaseCurrentSubTransaction();
+            Some(value)
+        });
+        let result = PgTryBuilder::new(tried)
+            .catch_others(|_| {
+                pg_sys::RollbackAndReleaseCurrentSubTransaction();
+                None
+            })
+            .execute();
+        pg_sys::MemoryContextSwitchTo(memory);
+        pg_sys::CurrentResourceOwner = owner;
+        result
     }
 }
 

@@ -1,0 +1,485 @@
+//! Who gets which backend and for how long: pool modes, sizes and time limits, the queue, ends and cancels.
+
+use crate::state::Raw;
+use anyhow::{Context, Result, ensure};
+use pgrx_tests::cluster::{Cluster, Stop};
+use pgrx_tests::process::{self, signal_pid};
+use pgrx_tests::wait;
+use rustix::process::Signal;
+use std::time::{Duration, Instant};
+
+/// A session through the front, as superuser to database `postgres`, over TCP.
+pub fn through(cluster: &Cluster) -> postgres::Config {
+    let mut config = postgres::Config::new();
+    config.host("127.0.0.1").port(cluster.pooler_port).user("postgres").dbname("postgres");
+    config.connect_timeout(Duration::from_secs(5));
+    config
+}
+
+/// A server whose pools have so many connections.
+pub fn with_pool(name: &str, size: u32, settings: &[(&str, &str)]) -> Result<Cluster> {
+    let cluster = Cluster::new(name)?;
+    cluster.set("postern.pool_size", &size.to_string())?.set("log_min_messages", "log")?;
+    for (name, value) in settings {
+        cluster.set(name, value)?;
+    }
+    cluster.start()
+}
+
+/// The backend that the client is served by.
+pub fn pid(client: &mut postgres::Client) -> Result<i32> {
+    Ok(text(client, "select pg_backend_pid()")?.parse()?)
+}
+
+/// The first value of the last row of a simple query.
+pub fn text(client: &mut postgres::Client, sql: &str) -> Result<String> {
+    let mut last = None;
+    for message in client.simple_query(sql)? {
+        if let postgres::SimpleQueryMessage::Row(row) = message {
+            last = Some(row.get(0).unwrap_or_default().to_owned());
+        }
+    }
+    last.with_context(|| format!("no row: {sql}"))
+}
+
+fn code(error: &postgres::Error) -> &str {
+    error.code().map_or("no SQLSTATE", |code| code.code())
+}
+
+/// Detail and hint as well.
+fn words(error: &postgres::Error) -> String {
+    error.as_db_error().map_or(error.to_string(), |error| {
+        format!(
+            "{} {} {}",
+            error.message(),
+            error.detail().unwrap_or_default(),
+            error.hint().unwrap_or_default()
+        )
+    })
+}
+
+/// Runs something in a thread; its value when it ends in time.
+struct Doing<T>(std::sync::mpsc::Receiver<T>);
+
+impl<T: Send + 'static> Doing<T> {
+    fn start(what: impl FnOnce() -> T + Send + 'static) -> Self {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let _ = sender.send(what());
+        });
+        Self(receiver)
+    }
+
+    fn value(&self) -> Result<T> {
+        self.0.recv_timeout(wait::LIMIT).context("a client's thread does not end")
+    }
+}
+
+/// Server connections of the front, as the server shows them to a superuser on the server's own port.
+fn pooled(watcher: &mut postgres::Client) -> Result<Vec<i32>> {
+    let rows = watcher.query(
+        "select pid from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid() order by pid",
+        &[],
+    )?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+#[test]
+fn session_mode_keeps_the_backend_and_the_next_client_finds_nothing() -> Result<()> {
+    let cluster = with_pool("session", 2, &[("postern.pool_mode", "session")])?;
+    let mut one = through(&cluster).connect(postgres::NoTls)?;
+    one.batch_execute("set work_mem = '1MB'; prepare p as select 1; create sequence s")?;
+    text(&mut one, "select nextval('s')")?;
+    let first = pid(&mut one)?;
+    let mut two = through(&cluster).connect(postgres::NoTls)?;
+    for _ in 0..20 {
+        ensure!(pid(&mut one)? == first && pid(&mut two)? != first);
+    }
+    ensure!(text(&mut one, "select currval('s')")? == "1", "its sequences stay its own");
+    // A third waits for one of the two.
+    let config = through(&cluster);
+    let third = Doing::start(move || -> Result<(i32, String, String)> {
+        let mut three = config.connect(postgres::NoTls)?;
+        let found = text(
+            &mut three,
+            "select concat_ws('|', current_setting('work_mem'), (select count(*) from pg_prepared_statements))",
+        )?;
+        let lastval = three.batch_execute("select lastval()").err().map(|e| code(&e).to_owned());
+        Ok((pid(&mut three)?, found, lastval.unwrap_or_default()))
+    });
+    ensure!(third.0.recv_timeout(Duration::from_millis(300)).is_err(), "the third did not wait");
+    drop(one);
+    let (third_pid, found, lastval) = third.value()??;
+    ensure!(third_pid == first, "the third got another backend");
+    ensure!(found == "4MB|0" && lastval == "55000", "{found} {lastval}");
+    Ok(())
+}
+
+#[test]
+fn the_mode_comes_from_role_database_options_or_a_set() -> Result<()> {
+    let cluster = with_pool("modes", 2, &[])?;
+    cluster.sql(
+        "create role by_role login; alter role by_role set postern.pool_mode = 'session'; create role plain login; \
+         create role by_statement login; alter role by_statement set postern.pool_mode = 'statement'",
+    )?;
+    cluster.sql("create database by_database")?;
+    cluster.sql("alter database by_database set postern.pool_mode = 'session'")?;
+    let cases: [(&str, &str, Option<&str>, bool); 5] = [
+        ("by_role", "postgres", None, true),
+        ("plain", "by_database", None, true),
+        ("plain", "postgres", Some("-c postern.pool_mode=session"), true),
+        ("plain", "postgres", None, false),
+        ("by_role", "postgres", Some("-c postern.pool_mode=transaction"), false),
+    ];
+    for (role, database, options, session) in cases {
+        let config = |mode: bool| {
+            let mut config = through(&cluster);
+            config.user(role).dbname(database);
+            if let (true, Some(options)) = (mode, options) {
+                config.options(options);
+            }
+            config
+        };
+        let mut client = config(true).connect(postgres::NoTls)?;
+        ensure!(
+            text(&mut client, "show postern.pool_mode")? == if session { "session" } else { "transaction" },
+            "{role} {database} {options:?}"
+        );
+        let own = pid(&mut client)?;
+        // In transaction mode two others can have both backends at once.
+        let mut others = vec![config(true).connect(postgres::NoTls)?];
+        others[0].batch_execute("begin")?;
+        let mut taken = vec![pid(&mut others[0])?];
+        if !session {
+            others.push(config(true).connect(postgres::NoTls)?);
+            others[1].batch_execute("begin")?;
+            taken.push(pid(&mut others[1])?);
+        }
+        ensure!(taken.contains(&own) != session, "{role} {database} {options:?}: {own} in {taken:?}");
+    }
+    let mut statement = through(&cluster).user("by_statement").connect(postgres::NoTls)?;
+    for sql in ["begin", "start transaction", "begin; select 1; commit"] {
+        let error = statement.batch_execute(sql).err().with_context(|| sql)?;
+        ensure!(words(&error).contains("postern.pool_mode"), "{}", words(&error));
+        ensure!(text(&mut statement, "select 1")? == "1");
+    }
+    statement.batch_execute("select 1; select 2")?;
+    let mut client = through(&cluster).connect(postgres::NoTls)?;
+    client.batch_execute("set postern.pool_mode = statement")?;
+    ensure!(client.batch_execute("begin").is_err(), "a SET of statement mode");
+    client.batch_execute("set postern.pool_mode = transaction")?;
+    client.batch_execute("begin; rollback")?;
+    Ok(())
+}
+
+#[test]
+fn a_pool_grows_on_demand_and_shrinks_when_idle() -> Result<()> {
+    let cluster = with_pool("grows", 3, &[("postern.server_idle_timeout", "1s")])?;
+    let mut watcher = cluster.connect()?;
+    ensure!(pooled(&mut watcher)?.is_empty(), "nobody has asked");
+    let mut clients = vec![through(&cluster).connect(postgres::NoTls)?];
+    for _ in 0..50 {
+        clients[0].batch_execute("select 1")?;
+    }
+    ensure!(
+        pooled(&mut watcher)?.len() <= 2,
+        "one client needs no more, but for one that was opened for its impatience"
+    );
+    for _ in 0..5 {
+        clients.push(through(&cluster).connect(postgres::NoTls)?);
+    }
+    let busy: Vec<_> = clients
+        .into_iter()
+        .map(|mut client| Doing::start(move || client.batch_execute("select pg_sleep(0.5)").map(|()| client)))
+        .collect();
+    wait::until("there are three", || pooled(&mut watcher).is_ok_and(|pids| pids.len() == 3))?;
+    let mut clients = Vec::new();
+    for doing in busy {
+        clients.push(doing.value()??);
+        ensure!(pooled(&mut watcher)?.len() <= 3, "more than the pool's size");
+    }
+    wait::until("they are closed", || pooled(&mut watcher).is_ok_and(|pids| pids.is_empty()))?;
+    for client in &mut clients {
+        ensure!(text(client, "select 42")? == "42", "idle clients did not notice");
+    }
+    Ok(())
+}
+
+#[test]
+fn an_old_server_connection_is_replaced() -> Result<()> {
+    let cluster = with_pool("old", 1, &[("postern.server_lifetime", "1s")])?;
+    let mut client = through(&cluster).connect(postgres::NoTls)?;
+    client.batch_execute("set work_mem = '1MB'")?;
+    client.batch_execute("prepare p as select 'kept'")?;
+    let first = pid(&mut client)?;
+    let begun = Instant::now();
+    while pid(&mut client).context("while it is replaced")? == first {
+        ensure!(begun.elapsed() < wait::LIMIT, "it is not replaced");
+    }
+    ensure!(text(&mut client, "show work_mem")? == "1MB" && text(&mut client, "execute p")? == "kept");
+    Ok(())
+}
+
+#[test]
+fn who_waits_too_long_hears_which_setting_says_so() -> Result<()> {
+    let cluster = with_pool("waits", 1, &[("postern.query_wait_timeout", "1s")])?;
+    let mut one = through(&cluster).connect(postgres::NoTls)?;
+    let mut two = Raw::open(cluster.pooler_port)?;
+    two.query("select 1")?;
+    one.batch_execute("begin")?;
+    two.ask("select 2");
+    let said = two.last_words()?;
+    ensure!(said.contains("C08P01") && said.contains("query_wait_timeout"), "{said}");
+    // And a client that has not been welcomed yet.
+    let error = Raw::open(cluster.pooler_port).err().context("a welcome")?.to_string();
+    ensure!(error.contains("Closed"), "{error}");
+    one.batch_execute("commit")?;
+    ensure!(text(&mut through(&cluster).connect(postgres::NoTls)?, "select 1")? == "1");
+    Ok(())
+}
+
+#[test]
+fn an_idle_client_goes_when_its_time_is_over() -> Result<()> {
+    let cluster = with_pool("idle", 1, &[("postern.client_idle_timeout", "1s")])?;
+    let mut idle = Raw::open(cluster.pooler_port)?;
+    let mut busy = through(&cluster).connect(postgres::NoTls)?;
+    idle.query("select 1")?;
+    let begun = Instant::now();
+    let said = loop {
+        busy.batch_execute("select 1")?;
+        let said = idle.unasked(Duration::from_millis(20))?;
+        if !said.is_empty() {
+            break said;
+        }
+        ensure!(begun.elapsed() < wait::LIMIT, "the idle one stays");
+    };
+    let report = String::from_utf8_lossy(&said[0].1);
+    ensure!(
+        said.len() == 1 && report.contains("57P05") && report.contains("client_idle_timeout"),
+        "{said:?}"
+    );
+    ensure!(text(&mut busy, "select 1")? == "1");
+    Ok(())
+}
+
+#[test]
+fn nobody_starves_in_a_pool_of_one() -> Result<()> {
+    let cluster = with_pool("fair", 1, &[])?;
+    let deadline = Instant::now() + Duration::from_secs(3);
+    let clients: Vec<_> = (0..10)
+        .map(|_| {
+            let config = through(&cluster);
+            Doing::start(move || -> Result<(u64, Duration)> {
+                let mut client = config.connect(postgres::NoTls)?;
+                let (mut done, mut longest) = (0, Duration::ZERO);
+                while Instant::now() < deadline {
+                    let asked = Instant::now();
+                    client.batch_execute("select pg_sleep(0.001)")?;
+                    longest = longest.max(asked.elapsed());
+                    done += 1;
+                }
+                Ok((done, longest))
+            })
+        })
+        .collect();
+    let counts = clients.iter().map(|doing| doing.value()?).collect::<Result<Vec<_>>>()?;
+    let most = counts.iter().map(|(done, _)| *done).max().unwrap_or_default();
+    let least = counts.iter().map(|(done, _)| *done).min().unwrap_or_default();
+    ensure!(most > 20 && least * 3 > most, "{counts:?}");
+    Ok(())
+}
+
+#[test]
+fn an_idle_backend_that_is_terminated_goes_unnoticed() -> Result<()> {
+    let cluster = with_pool("terminated", 2, &[])?;
+    let mut watcher = cluster.connect()?;
+    let mut clients: Vec<_> =
+        (0..4).map(|_| through(&cluster).connect(postgres::NoTls)).collect::<Result<_, _>>()?;
+    for round in 0..10 {
+        for (number, client) in clients.iter_mut().enumerate() {
+            client.batch_execute(&format!("set state.n = '{number}'"))?;
+        }
+        let pids = pooled(&mut watcher)?;
+        ensure!(!pids.is_empty());
+        for pid in pids {
+            watcher.execute("select pg_terminate_backend($1)", &[&pid])?;
+        }
+        // While they end, and when they have.
+        if round % 2 == 0 {
+            wait::until("they have ended", || {
+                // One may just have been opened.
+                let _ = watcher.execute(
+                    "select pg_terminate_backend(pid) from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()",
+                    &[],
+                );
+                pooled(&mut watcher).is_ok_and(|pids| pids.is_empty())
+            })?;
+        }
+        for (number, client) in clients.iter_mut().enumerate() {
+            let seen =
+                text(client, "show state.n").with_context(|| format!("round {round}, client {number}"))?;
+            ensure!(seen == number.to_string());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_serving_backend_that_is_terminated_ends_its_own_client_only() -> Result<()> {
+    let cluster = with_pool("terminated-serving", 2, &[])?;
+    let mut watcher = cluster.connect()?;
+    let mut others: Vec<_> =
+        (0..3).map(|_| through(&cluster).connect(postgres::NoTls)).collect::<Result<_, _>>()?;
+    for state in ["select pg_sleep(30)", "begin; select pg_sleep(30)", "begin"] {
+        let mut client = Raw::open(cluster.pooler_port)?;
+        client.ask(state);
+        let victim = wait::for_value("it is served", || {
+            let row = watcher.query_one(
+                "select pid from pg_stat_activity where query = $1 and pid <> pg_backend_pid() and \
+                 (state = 'active') = (query like '%pg_sleep%')",
+                &[&state],
+            )?;
+            Ok(row.get::<_, i32>(0))
+        })?;
+        watcher.execute("select pg_terminate_backend($1)", &[&victim])?;
+        let said = client.last_words()?;
+        ensure!(said.contains("C57P01"), "{state}: {said}\n{}", cluster.log_tail());
+        for other in &mut others {
+            ensure!(text(other, "select 'well'")? == "well", "{state}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_storm_of_cancels_hits_only_its_own_client() -> Result<()> {
+    let cluster = with_pool("cancels", 2, &[])?;
+    let deadline = Instant::now() + Duration::from_secs(4);
+    let others: Vec<_> = (0..4)
+        .map(|_| {
+            let config = through(&cluster);
+            Doing::start(move || -> Result<u64> {
+                let mut client = config.connect(postgres::NoTls)?;
+                let mut done = 0;
+                while Instant::now() < deadline {
+                    client.batch_execute("select pg_sleep(0.001)").context("another was cancelled")?;
+                    done += 1;
+                }
+                Ok(done)
+            })
+        })
+        .collect();
+    let mut target = through(&cluster).connect(postgres::NoTls)?;
+    let token = target.cancel_token();
+    let storm = Doing::start(move || {
+        let mut sent = 0;
+        while Instant::now() < deadline {
+            sent += u64::from(token.cancel_query(postgres::NoTls).is_ok());
+        }
+        sent
+    });
+    let (mut hit, mut spared) = (0, 0);
+    while Instant::now() < deadline {
+        match target.batch_execute("select pg_sleep(0.003)") {
+            Ok(()) => spared += 1,
+            Err(error) => {
+                ensure!(code(&error) == "57014", "{error}");
+                hit += 1;
+            }
+        }
+    }
+    for other in others {
+        ensure!(other.value()?? > 20);
+    }
+    let sent = storm.value()?;
+    ensure!(hit > 5, "{hit} hit, {spared} spared of {sent} sent: no storm");
+    Ok(())
+}
+
+#[test]
+fn a_fast_shutdown_tells_every_client() -> Result<()> {
+    let cluster = with_pool("fast", 2, &[])?;
+    let mut idle = Raw::open(cluster.pooler_port)?;
+    idle.query("select 1")?;
+    let mut block = Raw::open(cluster.pooler_port)?;
+    block.query("begin")?;
+    let mut busy = Raw::open(cluster.pooler_port)?;
+    let mut watcher = cluster.connect()?;
+    busy.ask("select pg_sleep(30)");
+    wait::until("the query runs", || {
+        watcher
+            .query_one("select count(*) from pg_stat_activity where state = 'active' and query = 'select pg_sleep(30)'", &[])
+            .is_ok_and(|row| row.get::<_, i64>(0) == 1)
+    })?;
+    drop(watcher);
+    let begun = Instant::now();
+    cluster.stop(Stop::Fast)?;
+    ensure!(begun.elapsed() < Duration::from_secs(10), "it took {:?}", begun.elapsed());
+    let said = busy.last_words()?;
+    ensure!(said.contains("C57P01"), "busy: {said}");
+    for (name, client) in [("idle", &mut idle), ("in a block", &mut block)] {
+        let said = client.last_words()?;
+        ensure!(said.contains("C57P01"), "{name}: {said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_smart_shutdown_ends_when_the_sessions_have_ended() -> Result<()> {
+    let cluster = with_pool("smart", 2, &[])?;
+    let mut idle = through(&cluster).connect(postgres::NoTls)?;
+    idle.batch_execute("select 1")?;
+    let mut block = through(&cluster).connect(postgres::NoTls)?;
+    block.batch_execute("begin")?;
+    cluster.request_stop(Stop::Smart)?;
+    wait::until("it is stopping", || cluster.state() == "stopping")?;
+    // The transaction in progress is finished, as on a direct connection.
+    block.batch_execute("select 1; commit").context("a transaction in progress")?;
+    drop(block);
+    drop(idle);
+    let begun = Instant::now();
+    cluster.wait_end()?;
+    ensure!(begun.elapsed() < Duration::from_secs(15), "it took {:?}", begun.elapsed());
+    Ok(())
+}
+
+#[test]
+fn a_pooler_that_is_told_to_end_comes_back_within_a_moment() -> Result<()> {
+    let cluster = with_pool("back", 2, &[])?;
+    let mut idle = Raw::open(cluster.pooler_port)?;
+    idle.query("select 1")?;
+    let mut busy = Raw::open(cluster.pooler_port)?;
+    busy.ask("select pg_sleep(30)");
+    let mut watcher = cluster.connect()?;
+    wait::until("the query runs", || {
+        watcher
+            .query_one("select count(*) from pg_stat_activity where state = 'active' and query = 'select pg_sleep(30)'", &[])
+            .is_ok_and(|row| row.get::<_, i64>(0) == 1)
+    })?;
+    for round in 0..2 {
+        let front = || -> Result<i32> {
+            let children = process::children(cluster.pid()?);
+            let front = children.into_iter().find(|(_, line)| line.contains("postern pooler"));
+            front.map(|(pid, _)| pid).context("there is no pooler")
+        };
+        let old = wait::for_value("there is a pooler", front)?;
+        signal_pid(old, Signal::TERM)?;
+        let begun = Instant::now();
+        wait::until("another one works", || {
+            front().is_ok_and(|new| new != old)
+                && through(&cluster)
+                    .connect(postgres::NoTls)
+                    .is_ok_and(|mut client| text(&mut client, "select 1").is_ok_and(|one| one == "1"))
+        })?;
+        ensure!(begun.elapsed() < Duration::from_secs(4), "round {round}: it took {:?}", begun.elapsed());
+    }
+    let said = busy.last_words()?;
+    ensure!(said.contains("C57P01"), "busy: {said}");
+    let said = idle.last_words()?;
+    ensure!(said.contains("C57P01"), "idle: {said}");
+    // The server has not restarted, and no backend of before is left.
+    ensure!(text(&mut watcher, "select 1")? == "1");
+    wait::until("only backends of the new one are left", || {
+        pooled(&mut watcher).is_ok_and(|pids| pids.len() <= 2)
+    })
+}
