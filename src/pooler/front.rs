@@ -46,6 +46,9 @@ const LISTENERS: Family = Family {
     addresses: |settings| &settings.pooler.listen,
 };
 
+/// How long a client that is to be ended may finish what it has running.
+const PROMPT: Duration = Duration::from_millis(50);
+
 /// Clients that are logging in at once; the next one makes the one that has been at it longest go.
 const LOGINS: usize = 2000;
 
@@ -518,6 +521,7 @@ impl Front {
     /// A backend that is told may let go of the client before it hears it: then the next look finds the client elsewhere.
     async fn end_wherever_it_is(self: Arc<Self>, number: u32, generation: u32) {
         let slot = &self.shared.slots[number as usize];
+        slot.doomed.store(generation, SeqCst);
         let mut pause = Duration::from_millis(5);
         loop {
             let seen = slot.word.seen();
@@ -533,7 +537,7 @@ impl Front {
                     self.end_client(number, generation);
                     return;
                 }
-                State::Attached => self.tell_backend_of(slot, generation),
+                State::Attached => self.tell_backend_of(slot, generation, pause > PROMPT),
                 State::Idle | State::Cancelling => {}
             }
             tokio::time::sleep(pause).await;
@@ -542,17 +546,17 @@ impl Front {
     }
 
     /// As with a cancel: meanwhile the backend keeps the client.
-    fn tell_backend_of(&self, slot: &Slot, generation: u32) {
+    fn tell_backend_of(&self, slot: &Slot, generation: u32, insist: bool) {
         let Some(number) = slot.word.start_cancel(generation) else { return };
         if let Some(server) = self.shared.servers.get(number as usize) {
             let pool = self.shared.pools.get(server.pool.load(Acquire) as usize);
             match (server.state(), pool) {
-                // It lets go of the client when it is called back.
-                (ServerState::Staying, Some(pool)) => {
-                    pool.unstay(server.member.load(Acquire));
-                    pools::wake(server);
+                // Busy for longer than a moment: it is ended with its query.
+                (ServerState::Serving, Some(_)) if insist => {
+                    pools::signal(server, rustix::process::Signal::TERM)
                 }
-                _ => pools::signal(server, rustix::process::Signal::TERM),
+                // At its next idle moment, which may be now, it ends the client itself.
+                _ => pools::wake(server),
             }
         }
         slot.word.cancelled(generation, number);
@@ -735,6 +739,7 @@ fn fill(slot: &Slot, origin: Origin, local: Origin, minor: u16) -> Result<(), Re
     slot.minor.store(minor, Relaxed);
     slot.tls.store(false, Relaxed);
     slot.pins.store(0, Relaxed);
+    slot.doomed.store(0, Relaxed);
     slot.parts.store(0, Relaxed);
     for word in [&slot.settings_hash, &slot.statements_hash, &slot.transactions, &slot.seen_transactions] {
         word.store(0, Relaxed);

@@ -226,6 +226,7 @@ async fn keep(front: Arc<Front>, pool: Arc<Pool>) {
         let may_grow = words.servers.load(Relaxed) < words.size.load(Relaxed) && !words.paused.load(Relaxed);
         let may_open = may_grow
             && !*pool.opening.lock()
+            && !has_newcomer(&front, words)
             && pool.failed.lock().as_ref().is_none_or(|(until, _)| *until <= Instant::now());
         let mut watch = false;
         if may_grow {
@@ -317,6 +318,13 @@ fn end_all(front: &Arc<Front>, pool: &Pool, why: &str) {
             front.end_client(index as u32, seen.generation());
         }
     }
+}
+
+/// Whether a connection has been opened whose backend has not come to its first wait: it is about to take who is ready.
+fn has_newcomer(front: &Front, words: &shared::Pool) -> bool {
+    words.members.iter().filter_map(|member| member.load(Acquire).checked_sub(1)).any(|number| {
+        front.shared.servers.get(number as usize).is_some_and(|server| server.state() == ServerState::Opening)
+    })
 }
 
 fn start_opening(front: &Arc<Front>, pool: &Arc<Pool>) {

@@ -202,6 +202,8 @@ pub struct Slot {
     pub local_port: AtomicU16,
     /// What a CancelRequest must show beside the slot's pid.
     pub key: AtomicU32,
+    /// The generation that is to be ended at its next idle moment: whoever has it then does it.
+    pub doomed: AtomicU32,
     /// Bits of [`Pin`]: why it stays with its backend. The agent's.
     pub pins: AtomicU32,
     /// The client's settings and statements: addresses in the dynamic shared memory, of whoever owns the slot. 0 is none.

@@ -289,6 +289,9 @@ impl Agent {
         }
         loop {
             if let Some(seat) = self.seat {
+                if self.is_doomed(seat) {
+                    continue;
+                }
                 let pinned = self.slot(seat).pins.load(Relaxed) != 0;
                 if pinned || self.may_stay() {
                     if self.stay(seat, pinned) {
@@ -501,6 +504,15 @@ impl Agent {
             && !self.server.retire.load(Relaxed)
     }
 
+    /// Ends the attached client when somebody has asked for that; whether.
+    fn is_doomed(&mut self, seat: Seat) -> bool {
+        let doomed = self.slot(seat).doomed.load(SeqCst) == seat.generation;
+        if doomed {
+            self.dismiss(&Report::fatal("57P01", "terminating connection due to administrator command"));
+        }
+        doomed
+    }
+
     /// Waits for the attached client itself. True: it is ready; false: it is attached no longer.
     fn stay(&mut self, seat: Seat, pinned: bool) -> bool {
         self.enter(if pinned { ServerState::Pinned } else { ServerState::Staying });
@@ -532,6 +544,11 @@ impl Agent {
             if events & pg_sys::WL_LATCH_SET != 0 {
                 // SAFETY: our own latch.
                 unsafe { pg_sys::ResetLatch(pg_sys::MyLatch) };
+                if self.slot(seat).doomed.load(SeqCst) == seat.generation {
+                    self.pool.unstay(self.member);
+                    self.is_doomed(seat);
+                    return false;
+                }
                 let called = !pinned && !self.pool.stays(self.member);
                 let to_leave =
                     !pinned && (self.pool.paused.load(Relaxed) || self.server.retire.load(Relaxed));
