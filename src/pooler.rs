@@ -2,7 +2,8 @@
 //! Everything here runs on the front's network threads or is pure; what runs inside the pooled backends is
 //! `postgres::agent`.
 //!
-//! - [`front`]: accepting, logging in, placing and ending clients
+//! - [`front`]: what its threads share; ending clients
+//! - `reception`, `conversation`: a client from its first byte to its place
 //! - [`seats`]: the clients' sockets, each at its number
 //! - [`pools`]: when a server connection is opened and closed, who has waited too long
 //! - [`opening`]: logging in at the server
@@ -22,6 +23,7 @@ pub mod cancel;
 pub mod console;
 pub mod console_client;
 pub mod control;
+mod conversation;
 pub mod front;
 pub mod glance;
 pub mod history;
@@ -29,6 +31,7 @@ pub mod opening;
 pub mod operator;
 pub mod orders;
 pub mod pools;
+mod reception;
 pub mod replication;
 pub mod seats;
 pub mod shared;

@@ -2,18 +2,26 @@
 //! backend gives the client back to the pool and waits for any client of the pool; when one is ready, the agent seats it (its
 //! socket, its settings, its prepared statements, its address) and PostgresMain() serves it as it serves any other.
 //!
+//! - `links`: what the front has given: sockets
+//! - `settings`, `statements`: what a session has, and bringing it from one client's to another's
+//! - `texts`: dynamic shared memory for it
+//! - `transaction`: transactions of the agent's own
+//!
 //! Single-threaded, in somebody's session: no tokio, no thread. An error in here ends one client and nothing else.
 
+mod links;
 mod settings;
 mod statements;
 pub(super) mod texts;
+mod transaction;
 
+use self::links::Links;
 use self::settings::{Environment, Refused, SessionSettings};
 use self::statements::Statements;
-use self::texts::Texts;
+use self::transaction::Transaction;
 use super::guc::PoolMode;
 use super::{guc, shim, shmem};
-use crate::pooler::control::{ANSWER, Word, read_token};
+use crate::pooler::control::{Word, read_token};
 use crate::pooler::shared::{Pin, Pool, Server, ServerState, Shared, Slot, now};
 use crate::pooler::slot::{Release, State};
 use crate::pooler::state::{self, Settings};
@@ -21,11 +29,10 @@ use crate::wire::frame;
 use crate::wire::message::Report;
 use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::*;
-use rustix::event::epoll;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags};
+use rustix::net::{RecvFlags, SendFlags};
 use std::cell::UnsafeCell;
 use std::ffi::{CStr, c_char, c_int};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering::*;
 
@@ -138,16 +145,6 @@ struct Agent {
     parked: c_int,
 }
 
-/// What the front has given.
-struct Links {
-    control: OwnedFd,
-    epoll: OwnedFd,
-    texts: Texts,
-    base: u32,
-    /// The generation of the client whose descriptor we have, by slot; 0 is none. As long as the highest slot that was met.
-    known: Vec<u32>,
-}
-
 impl Agent {
     fn claim(token: &str) -> Option<Self> {
         let shared = shmem::pooler()?;
@@ -250,7 +247,7 @@ impl Agent {
         // The session is somewhere between two clients.
         // SAFETY: a flag of shim.c.
         unsafe { shim::postern_seen.mute = true };
-        let mut transaction = Transaction(false);
+        let mut transaction = Transaction::default();
         transaction.begin();
         self.settings.recover();
         transaction.commit();
@@ -534,9 +531,7 @@ impl Agent {
                     self.let_go();
                     return false;
                 }
-                shim::postern_interrupts();
-                shim::postern_notify_interrupts(pinned);
-                shim::postern_wait_for_client(pg_sys::WaitEventClient::WAIT_EVENT_CLIENT_READ)
+                shim::postern_wait_for_client(pinned)
             };
             if events & pg_sys::WL_POSTMASTER_DEATH != 0 {
                 self.leave();
@@ -867,7 +862,7 @@ impl Agent {
             return;
         };
         self.show_client(seat);
-        let mut transaction = Transaction(false);
+        let mut transaction = Transaction::default();
         let neutral = Settings::Session { base: Vec::new(), session: Vec::new(), told: Vec::new() };
         let from = std::mem::take(&mut self.now_settings);
         let from = state::decode_settings(&from).unwrap_or_else(|| neutral.clone());
@@ -930,7 +925,7 @@ impl Agent {
         let Some(links) = &self.links else { return Ok(()) };
         let texts = links.texts;
         self.show_client(seat);
-        let mut transaction = Transaction(false);
+        let mut transaction = Transaction::default();
         let wanted = texts.read(slot.settings.load(Relaxed));
         if wanted != self.now_settings {
             let from = std::mem::take(&mut self.now_settings);
@@ -1038,7 +1033,7 @@ impl Agent {
         let Some((seat, links)) = self.seat.zip(self.links.as_ref()) else { return };
         let kept = links.texts.read(self.shared.slots[seat.slot as usize].unnamed.load(Relaxed));
         if let Some(statement) = state::decode_statements(kept).unwrap_or_default().first() {
-            let mut transaction = Transaction(false);
+            let mut transaction = Transaction::default();
             // SAFETY: null, or the plan source that our own Parse has just made.
             unsafe {
                 let plan = shim::postern_unnamed();
@@ -1096,163 +1091,6 @@ impl Agent {
     }
 }
 
-impl Links {
-    fn open(agent: &Agent) -> Result<Self, &'static str> {
-        raise_file_limit();
-        let header = agent.shared.header;
-        let name = agent.shared.control_name();
-        let address =
-            rustix::net::SocketAddrUnix::new_abstract_name(name.as_bytes()).map_err(|_| "control name")?;
-        let control = rustix::net::socket_with(
-            rustix::net::AddressFamily::UNIX,
-            rustix::net::SocketType::STREAM,
-            rustix::net::SocketFlags::CLOEXEC,
-            None,
-        )
-        .map_err(|_| "no socket")?;
-        rustix::net::connect(&control, &address).map_err(|_| "the front does not listen")?;
-        // The name is in nobody's directory: whoever holds it must be the server's own user.
-        let peer = rustix::net::sockopt::socket_peercred(&control).map_err(|_| "no credentials")?;
-        if peer.uid != rustix::process::geteuid() {
-            return Err("the control socket is another user's");
-        }
-        let texts = Texts::attach(header.texts.load(Acquire)).ok_or("no dynamic shared memory")?;
-        let base = header.base.load(Acquire);
-        let epoch = header.epoch.load(Acquire);
-        say(&control, Word::Hello { server: agent.number, epoch });
-        let epoll = answer(&control).ok_or("the front has no such server connection")?;
-        Ok(Self { control, epoll, texts, base, known: Vec::new() })
-    }
-
-    fn number(&self, slot: u32) -> c_int {
-        (self.base + slot) as c_int
-    }
-
-    fn descriptor(&self, slot: u32) -> BorrowedFd<'_> {
-        // SAFETY: asked only for clients that `meet` has met, whose descriptor stays open until `forget`.
-        unsafe { BorrowedFd::borrow_raw(self.number(slot)) }
-    }
-
-    fn say(&self, word: Word) {
-        say(&self.control, word);
-    }
-
-    /// Has the client's descriptor under its number.
-    fn meet(&mut self, seat: Seat) -> bool {
-        let place = seat.slot as usize;
-        if self.known.get(place) == Some(&seat.generation) {
-            return true;
-        }
-        self.say(Word::Want { slot: seat.slot, generation: seat.generation });
-        let Some(descriptor) = answer(&self.control) else { return false };
-        if self.known.len() <= place {
-            self.known.resize(place + 1, 0);
-        }
-        if std::mem::take(&mut self.known[place]) != 0 {
-            // SAFETY: a number that is ours alone, left by the client that had the slot before.
-            drop(unsafe { OwnedFd::from_raw_fd(self.number(seat.slot)) });
-        }
-        match rustix::io::fcntl_dupfd_cloexec(&descriptor, self.number(seat.slot)) {
-            Ok(placed) if placed.as_raw_fd() == self.number(seat.slot) => {
-                let _ = placed.into_raw_fd();
-                self.known[place] = seat.generation;
-                true
-            }
-            _ => false,
-        }
-    }
-
-    fn forget(&mut self, seat: Seat) {
-        if self.known.get_mut(seat.slot as usize).is_some_and(|known| std::mem::take(known) != 0) {
-            // SAFETY: as in `meet`.
-            drop(unsafe { OwnedFd::from_raw_fd(self.number(seat.slot)) });
-        }
-    }
-
-    /// The pool hears when the client sends something.
-    fn arm(&self, seat: Seat) {
-        self.watch(seat, epoll::EventFlags::IN);
-    }
-
-    /// The pool hears of the client at once: it waits for its welcome and sends nothing.
-    fn announce(&self, seat: Seat) {
-        self.watch(seat, epoll::EventFlags::OUT);
-    }
-
-    fn watch(&self, seat: Seat, what: epoll::EventFlags) {
-        let flags = what | epoll::EventFlags::RDHUP | epoll::EventFlags::ONESHOT;
-        let data = epoll::EventData::new_u64(u64::from(seat.slot));
-        // The front may have taken it out meanwhile.
-        let _ = epoll::modify(&self.epoll, self.descriptor(seat.slot), data, flags);
-    }
-}
-
-fn say(control: &OwnedFd, word: Word) {
-    // The front reads at once or is gone; then the next wait finds out.
-    let _ = rustix::net::send(control, &word.to_bytes(), SendFlags::NOSIGNAL);
-}
-
-/// The descriptor that the front answers with.
-fn answer(control: &OwnedFd) -> Option<OwnedFd> {
-    let mut bytes = [0; ANSWER];
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    loop {
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let mut buffers = [std::io::IoSliceMut::new(&mut bytes)];
-        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::WAITALL;
-        let received = rustix::net::recvmsg(control.as_fd(), &mut buffers, &mut ancillary, flags);
-        match received {
-            Ok(message) if message.bytes == ANSWER => {
-                return ancillary.drain().find_map(|message| match message {
-                    RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-                    _ => None,
-                });
-            }
-            Err(rustix::io::Errno::INTR) => {}
-            _ => return None,
-        }
-    }
-}
-
-/// A transaction of the agent's own, begun when something needs one.
-struct Transaction(bool);
-
-impl Transaction {
-    fn begin(&mut self) {
-        if !self.0 {
-            // SAFETY: at the top of the session.
-            unsafe {
-                pg_sys::SetCurrentStatementStartTimestamp();
-                pg_sys::StartTransactionCommand();
-                pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
-                // What the swap allocates is the message's, not the transaction's.
-                shim::postern_use_message_context();
-            }
-            self.0 = true;
-        }
-    }
-
-    fn commit(&mut self) {
-        if self.0 {
-            self.0 = false;
-            // SAFETY: begun above.
-            unsafe {
-                pg_sys::PopActiveSnapshot();
-                pg_sys::CommitTransactionCommand();
-                shim::postern_use_message_context();
-            }
-        }
-    }
-}
-
-/// The soft limit of open files up to the hard one, as the front has it: clients' numbers are high.
-pub(super) fn raise_file_limit() {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    let _ = setrlimit(Resource::Nofile, limit);
-}
-
 fn application_name() -> Vec<u8> {
     // SAFETY: a setting of the server; null or terminated.
     unsafe {
@@ -1263,7 +1101,7 @@ fn application_name() -> Vec<u8> {
 
 /// Whether anything is in the session's temporary schema. Starts a transaction of its own.
 fn has_temporary_objects() -> bool {
-    let mut transaction = Transaction(false);
+    let mut transaction = Transaction::default();
     transaction.begin();
     // SAFETY: in a transaction, and there is such a schema.
     let found = unsafe { shim::postern_has_temporary_objects() };

@@ -388,19 +388,6 @@ postern_make_wait_set(int descriptor)
 	FeBeWaitSet = set;
 }
 
-/* Waits on it until the socket can be read, the latch is set or the postmaster is gone: the events. */
-uint32
-postern_wait_for_client(uint32 wait_event)
-{
-	WaitEvent	event;
-
-	/* secure_write() and pq_check_connection() change the mask. */
-	ModifyWaitEvent(FeBeWaitSet, FeBeWaitSetSocketPos, WL_SOCKET_READABLE, NULL);
-	if (WaitEventSetWait(FeBeWaitSet, -1, &event, 1, wait_event) < 1)
-		return 0;
-	return event.events;
-}
-
 /*
  * Waits for any client of the pool: 1 and what the client was added with, 0 when a signal came, -1 when the postmaster is gone. Signals are let in by the
  * wait itself, so that none is missed between the look and the sleep.
@@ -466,6 +453,24 @@ postern_notify_interrupts(bool attached)
 		ProcessCatchupInterrupt();
 	if (attached && notifyInterruptPending)
 		ProcessNotifyInterrupt(true);
+}
+
+/*
+ * Waits on the wait set until the socket can be read, the latch is set or the postmaster is gone: the events. Before it, what a session
+ * does while it waits for a command.
+ */
+uint32
+postern_wait_for_client(bool notify)
+{
+	WaitEvent	event;
+
+	postern_interrupts();
+	postern_notify_interrupts(notify);
+	/* secure_write() and pq_check_connection() change the mask. */
+	ModifyWaitEvent(FeBeWaitSet, FeBeWaitSetSocketPos, WL_SOCKET_READABLE, NULL);
+	if (WaitEventSetWait(FeBeWaitSet, -1, &event, 1, WAIT_EVENT_CLIENT_READ) < 1)
+		return 0;
+	return event.events;
 }
 
 bool
@@ -791,9 +796,11 @@ postern_listens(void)
 {
 	LOCAL_FCINFO(call, 0);
 	ExprContext *context = CreateStandaloneExprContext();
-	ReturnSetInfo result = {T_ReturnSetInfo};
+	ReturnSetInfo result;
 	FmgrInfo	function;
 
+	memset(&result, 0, sizeof(result));
+	result.type = T_ReturnSetInfo;
 	fmgr_info(F_PG_LISTENING_CHANNELS, &function);
 	result.econtext = context;
 	result.allowedModes = SFRM_ValuePerCall;

@@ -103,7 +103,7 @@ guarded! {
     fn postern_flush() -> c_int;
     fn postern_peek_input() -> c_int;
     fn postern_make_wait_set(descriptor: c_int);
-    fn postern_wait_for_client(wait_event: u32) -> u32;
+    fn postern_wait_for_client(notify: bool) -> u32;
     fn postern_disarm();
     fn postern_interrupts();
     fn postern_notify_interrupts(attached: bool);

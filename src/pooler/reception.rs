@@ -1,0 +1,386 @@
+//! Reception: a client from its first byte to its place in a pool, at the console or on a replication connection. Network threads.
+
+use super::conversation::{Conversation, OverTls};
+use super::front::{Front, random_words};
+use super::shared::{Order, Slot, now};
+use super::{cancel, console, console_client, replication};
+use crate::bridge::Level;
+use crate::login::{self, Arrival, Door, Login, Origin, Outcome, Question};
+use crate::net::linger;
+use crate::net::listener::{Accepted, Listener, Stream};
+use crate::net::tls::peer::PeerCertificate;
+use crate::net::tls::{Identity, TlsStream};
+use crate::pooler::state::Startup;
+use crate::wire::message::Report;
+use crate::wire::startup::Replication;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::*;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::either::Either;
+
+/// Databases in which the front itself answers: the reserved one, and the one that PgBouncer's exporters and scripts name, where the
+/// server has no such database.
+const CONSOLES: &[&str] = &[console::DATABASE, console::PGBOUNCER_DATABASE];
+
+/// Clients that are logging in at once; the next one makes the one that has been at it longest go.
+const LOGINS: usize = 2000;
+
+impl Front {
+    pub(super) async fn accept(
+        self: Arc<Self>,
+        listener: Listener,
+        counts: &'static crate::net::slots::Slot,
+    ) {
+        let mut number = 0u64;
+        loop {
+            match listener.accept().await {
+                Ok(accepted) => {
+                    number += 1;
+                    counts.served.fetch_add(1, Relaxed);
+                    if self.make_room_for_login() {
+                        // A login that was told to go gives its descriptor back when it is next looked at: now.
+                        tokio::task::yield_now().await;
+                    }
+                    let front = Arc::clone(&self);
+                    let login = tokio::spawn(async move {
+                        front.shared.header.logins.fetch_add(1, Relaxed);
+                        let _login = LoginCount(&front);
+                        front.receive(accepted).await;
+                    });
+                    self.logins.lock().push_back((number, login.abort_handle()));
+                }
+                Err(error) => {
+                    counts.failed.fetch_add(1, Relaxed);
+                    self.bridge.log(Level::Warning, format!("pooler could not accept a client: {error}"));
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    /// Whoever has been logging in longest goes when there are too many; whether somebody had to.
+    fn make_room_for_login(&self) -> bool {
+        let mut logins = self.logins.lock();
+        // Their descriptors are below the clients' numbers.
+        let most = LOGINS.min(self.room.base as usize / 4);
+        if logins.len() < most {
+            return false;
+        }
+        logins.retain(|(_, login)| !login.is_finished());
+        let mut any = false;
+        while logins.len() >= most {
+            if let Some((_, oldest)) = logins.pop_front() {
+                oldest.abort();
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// A client from its first byte to its place in a pool.
+    async fn receive(self: &Arc<Self>, accepted: Accepted) {
+        let limit = self.bridge.settings().pooler.client_login_timeout.unwrap_or(Duration::from_secs(86_400));
+        let deadline = Instant::now() + limit;
+        let origin = origin_of(&accepted.socket);
+        if let Origin::Tcp(_) = origin {
+            let _ = rustix::net::sockopt::set_tcp_nodelay(&accepted.socket, true);
+            let _ = rustix::net::sockopt::set_socket_keepalive(&accepted.socket, true);
+        }
+        let Ok(mut stream) = accepted.into_stream() else { return };
+        // As a server, which offers TLS over TCP only.
+        let identity = match &stream {
+            Either::Left(_) => self.identity.lock().clone(),
+            Either::Right(_) => None,
+        };
+        let direct = match &stream {
+            Either::Left(tcp) if identity.is_some() => {
+                timeout_at(deadline, tcp.peek(&mut [0])).await.is_ok_and(|peeked| peeked.is_ok())
+                    && starts_with_tls(tcp)
+            }
+            _ => false,
+        };
+        if !direct {
+            let mut door = self.door(origin, system_user(self, &stream).await, identity.is_some());
+            door.host_name = self.name_of(origin).await;
+            match timeout_at(deadline, login::log_in(&mut stream, &door)).await {
+                Ok(Ok(Outcome::Tls)) => {}
+                Ok(Ok(Outcome::Cancel { pid, key })) => return cancel::cancel(self, pid, &key).await,
+                Ok(Ok(Outcome::In(login))) => return self.place(stream, origin, login).await,
+                Ok(Err(error)) => return self.turn_away(&mut stream, origin, error).await,
+                Err(_) => return self.turn_away(&mut stream, origin, login::Error::TooSlow).await,
+            }
+        }
+        let Some(identity) = identity else { return };
+        let tls = match timeout_at(deadline, identity.accept(stream)).await {
+            Ok(Ok(tls)) => tls,
+            Ok(Err(error)) => {
+                return self
+                    .bridge
+                    .log(Level::Log, format!("could not accept TLS of {}: {error}", origin.host()));
+            }
+            Err(_) => return,
+        };
+        self.receive_over_tls(tls, &identity, origin, direct, deadline).await;
+    }
+
+    async fn receive_over_tls(
+        self: &Arc<Self>,
+        tls: TlsStream<Stream>,
+        identity: &Identity,
+        origin: Origin,
+        direct: bool,
+        deadline: Instant,
+    ) {
+        let mut tls = OverTls { tls, plain: None };
+        if direct && !crate::net::tls::names_postgresql(&tls.tls) {
+            let words = "received direct SSL connection request without ALPN protocol negotiation extension";
+            return self.turn_away(&mut tls, origin, Report::fatal("08P01", words).into()).await;
+        }
+        let certificate = match PeerCertificate::of(&tls.tls) {
+            Ok(certificate) => certificate,
+            Err(error) => {
+                return self
+                    .turn_away(&mut tls, origin, Report::fatal("08P01", error.to_string()).into())
+                    .await;
+            }
+        };
+        let mut door = self.door(origin, None, false);
+        door.host_name = self.name_of(origin).await;
+        door.tls = Some(identity.binding().map(<[u8]>::to_vec));
+        door.has_authorities = identity.has_authorities();
+        door.certificate = certificate.map(|certificate| login::exchange::Certificate {
+            common_name: certificate.common_name,
+            distinguished_name: certificate.distinguished_name,
+        });
+        match timeout_at(deadline, login::log_in(&mut tls, &door)).await {
+            Ok(Ok(Outcome::Tls)) => {}
+            Ok(Ok(Outcome::Cancel { pid, key })) => cancel::cancel(self, pid, &key).await,
+            Ok(Ok(Outcome::In(login))) => self.place(tls, origin, login).await,
+            Ok(Err(error)) => self.turn_away(&mut tls, origin, error).await,
+            Err(_) => self.turn_away(&mut tls, origin, login::Error::TooSlow).await,
+        }
+    }
+
+    fn door(&self, origin: Origin, system_user: Option<String>, offers_tls: bool) -> Door<'_> {
+        Door {
+            questions: &self.questions,
+            origin,
+            certificate: None,
+            tls: None,
+            offers_tls,
+            has_authorities: false,
+            minor: self.bridge.settings().pooler.door.protocol_minor,
+            system_user,
+            host_name: None,
+            consoles: CONSOLES,
+        }
+    }
+
+    /// The client's host name, where pg_hba.conf asks for names: main must not wait for a name server.
+    async fn name_of(&self, origin: Origin) -> Option<String> {
+        let Origin::Tcp(address) = origin else { return None };
+        if !self.shared.header.names_hosts.load(Relaxed) {
+            return None;
+        }
+        let name = self.host_name;
+        tokio::task::spawn_blocking(move || name(address.ip())).await.ok().flatten()
+    }
+
+    /// The end of a login that failed: the log hears why, and the client what it may hear.
+    async fn turn_away<S>(&self, stream: &mut S, origin: Origin, error: login::Error)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        self.shared.header.counters.logins_failed.fetch_add(1, Relaxed);
+        let login::Error::Told(report, detail) = error else { return };
+        let detail = detail.map_or(String::new(), |detail| format!(" ({detail})"));
+        let text = format!("login from {} failed: {}{detail}", origin.host(), report.message);
+        self.bridge.log(Level::Log, text);
+        let bytes = if report.severity.is_empty() { report.message.into_bytes() } else { report.to_bytes() };
+        let _ = tokio::time::timeout(Duration::from_secs(5), stream.write_all(&bytes)).await;
+        let _ = stream.flush().await;
+        linger::close(stream, Duration::from_secs(1)).await;
+    }
+
+    /// Where a client that has shown who it is goes.
+    async fn place<S: Conversation + 'static>(
+        self: &Arc<Self>,
+        mut stream: S,
+        origin: Origin,
+        login: Box<Login>,
+    ) {
+        if login.console.is_some() {
+            match console_client::admit(self, origin, &login) {
+                // A task of its own: this one counts as a login and may be ended as such.
+                Ok(client) => drop(tokio::spawn(console_client::serve(Arc::clone(self), stream, client))),
+                Err(error) => self.turn_away(&mut stream, origin, error).await,
+            }
+            return;
+        }
+        if login.message.replication != Replication::No {
+            let front = Arc::clone(self);
+            tokio::spawn(async move {
+                if let Err(error) = replication::serve(&front, &mut stream, &login).await {
+                    front.turn_away(&mut stream, origin, error).await;
+                }
+            });
+            return;
+        }
+        match self.admit(&mut stream, origin, login).await {
+            Ok(()) if stream.is_tls() => drop(tokio::spawn(stream.go_on())),
+            Ok(()) => {}
+            Err(error) => self.turn_away(&mut stream, origin, error).await,
+        }
+    }
+
+    /// A place in a pool for a client that has shown who it is.
+    async fn admit<S: Conversation>(
+        self: &Arc<Self>,
+        stream: &mut S,
+        origin: Origin,
+        login: Box<Login>,
+    ) -> Result<(), login::Error> {
+        let full = || {
+            Report::fatal("53300", "sorry, too many clients already").with_detail(format!(
+                "The pooler has {} clients, as many as postern.max_client_connections and the limit of open files allow.",
+                self.room.capacity
+            ))
+        };
+        if self.shared.header.orders.has(&login.message.database, Order::Disable) {
+            // PgBouncer's words.
+            let name = String::from_utf8_lossy(&login.message.database).into_owned();
+            let report = Report::fatal("55000", format!("database does not allow connections: {name}"));
+            return Err(report.with_hint("ENABLE in the pooler's console takes a DISABLE back.").into());
+        }
+        if self.stopping.load(Relaxed) {
+            return Err(Report::fatal("57P03", "the database system is shutting down").into());
+        }
+        let number = self.free.lock().pop().ok_or_else(full)?;
+        let slot = &self.shared.slots[number as usize];
+        let Some(generation) = slot.word.claim() else { return Err(full().into()) };
+        let mut claim = Claim { front: self, number, generation, done: false, admitted: false };
+        fill(slot, origin, stream.local(), login.minor)?;
+        slot.tls.store(stream.is_tls(), Relaxed);
+        let arrival = Arrival {
+            slot: number,
+            role: login.message.user.clone(),
+            database: login.message.database.clone(),
+            startup: Startup {
+                options: login.message.options.clone(),
+                settings: login.message.settings.clone(),
+            },
+        };
+        claim.admitted = true;
+        let admission = self.questions.ask(|reply| Question::Admit { arrival, reply }).await??;
+        let names = (&login.message.user[..], &login.message.database[..]);
+        let pool = self.pools.of(self, &admission, names, login.credential)?;
+        slot.pool.store(pool.number as u16, Release);
+        let broken =
+            |error: std::io::Error| Report::fatal("53000", format!("no place for the client: {error}"));
+        let socket = stream.socket().map_err(broken)?;
+        self.seats.seat(number, generation, &socket, &pool.epoll).map_err(broken)?;
+        pool.words.clients.fetch_add(1, Relaxed);
+        self.shared.header.counters.clients.fetch_add(1, Relaxed);
+        claim.done = true;
+        slot.word.enter(generation);
+        // From here on the client is the pool's.
+        if self.seats.announce(number).is_err() && slot.word.close_idle(generation) {
+            self.end_client(number, generation);
+        }
+        pool.news.notify_one();
+        Ok(())
+    }
+}
+
+/// The system's name of the user at the other end of a Unix socket.
+async fn system_user(front: &Front, stream: &Stream) -> Option<String> {
+    let Either::Right(socket) = stream else { return None };
+    let uid = socket.peer_cred().ok()?.uid();
+    let name = front.user_name;
+    tokio::task::spawn_blocking(move || name(uid)).await.ok().flatten()
+}
+
+/// Whether what the client has sent first is a TLS handshake (RFC 8446 section 5.1) and no startup packet.
+fn starts_with_tls(stream: &TcpStream) -> bool {
+    let mut first = [0];
+    let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
+    rustix::net::recv(stream, &mut first, flags).is_ok_and(|(length, _)| length == 1) && first[0] == 0x16
+}
+
+/// A slot on its way to a client; gives it back when the login fails.
+struct Claim<'a> {
+    front: &'a Arc<Front>,
+    number: u32,
+    generation: u32,
+    /// The client has it.
+    done: bool,
+    /// Main may have kept texts for it.
+    admitted: bool,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        if self.done {
+            return;
+        }
+        let (front, number, generation) = (Arc::clone(self.front), self.number, self.generation);
+        if self.admitted {
+            tokio::spawn(async move { front.free_slot(number, generation).await });
+        } else if front.shared.slots[number as usize].word.free(generation) {
+            front.free.lock().push(number);
+        }
+    }
+}
+
+struct LoginCount<'a>(&'a Front);
+
+impl Drop for LoginCount<'_> {
+    fn drop(&mut self) {
+        self.0.shared.header.logins.fetch_sub(1, Relaxed);
+    }
+}
+
+/// What the slot says of its client from the start.
+fn fill(slot: &Slot, origin: Origin, local: Origin, minor: u16) -> Result<(), Report> {
+    let (family, address, port) = origin.words();
+    let (_, local_address, local_port) = local.words();
+    slot.local_port.store(local_port, Relaxed);
+    for (word, value) in slot.local_address.iter().zip(local_address) {
+        word.store(value, Relaxed);
+    }
+    slot.family.store(family, Relaxed);
+    slot.port.store(port, Relaxed);
+    for (word, value) in slot.address.iter().zip(address) {
+        word.store(value, Relaxed);
+    }
+    let random =
+        random_words().ok_or_else(|| Report::fatal("XX000", "could not generate random cancel key"))?;
+    slot.key.store(random[0] as u32, Relaxed);
+    slot.minor.store(minor, Relaxed);
+    slot.tls.store(false, Relaxed);
+    slot.pins.store(0, Relaxed);
+    slot.doomed.store(0, Relaxed);
+    slot.parts.store(0, Relaxed);
+    for word in [&slot.settings_hash, &slot.statements_hash, &slot.transactions, &slot.seen_transactions] {
+        word.store(0, Relaxed);
+    }
+    slot.connected_at.store(now(), Relaxed);
+    slot.since.store(now(), Relaxed);
+    slot.waiting_since.store(0, Relaxed);
+    slot.application_name.set(b"");
+    Ok(())
+}
+
+fn origin_of(socket: &OwnedFd) -> Origin {
+    let address = rustix::net::getpeername(socket).ok().flatten();
+    match address.map(std::net::SocketAddr::try_from) {
+        Some(Ok(address)) => {
+            Origin::Tcp(std::net::SocketAddr::new(address.ip().to_canonical(), address.port()))
+        }
+        _ => Origin::Unix,
+    }
+}
