@@ -17,4 +17,5 @@ mod prepared;
 mod protocol;
 mod rig;
 mod state;
+mod tls;
 mod view;
