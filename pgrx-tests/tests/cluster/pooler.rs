@@ -1,24 +1,117 @@
-//! The pooler with real clients.
+//! The pooler as a whole: a first query, large answers, few descriptors, a server that is restarted under it.
 
-use anyhow::Result;
-use pgrx_tests::cluster::Cluster;
+use crate::drivers;
+use anyhow::{Context, Result, ensure};
+use pgrx_tests::cluster::{Cluster, Stop};
+use pgrx_tests::{process, wait};
+use postgres::{Client, Config, NoTls};
+use std::io::Read;
+use std::time::Duration;
 
 /// A session through the front, as superuser to database `postgres`, over TCP.
-fn through(cluster: &Cluster) -> postgres::Config {
-    let mut config = cluster.config();
-    config = config.clone();
-    let mut through = postgres::Config::new();
-    through.host("127.0.0.1").port(cluster.pooler_port).user("postgres").dbname("postgres");
-    through.connect_timeout(std::time::Duration::from_secs(5));
-    let _ = &mut config;
-    through
+fn through(cluster: &Cluster) -> Result<Client> {
+    let mut config = Config::new();
+    config.host("127.0.0.1").port(cluster.pooler_port).user("postgres").dbname("postgres");
+    config.connect_timeout(Duration::from_secs(5));
+    Ok(config.connect(NoTls)?)
+}
+
+/// The process id of the front.
+fn front_of(cluster: &Cluster) -> Result<i32> {
+    let children = process::children(cluster.pid()?);
+    let front = children.into_iter().find(|(_, line)| line.contains("postern pooler"));
+    front.map(|(pid, _)| pid).context("there is no front")
+}
+
+/// Resident memory in kB.
+fn resident(pid: i32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
 
 #[test]
 fn a_query_passes_through_the_front() -> Result<()> {
     let cluster = Cluster::new("front")?.start()?;
-    let mut client = through(&cluster).connect(postgres::NoTls)?;
-    let row = client.query_one("select 40 + $1::int", &[&2])?;
+    let row = through(&cluster)?.query_one("select 40 + $1::int", &[&2])?;
     assert_eq!(row.get::<_, i32>(0), 42);
     Ok(())
+}
+
+#[test]
+fn a_gigabyte_goes_to_a_client_and_the_front_does_not_grow() -> Result<()> {
+    let cluster = Cluster::new("large")?.start()?;
+    let mut client = through(&cluster)?;
+    client.simple_query("SELECT 1")?;
+    let front = front_of(&cluster)?;
+    let before = resident(front)?;
+    let mut copy =
+        client.copy_out("COPY (SELECT repeat('x', 1048575) FROM generate_series(1, 1024)) TO STDOUT")?;
+    let (mut total, mut most, mut buffer) = (0usize, 0, vec![0; 1 << 20]);
+    loop {
+        let length = copy.read(&mut buffer)?;
+        if length == 0 {
+            break;
+        }
+        total += length;
+        if total % (64 << 20) < length {
+            most = most.max(resident(front)?);
+        }
+    }
+    drop(copy);
+    assert_eq!(total, 1 << 30, "rows of a megabyte, each with its newline");
+    ensure!(most < before + 4096, "the front grew from {before} to {most} kB");
+    let row = client.query_one("SELECT length(repeat('x', 200000000))", &[])?;
+    assert_eq!(row.get::<_, i32>(0), 200_000_000);
+    Ok(())
+}
+
+#[test]
+fn few_descriptors_mean_fewer_clients_and_the_log_says_so() -> Result<()> {
+    let cluster = Cluster::new("few")?;
+    cluster.launch_with_files(1400)?;
+    cluster.wait_log("the pooler takes at most 144 clients and not 10000")?;
+    wait::until("a client gets in", || through(&cluster).is_ok())?;
+    let mut clients = Vec::new();
+    let refused = loop {
+        match through(&cluster) {
+            Ok(client) => clients.push(client),
+            Err(error) => break format!("{error:#}"),
+        }
+        ensure!(clients.len() <= 144, "more clients than places");
+    };
+    ensure!(refused.contains("too many clients"), "{refused}");
+    ensure!(clients.len() > 100, "only {} clients", clients.len());
+    for client in &mut clients {
+        client.simple_query("SELECT 1")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn after_a_restart_of_the_server_clients_come_back() -> Result<()> {
+    let cluster = Cluster::new("again")?.start()?;
+    let mut before = through(&cluster)?;
+    before.simple_query("SELECT 1")?;
+    cluster.restart(Stop::Fast)?;
+    ensure!(before.simple_query("SELECT 1").is_err(), "a session outlived its server");
+    wait::until("a new client is served", || {
+        through(&cluster).is_ok_and(|mut c| c.simple_query("SELECT 1").is_ok())
+    })?;
+    // kill -9 of a pooled backend takes the server through recovery, as any backend's would.
+    let mut client = through(&cluster)?;
+    let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[])?.get(0);
+    process::signal_pid(pid, rustix::process::Signal::KILL)?;
+    wait::until("served again after the recovery", || {
+        through(&cluster).is_ok_and(|mut c| c.simple_query("SELECT 1").is_ok())
+    })
+}
+
+#[test]
+fn psycopg_and_node_postgres_are_served_through_the_front() -> Result<()> {
+    let cluster = Cluster::new("driven")?;
+    cluster.set("postern.pool_size", "4")?;
+    let cluster = cluster.start()?;
+    drivers::psycopg_is_served(cluster.pooler_port)?;
+    drivers::node_postgres_is_served(cluster.pooler_port)
 }
