@@ -278,9 +278,9 @@ const SETTINGS: [(&str, &str); 21] = [
         > Query "show state.mine; show \"state.Odd_1\"; select current_setting('state.mine')"
         > Query "set \"state.not good\" = 1"
         ~
-        > Query "begin; set state.rolled = 'x'; rollback"
+        > Query "begin; set state.rolled = 'x'; rollback; select current_setting('state.rolled', true) is null"
         ~
-        > Query "select current_setting('state.rolled', true) is null, current_setting('state.rolled', true)"
+        > Query "select coalesce(current_setting('state.rolled', true), '')"
         > Query "reset state.mine"
         ~
         > Query "show state.mine"
