@@ -251,7 +251,7 @@ impl Agent {
         transaction.begin();
         self.settings.recover();
         transaction.commit();
-        self.now_settings = self.settings.read();
+        self.now_settings = self.settings.read(&[]);
         self.environment = self.settings.environment();
         if let Some(statements) = &mut self.statements {
             self.now_statements = statements.read(self.environment, false).0;
@@ -326,7 +326,7 @@ impl Agent {
         self.settings.after_login();
         self.pool.size.store(guc::pool_size(), Relaxed);
         self.pool.mode.store(guc::pool_mode() as u32 + 1, Relaxed);
-        self.now_settings = self.settings.read();
+        self.now_settings = self.settings.read(&[]);
         self.now_statements = state::encode_statements(&[]);
         let links = if self.statements.is_some() { Links::open(self) } else { Err("no table of statements") };
         match links {
@@ -373,7 +373,7 @@ impl Agent {
         let mut pins = 0;
         let names_before = names;
         if settings || told {
-            let bytes = self.settings.read();
+            let bytes = self.settings.read(&self.now_settings);
             if bytes != self.now_settings {
                 self.now_settings = bytes;
                 if settings {
@@ -819,7 +819,7 @@ impl Agent {
         let as_it_left = self.last == Some(seat) && self.last_count == slot.transactions.load(Relaxed);
         if !as_it_left && let Err(Refused(why)) = self.swap(seat) {
             self.last = None;
-            self.now_settings = self.settings.read();
+            self.now_settings = self.settings.read(&[]);
             let report =
                 Report::fatal("57P01", "the session's state could not be brought to another backend")
                     .with_detail(why);
@@ -870,7 +870,7 @@ impl Agent {
         transaction.begin();
         if let Err(Refused(why)) = self.settings.swap(&from, &neutral) {
             drop(from);
-            self.now_settings = self.settings.read();
+            self.now_settings = self.settings.read(&[]);
             transaction.commit();
             self.last = None;
             self.dismiss(&Report::fatal("57P01", "the session's state could not be reset").with_detail(why));

@@ -145,11 +145,18 @@ impl SessionSettings {
     }
 
     /// The session as it is now, as [`crate::pooler::state::encode_settings`] makes it.
-    pub fn read(&mut self) -> Vec<u8> {
+    ///
+    /// `before` is what the client had: a custom setting of its own that it has reset stays known to it.
+    pub fn read(&mut self, before: &[u8]) -> Vec<u8> {
         // SAFETY: an int.
         if self.listed != unsafe { pg_sys::GetNumConfigOptions() } {
             self.list();
         }
+        let known = match crate::pooler::state::decode_settings(before) {
+            Some(Settings::Session { session, .. }) => session,
+            _ => Vec::new(),
+        };
+        let custom = |name: &[u8]| name.contains(&b'.') && known.iter().any(|s| s.name == name);
         let mut base = Vec::new();
         let mut session = Vec::new();
         for variable in variables() {
@@ -166,6 +173,11 @@ impl SessionSettings {
                     && let Some(value) = text(variable, OF_A_TRANSACTION.contains(&name(variable).to_bytes()))
                 {
                     session.push((variable, value, v.source, v.scontext, v.srole));
+                } else if v.source == pg_sys::GucSource::PGC_S_DEFAULT
+                    && v.flags & pg_sys::GUC_CUSTOM_PLACEHOLDER as c_int != 0
+                    && custom(name(variable).to_bytes())
+                {
+                    session.push((variable, CString::default(), v.source, v.scontext, v.srole));
                 }
             }
         }
@@ -235,7 +247,7 @@ impl SessionSettings {
         // Back to the base: who the client is first, because it decides what may be set.
         let stays = |setting: &Setting<'_>, list: &[Setting<'_>]| list.contains(setting);
         let mut back: Vec<_> = from_session.iter().filter(|s| !stays(s, to_session)).collect();
-        back.retain(|s| !OF_A_TRANSACTION.contains(&s.name));
+        back.retain(|s| !OF_A_TRANSACTION.contains(&s.name) && s.source != KNOWN);
         back.sort_by_key(|s| !is_identity(s.name));
         let mut forth: Vec<_> = to_session.iter().filter(|s| !stays(s, from_session)).collect();
         forth.retain(|s| !OF_A_TRANSACTION.contains(&s.name));
@@ -284,7 +296,12 @@ impl SessionSettings {
             self.raise(setting)?;
         }
         for setting in &forth {
-            set(setting)?;
+            if setting.source != KNOWN {
+                set(setting)?;
+            } else if find(setting.name).is_none() {
+                set(setting)?;
+                reset(setting.name)?;
+            }
         }
         if lists(to) {
             self.tell(told);
@@ -448,6 +465,9 @@ impl SessionSettings {
         Ok(())
     }
 }
+
+/// The source of a custom setting that the session knows and that has no value: it shows as empty.
+const KNOWN: u32 = pg_sys::GucSource::PGC_S_DEFAULT;
 
 type Carried = (Variable, CString, u32, u32, pg_sys::Oid);
 
