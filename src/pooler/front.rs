@@ -6,7 +6,7 @@ use super::console_client::Consoles;
 use super::history::{self, History};
 use super::pools::{self, Pools};
 use super::seats::{Room, Seats, raise_file_limit};
-use super::shared::{ServerState, Shared, Slot};
+use super::shared::{ServerState, Shared, Slot, now};
 use super::slot::State;
 use crate::bridge::{Bridge, Level};
 use crate::login::{Question, Questions};
@@ -211,15 +211,29 @@ impl Front {
     /// Ends a client that has not been served for as long as its `idle_session_timeout` says.
     pub async fn end_idle_session(self: &Arc<Self>, number: u32, generation: u32, millis: u32) {
         let Some(slot) = self.shared.slots.get(number as usize) else { return };
-        let served = slot.transactions.load(Relaxed);
-        tokio::time::sleep(Duration::from_millis(u64::from(millis))).await;
-        if slot.transactions.load(Relaxed) == served
-            && !self.seats.is_ready(number, generation)
-            && slot.word.close_idle(generation)
-        {
-            let report = Report::fatal("57P05", "terminating connection due to idle-session timeout");
-            self.seats.say(number, generation, &report.to_bytes());
-            self.end_client(number, generation);
+        // One timer a client: it looks again when the client has been served meanwhile.
+        slot.idle_millis.store(millis, Relaxed);
+        if slot.idle_timer.swap(generation, AcqRel) == generation {
+            return;
+        }
+        loop {
+            let limit = i64::from(slot.idle_millis.load(Relaxed)) * 1000;
+            let left = slot.since.load(Relaxed) + limit - now();
+            if let Some(left) = u64::try_from(left).ok().filter(|left| *left > 0) {
+                tokio::time::sleep(Duration::from_micros(left)).await;
+                if slot.word.seen().generation() != generation {
+                    return;
+                }
+                continue;
+            }
+            // One that is served or about to be has another timer when it is idle again.
+            slot.idle_timer.store(0, Release);
+            if !self.seats.is_ready(number, generation) && slot.word.close_idle(generation) {
+                let report = Report::fatal("57P05", "terminating connection due to idle-session timeout");
+                self.seats.say(number, generation, &report.to_bytes());
+                self.end_client(number, generation);
+            }
+            return;
         }
     }
 

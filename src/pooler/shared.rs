@@ -223,6 +223,9 @@ pub struct Slot {
     pub seen_transactions: AtomicU64,
     /// The text of its unnamed statement, with types; in the dynamic memory.
     pub unnamed: AtomicU64,
+    /// The generation for which the front keeps the time of `idle_session_timeout`, and that time.
+    pub idle_timer: AtomicU32,
+    pub idle_millis: AtomicU32,
     /// How often in a row only a part of a message was there.
     pub parts: AtomicU32,
     pub application_name: Name,

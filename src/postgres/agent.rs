@@ -32,7 +32,7 @@ use pgrx::prelude::*;
 use rustix::net::{RecvFlags, SendFlags};
 use std::cell::UnsafeCell;
 use std::ffi::{CStr, c_char, c_int};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering::*;
 
@@ -131,6 +131,10 @@ struct Agent {
     last_count: u64,
     /// The session's table of portals.
     portals: *mut pg_sys::HTAB,
+    /// The client has said goodbye behind its last query.
+    terminated: bool,
+    /// It is being written down what the client has: after an error amid it nobody knows.
+    settling: bool,
     /// For whom the wait set stands.
     wait_set: Option<Seat>,
     /// The session's settings and statements as bytes, and what parsing depends on.
@@ -174,6 +178,8 @@ impl Agent {
             last: None,
             last_count: 0,
             portals: std::ptr::null_mut(),
+            terminated: false,
+            settling: false,
             wait_set: None,
             now_settings: Vec::new(),
             now_statements: Vec::new(),
@@ -199,11 +205,16 @@ impl Agent {
         // SAFETY: the session's own input buffer.
         unsafe {
             if self.seat.is_some() && shim::postern_input_waits() {
-                if shim::postern_peek_input() != c_int::from(b'X') {
+                // What is behind a Terminate is nobody's. And a message that failed before it could take the place of another
+                // client's unnamed statement is followed by others, which must not find that one.
+                let anothers = !shim::postern_unnamed().is_null()
+                    && self.unnamed_of != self.seat
+                    && shim::postern_unnamed_number() == self.unnamed_before;
+                if shim::postern_peek_input() != c_int::from(b'X') && !anothers {
                     return;
                 }
-                shim::postern_take_terminate();
-                self.hang_up();
+                shim::postern_discard_input();
+                self.terminated = true;
             }
             shim::postern_hold_cancel();
         }
@@ -244,6 +255,9 @@ impl Agent {
             report.function_name().unwrap_or_default().to_owned(),
         ));
         self.dismiss(&told);
+        if self.settling {
+            self.leave();
+        }
         // The session is somewhere between two clients.
         // SAFETY: a flag of shim.c.
         unsafe { shim::postern_seen.mute = true };
@@ -282,7 +296,13 @@ impl Agent {
             self.begin();
         }
         if self.seat.is_some() {
+            self.settling = true;
             self.settle();
+            self.settling = false;
+        }
+        if std::mem::take(&mut self.terminated) {
+            // Only now is it written down what the client leaves behind.
+            self.hang_up();
         }
         loop {
             if let Some(seat) = self.seat {
@@ -381,12 +401,7 @@ impl Agent {
                     // Whether the statements can move depends on it.
                     names |= before.literals != self.environment.literals;
                 }
-                if self.now_settings.len() > most || !links.texts.store(&slot.settings, &self.now_settings) {
-                    pins |= Pin::StateTooLarge as u32;
-                    slot.settings_hash.store(0, Relaxed);
-                } else {
-                    slot.settings_hash.store(state::hash(&self.now_settings), Relaxed);
-                }
+                slot.settings_hash.store(0, Relaxed);
                 slot.application_name.set(&application_name());
             }
         }
@@ -398,22 +413,24 @@ impl Agent {
             }
             if bytes != self.now_statements {
                 self.now_statements = bytes;
-                if self.now_statements.len() > most
-                    || !links.texts.store(&slot.statements, &self.now_statements)
-                {
-                    pins |= Pin::StateTooLarge as u32;
-                    slot.statements_hash.store(0, Relaxed);
-                } else {
-                    slot.statements_hash.store(state::hash(&self.now_statements), Relaxed);
-                }
+                slot.statements_hash.store(0, Relaxed);
             }
         } else {
             pins |= kept_pins & Pin::StatementNotMovable as u32;
         }
-        if !settings && !told && !names {
-            pins |= kept_pins & Pin::StateTooLarge as u32;
-        } else if self.now_settings.len() > most || self.now_statements.len() > most {
-            pins |= Pin::StateTooLarge as u32;
+        // What has no hash is not kept yet; until it is, the client stays.
+        for (hash, word, bytes) in [
+            (&slot.settings_hash, &slot.settings, &self.now_settings),
+            (&slot.statements_hash, &slot.statements, &self.now_statements),
+        ] {
+            if hash.load(Relaxed) != 0 {
+                continue;
+            }
+            if bytes.len() <= most && links.texts.store(word, bytes) {
+                hash.store(state::hash(bytes), Relaxed);
+            } else {
+                pins |= Pin::StateTooLarge as u32;
+            }
         }
         self.settle_unnamed(seat);
         pins |= self.pins(kept_pins);
@@ -558,8 +575,9 @@ impl Agent {
             if let Look::Nothing = look {
                 continue;
             }
-            if !pinned {
-                self.pool.unstay(self.member);
+            if !pinned && !self.pool.unstay(self.member) && self.pool.waiters.load(SeqCst) <= 0 {
+                // Called back for somebody just when its own client spoke: the call goes on to another.
+                self.nobody_waits();
             }
             // SAFETY: a flag of the session. It came with the message: somebody else is to serve it.
             if !pinned && unsafe { shim::postern_dying() } {
@@ -589,8 +607,12 @@ impl Agent {
     /// PostgresMain() is to read the client's message.
     fn serve(&mut self, seat: Seat) -> bool {
         self.enter(ServerState::Serving);
-        self.restore_unnamed(seat);
-        true
+        self.slot(seat).parts.store(0, Relaxed);
+        let restored = self.restore_unnamed(seat);
+        if !restored {
+            self.dismiss(&Report::fatal("53000", "the session's unnamed statement could not be restored"));
+        }
+        restored
     }
 
     /// The connection's state, and since when it has it.
@@ -648,7 +670,9 @@ impl Agent {
             shim::postern_disarm();
         }
         self.server.slot.store(0, Release);
-        self.last_count = slot.transactions.load(Relaxed);
+        if self.last == Some(seat) {
+            self.last_count = slot.transactions.load(Relaxed);
+        }
         slot.since.store(now(), Relaxed);
         loop {
             let done = if hang_up {
@@ -772,8 +796,8 @@ impl Agent {
         self.seat = Some(seat);
         let Some(links) = &mut self.links else { return false };
         if !links.meet(seat) {
-            self.hang_up();
-            return false;
+            // The front has no descriptor to give, or is gone. It ends the client when it finds this backend ended.
+            self.leave();
         }
         let fresh = slot.settings_hash.load(Relaxed) == 0 && slot.transactions.load(Relaxed) == 0;
         if !fresh {
@@ -819,6 +843,8 @@ impl Agent {
         let as_it_left = self.last == Some(seat) && self.last_count == slot.transactions.load(Relaxed);
         if !as_it_left && let Err(Refused(why)) = self.swap(seat) {
             self.last = None;
+            // A session that cannot be brought from one client to another serves nobody any more.
+            self.server.retire.store(true, Relaxed);
             self.now_settings = self.settings.read(&[]);
             let report =
                 Report::fatal("57P01", "the session's state could not be brought to another backend")
@@ -834,8 +860,7 @@ impl Agent {
         }
         // SAFETY: a flag of shim.c: from here on the client hears its session.
         unsafe { shim::postern_seen.mute = false };
-        self.restore_unnamed(seat);
-        true
+        self.serve(seat)
     }
 
     /// The session's socket is the client's.
@@ -873,6 +898,7 @@ impl Agent {
             self.now_settings = self.settings.read(&[]);
             transaction.commit();
             self.last = None;
+            self.server.retire.store(true, Relaxed);
             self.dismiss(&Report::fatal("57P01", "the session's state could not be reset").with_detail(why));
             return;
         }
@@ -979,15 +1005,15 @@ impl Agent {
     }
 
     /// When the session's unnamed statement is another's and the client's first message may use its own, messages of ours bring
-    /// it back first: PostgresMain() then reads those.
-    fn restore_unnamed(&mut self, seat: Seat) {
-        let Some(links) = &self.links else { return };
+    /// it back first: PostgresMain() then reads those. False when that cannot be.
+    fn restore_unnamed(&mut self, seat: Seat) -> bool {
+        let Some(links) = &self.links else { return false };
         let slot = &self.shared.slots[seat.slot as usize];
         // SAFETY: a word of shim.c.
         let there = unsafe { !shim::postern_unnamed().is_null() };
         let wanted = slot.unnamed.load(Relaxed) != 0;
         if (self.unnamed_of == Some(seat) && there == wanted) || (!there && !wanted) {
-            return;
+            return true;
         }
         let mut peeked = [0; 64];
         let descriptor = links.descriptor(seat.slot);
@@ -996,7 +1022,7 @@ impl Agent {
         let first = frame::first(&peeked[..length]).ok().flatten();
         let replaces = first.is_some_and(|f| f.tag == b'Q' || (f.tag == b'P' && f.body.first() == Some(&0)));
         if replaces {
-            return;
+            return true;
         }
         let mut messages = Vec::new();
         let kept = links.texts.read(slot.unnamed.load(Relaxed));
@@ -1011,12 +1037,12 @@ impl Agent {
             None => crate::wire::message::put(&mut messages, b'C', |out| out.extend(b"S\0")),
         }
         crate::wire::message::bodiless(&mut messages, b'S');
-        let Ok((ours, its)) = std::os::unix::net::UnixStream::pair() else { return };
+        let Ok((ours, its)) = std::os::unix::net::UnixStream::pair() else { return false };
         let _ = its.set_nonblocking(true);
-        // A text of up to the state's size may be longer than a socket holds: then the client does without.
+        // A text of up to the state's size may be longer than a socket holds.
         let _ = rustix::net::sockopt::set_socket_send_buffer_size(&its, messages.len() * 2 + 4096);
         if rustix::net::send(&its, &messages, SendFlags::NOSIGNAL) != Ok(messages.len()) {
-            return;
+            return false;
         }
         let _ = ours.set_nonblocking(true);
         // SAFETY: an open socket until `injected`.
@@ -1026,6 +1052,7 @@ impl Agent {
         }
         self.injecting = Some(OwnedFd::from(ours));
         self.unnamed_of = Some(seat);
+        true
     }
 
     /// Our own messages are answered: now the client's.
@@ -1069,7 +1096,7 @@ impl Agent {
             let length = peeked.len();
             let first = match frame::first(peeked) {
                 Ok(Some(first)) => first,
-                Ok(None) => return Look::Part,
+                Ok(None) => return part_of(descriptor),
                 Err(error @ crate::wire::Error::MessageType(_)) => {
                     return Look::Wrong(Report::fatal(error.sqlstate(), error.to_string()));
                 }
@@ -1085,9 +1112,21 @@ impl Agent {
                     }
                 }
                 _ if first.is_complete() || length >= WHOLE => return Look::Ready,
-                _ => return Look::Part,
+                _ => return part_of(descriptor),
             }
         }
+    }
+}
+
+/// A part of a message, of a client that may have gone after it.
+fn part_of(descriptor: BorrowedFd<'_>) -> Look {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let ends = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+    let mut polled = [PollFd::from_borrowed_fd(descriptor, PollFlags::RDHUP)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    match poll(&mut polled, Some(&now)) {
+        Ok(_) if polled[0].revents().intersects(ends) => Look::Gone,
+        _ => Look::Part,
     }
 }
 

@@ -884,17 +884,14 @@ postern_apply_options(const char *options, bool superuser)
 
 /* --- ends of things ---------------------------------------------------------------------------------------------- */
 
-/* Takes a Terminate off the buffered input; call only when its first byte is one. */
+/* Throws away all buffered input, which is of a client that has gone or must go. Does not block. */
 void
-postern_take_terminate(void)
+postern_discard_input(void)
 {
-	StringInfoData message;
-
-	initStringInfo(&message);
 	pq_startmsgread();
-	(void) pq_getbyte();
-	(void) pq_getmessage(&message, 10000);
-	pfree(message.data);
+	while (pq_buffer_has_data())
+		(void) pq_getbyte();
+	pq_endmsgread();
 }
 
 /* What a session begins with after its authentication: the reported settings, the key for cancels, ReadyForQuery. */

@@ -5,7 +5,8 @@ use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::{Cluster, Stop};
 use pgrx_tests::{process, wait};
 use postgres::{Client, Config, NoTls};
-use std::io::Read;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::Duration;
 
 /// A session through the front, as superuser to database `postgres`, over TCP.
@@ -114,4 +115,77 @@ fn psycopg_and_node_postgres_are_served_through_the_front() -> Result<()> {
     let cluster = cluster.start()?;
     drivers::psycopg_is_served(cluster.pooler_port)?;
     drivers::node_postgres_is_served(cluster.pooler_port)
+}
+
+/// A message of the protocol: its type, its length and its body.
+fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(body.len() + 4).unwrap_or_default();
+    [&[tag][..], &length.to_be_bytes(), body].concat()
+}
+
+/// A raw session of its own, after its first ReadyForQuery.
+fn raw(cluster: &Cluster) -> Result<TcpStream> {
+    let mut stream = TcpStream::connect(("127.0.0.1", cluster.pooler_port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let body = [&196_608u32.to_be_bytes()[..], b"user\0postgres\0database\0postgres\0\0"].concat();
+    let length = u32::try_from(body.len() + 4)?;
+    stream.write_all(&[&length.to_be_bytes()[..], &body].concat())?;
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"Z\0\0\0\x05I") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte)?;
+        seen.push(byte[0]);
+    }
+    Ok(stream)
+}
+
+#[test]
+fn what_a_client_sends_behind_its_goodbye_reaches_nobody_and_leaves_nothing() -> Result<()> {
+    let cluster = Cluster::new("goodbye")?;
+    cluster.set("postern.pool_size", "1")?;
+    let cluster = cluster.start()?;
+    let mut other = through(&cluster)?;
+    other.simple_query("SELECT 1")?;
+    for _ in 0..5 {
+        let query = b"SET work_mem = '77MB'; PREPARE leak AS SELECT 1; SELECT pg_advisory_lock(1)\0";
+        let mut batch = message(b'Q', query);
+        batch.extend(message(b'X', b""));
+        batch.extend(message(b'Q', b"CREATE TABLE leaked ()\0"));
+        raw(&cluster)?.write_all(&batch)?;
+        // A length that is none, behind the goodbye's type.
+        let mut batch = message(b'Q', b"SET work_mem = '78MB'\0");
+        batch.extend(b"X\xff\xff\xff");
+        raw(&cluster)?.write_all(&batch)?;
+        let row = other.query_one(
+            "SELECT current_setting('work_mem'), (SELECT count(*) FROM pg_prepared_statements WHERE name = 'leak'), \
+             to_regclass('leaked') IS NULL, (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory')",
+            &[],
+        )?;
+        let seen: (String, i64, bool, i64) = (row.get(0), row.get(1), row.get(2), row.get(3));
+        assert_eq!(seen, ("4MB".to_owned(), 0, true, 0));
+    }
+    Ok(())
+}
+
+#[test]
+fn clients_that_vanish_amid_a_message_give_their_places_back() -> Result<()> {
+    let cluster = Cluster::new("vanish")?;
+    cluster.set("postern.max_client_connections", "10")?;
+    let cluster = cluster.start()?;
+    for round in 0..4 {
+        for _ in 0..5 {
+            // Those of the round before may be on their way out.
+            let mut place = None;
+            wait::until("there is a place", || {
+                place = raw(&cluster).ok();
+                place.is_some()
+            })?;
+            let mut stream = place.context("no place")?;
+            stream.write_all(&message(b'Q', b"SELECT 1\0")[..1 + round])?;
+        }
+        wait::until("ten clients get in again", || {
+            (0..10).map(|_| through(&cluster)).collect::<Result<Vec<_>>>().is_ok()
+        })?;
+    }
+    Ok(())
 }

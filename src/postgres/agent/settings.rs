@@ -433,7 +433,11 @@ impl SessionSettings {
             reset(name)?;
             let default = own.source == pg_sys::GucSource::PGC_S_DEFAULT;
             let value = own.value.as_deref().filter(|_| !default);
-            give((*variable).name, value, own.context, own.source, own.role)
+            let context = match reset_context(variable) {
+                pg_sys::GucContext::PGC_SU_BACKEND => pg_sys::GucContext::PGC_SU_BACKEND,
+                _ => own.context,
+            };
+            give((*variable).name, value, context, own.source, own.role)
         }
     }
 
@@ -572,13 +576,24 @@ fn trusted(context: u32) -> pg_sys::GucContext::Type {
     }
 }
 
+/// A setting that a session may only begin with is changed as if it began.
+fn reset_context(variable: Variable) -> pg_sys::GucContext::Type {
+    use pg_sys::GucContext as Context;
+    // SAFETY: one of the server's settings.
+    match unsafe { (*variable).context } {
+        Context::PGC_BACKEND | Context::PGC_SU_BACKEND => Context::PGC_SU_BACKEND,
+        _ => Context::PGC_SUSET,
+    }
+}
+
 /// RESET.
 fn reset(name: &[u8]) -> Result<(), Refused> {
+    let context = find(name).map_or(pg_sys::GucContext::PGC_SUSET, reset_context);
     let name = CString::new(name).map_err(|_| Refused("a name with a zero byte".to_owned()))?;
     give(
         name.as_ptr(),
         None,
-        pg_sys::GucContext::PGC_SUSET,
+        context,
         pg_sys::GucSource::PGC_S_SESSION,
         pg_sys::Oid::from(pg_sys::BOOTSTRAP_SUPERUSERID),
     )
