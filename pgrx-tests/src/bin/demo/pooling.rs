@@ -11,10 +11,14 @@ use postgres::{Client, Config, NoTls, SimpleQueryMessage};
 const CLIENTS: usize = 100;
 const ROUNDS: usize = 20;
 
-/// Four settings that differ from client to client, each set in another way.
-const STATE: &str = "SET work_mem = '{n}MB'; SELECT set_config('statement_timeout', '{n}min', false); \
-    DO $$BEGIN PERFORM set_config('app.client', '{n}', false); END$$; \
-    BEGIN; SET lock_timeout = '1h'; ROLLBACK; SET lock_timeout = '{n}s'";
+/// Four settings that differ from client to client, each set in another way, and one that is taken back.
+const STATE: [&str; 5] = [
+    "SET work_mem = '{n}MB'",
+    "SELECT set_config('statement_timeout', '{n}min', false)",
+    "DO $$BEGIN PERFORM set_config('app.client', '{n}', false); END$$",
+    "SET lock_timeout = '{n}s'",
+    "BEGIN; SET lock_timeout = '1h'; ROLLBACK",
+];
 
 const LOOK: &str = "SELECT concat_ws(' ', current_setting('work_mem'), current_setting('statement_timeout'), \
     current_setting('app.client', true), current_setting('lock_timeout'))";
@@ -64,7 +68,9 @@ fn run(node: &Cluster, port: u16, role: &str, password: Option<&str>) -> Result<
     let mut clients = Vec::new();
     for number in 1..=CLIENTS {
         let mut client = client(node, port, role, password, "shop")?;
-        client.batch_execute(&STATE.replace("{n}", &number.to_string()))?;
+        for statement in STATE {
+            client.batch_execute(&statement.replace("{n}", &number.to_string()))?;
+        }
         clients.push(client);
     }
     let mut wrong = 0;
@@ -73,7 +79,8 @@ fn run(node: &Cluster, port: u16, role: &str, password: Option<&str>) -> Result<
         for turn in 0..CLIENTS {
             let number = (turn * 37 + round * 11) % CLIENTS + 1;
             let seen = look(&mut clients[number - 1])?;
-            let minutes = if number < 60 { format!("{number}min") } else { hours(number) };
+            // As the server shows so much time.
+            let minutes = if number == 60 { "1h".to_owned() } else { format!("{number}min") };
             let seconds = if number == 60 { "1min".to_owned() } else { format!("{number}s") };
             wrong += usize::from(seen != format!("{number}MB {minutes} {number} {seconds}"));
         }
@@ -81,11 +88,6 @@ fn run(node: &Cluster, port: u16, role: &str, password: Option<&str>) -> Result<
     let mine = format!("SELECT count(*) FROM pg_stat_activity WHERE datname = 'shop' AND usename = '{role}'");
     let servers = node.sql(&mine)?;
     Ok(Run { wrong, looks: ROUNDS * CLIENTS, servers })
-}
-
-/// As the server shows so many minutes.
-fn hours(minutes: usize) -> String {
-    if minutes == 60 { "1h".to_owned() } else { format!("{minutes}min") }
 }
 
 fn look(client: &mut Client) -> Result<String> {
