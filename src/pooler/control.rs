@@ -1,6 +1,9 @@
 //! What a session agent and the front say to each other on the control socket: records of sixteen bytes from the agent, and for
 //! two of them an answer of eight bytes with a descriptor. Pure.
 
+/// Data of the pipe in every pool's epoll instance whose other end the front holds: it becomes readable when the front is gone.
+pub const FRONT_GONE: u64 = u64::MAX;
+
 /// What an agent says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Word {

@@ -208,6 +208,17 @@ impl Front {
         }
     }
 
+    /// Ends a client that nobody serves, with its last words; false when somebody does, or it is gone.
+    pub fn end_idle(self: &Arc<Self>, number: u32, generation: u32, report: &Report) -> bool {
+        let closed =
+            self.shared.slots.get(number as usize).is_some_and(|slot| slot.word.close_idle(generation));
+        if closed {
+            self.seats.say(number, generation, &report.to_bytes());
+            self.end_client(number, generation);
+        }
+        closed
+    }
+
     /// Ends a client that has not been served for as long as its `idle_session_timeout` says.
     pub async fn end_idle_session(self: &Arc<Self>, number: u32, generation: u32, millis: u32) {
         let Some(slot) = self.shared.slots.get(number as usize) else { return };
@@ -228,10 +239,9 @@ impl Front {
             }
             // One that is served or about to be has another timer when it is idle again.
             slot.idle_timer.store(0, Release);
-            if !self.seats.is_ready(number, generation) && slot.word.close_idle(generation) {
+            if !self.seats.is_ready(number, generation) {
                 let report = Report::fatal("57P05", "terminating connection due to idle-session timeout");
-                self.seats.say(number, generation, &report.to_bytes());
-                self.end_client(number, generation);
+                self.end_idle(number, generation, &report);
             }
             return;
         }
@@ -255,6 +265,7 @@ impl Front {
     async fn end_wherever_it_is(self: Arc<Self>, number: u32, generation: u32) {
         let slot = &self.shared.slots[number as usize];
         slot.doomed.store(generation, SeqCst);
+        let report = Report::fatal("57P01", "terminating connection due to administrator command");
         let mut pause = Duration::from_millis(5);
         loop {
             let seen = slot.word.seen();
@@ -263,13 +274,7 @@ impl Front {
             }
             match seen.state() {
                 State::Free | State::Login | State::Closing => return,
-                State::Idle if slot.word.close_idle(generation) => {
-                    let report =
-                        Report::fatal("57P01", "terminating connection due to administrator command");
-                    self.seats.say(number, generation, &report.to_bytes());
-                    self.end_client(number, generation);
-                    return;
-                }
+                State::Idle if self.end_idle(number, generation, &report) => return,
                 State::Attached => self.tell_backend_of(slot, generation, pause > PROMPT),
                 State::Idle | State::Cancelling => {}
             }

@@ -24,12 +24,6 @@ impl Which<'_> {
     }
 }
 
-/// The connections of a pool, those too that are being opened.
-fn connections(shared: &Shared, pool: u32) -> impl Iterator<Item = &'static Server> {
-    let of = move |server: &&Server| server.state() != ServerState::Free && server.pool.load(Acquire) == pool;
-    shared.servers.iter().filter(of)
-}
-
 /// No client of the pools gets a server connection until [`resume`], and those that are open are closed as they become free. Without
 /// a role, pools that do not exist yet begin paused too. How many pools there are.
 pub fn pause(shared: &Shared, which: Which<'_>) -> u32 {
@@ -40,7 +34,7 @@ pub fn pause(shared: &Shared, which: Which<'_>) -> u32 {
     }
     for (number, pool) in which.pools(shared) {
         pool.paused.store(true, SeqCst);
-        connections(shared, number).for_each(retire);
+        shared.connections(number).for_each(retire);
         count += 1;
     }
     count
@@ -56,7 +50,7 @@ pub fn resume(shared: &Shared, which: Which<'_>) -> u32 {
     for (number, pool) in paused {
         pool.paused.store(false, SeqCst);
         count += 1;
-        connections(shared, number).for_each(wake);
+        shared.connections(number).for_each(wake);
     }
     count
 }
@@ -74,7 +68,7 @@ pub fn disconnect_idle(shared: &Shared, which: Which<'_>) -> u32 {
 fn retire_those(shared: &Shared, which: Which<'_>, those: impl Fn(&Server) -> bool) -> u32 {
     let mut count = 0;
     for (number, _) in which.pools(shared) {
-        for server in connections(shared, number).filter(|server| those(server)) {
+        for server in shared.connections(number).filter(|server| those(server)) {
             retire(server);
             count += 1;
         }

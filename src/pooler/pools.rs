@@ -4,7 +4,7 @@
 //! While some backend waits, the kernel gives ready clients to backends and nothing here runs. Only when nobody waits does the front
 //! look at the pool's queue itself: to open another connection, or to end who has waited too long.
 
-use super::control::{PARAMETER, token_text};
+use super::control::{FRONT_GONE, PARAMETER, token_text};
 use super::front::Front;
 use super::opening::{self, Opening};
 use super::shared::{self, POOL_SIZE_MAX, ServerState, now};
@@ -36,9 +36,6 @@ const TURN: Duration = Duration::from_millis(5);
 
 /// How often a pool looks for what time does: who has waited too long, which connection nobody needs.
 const TICK: Duration = Duration::from_secs(1);
-
-/// Data of the pipe in every pool's epoll instance whose other end the front holds: it becomes readable when the front is gone.
-pub const FRONT_GONE: u64 = u64::MAX;
 
 /// One pool as the front holds it.
 pub struct Pool {
@@ -182,11 +179,7 @@ impl Pool {
 
 /// Every connection of the pool ends at its next idle moment.
 pub fn retire_all(front: &Front, pool: &Pool) {
-    for server in front.shared.servers {
-        if server.state() != ServerState::Free && server.pool.load(Acquire) == pool.number {
-            retire(server);
-        }
-    }
+    front.shared.connections(pool.number).for_each(retire);
 }
 
 /// The connection ends at its next idle moment.
@@ -309,14 +302,28 @@ fn end_all(front: &Arc<Front>, pool: &Pool, why: &str) {
     retire_all(front, pool);
     let report =
         Report::fatal("57P01", "terminating connection due to administrator command").with_detail(why);
-    let bytes = report.to_bytes();
-    for (index, slot) in front.shared.slots.iter().enumerate() {
+    for (number, generation) in idle_clients(front, pool) {
+        front.end_idle(number, generation, &report);
+    }
+}
+
+/// The pool's clients that nobody serves, as slots and generations.
+fn idle_clients<'a>(front: &'a Front, pool: &'a Pool) -> impl Iterator<Item = (u32, u32)> + 'a {
+    front.shared.slots.iter().enumerate().filter_map(|(number, slot)| {
         let seen = slot.word.seen();
         let its = seen.state() == State::Idle && u32::from(slot.pool.load(Relaxed)) == pool.number;
-        if its && slot.word.close_idle(seen.generation()) {
-            front.seats.say(index as u32, seen.generation(), &bytes);
-            front.end_client(index as u32, seen.generation());
-        }
+        its.then_some((number as u32, seen.generation()))
+    })
+}
+
+/// A backend that waits for its own client gives it back, so that time can have its way with it.
+fn call_back_from(front: &Front, number: u32) {
+    let Some(server) = front.shared.servers.get(number as usize) else { return };
+    if server.state() == ServerState::Staying
+        && let Some(pool) = front.shared.pools.get(server.pool.load(Acquire) as usize)
+    {
+        pool.unstay(server.member.load(Acquire));
+        wake(server);
     }
 }
 
@@ -396,15 +403,10 @@ fn refuse(front: &Arc<Front>, pool: &Arc<Pool>, error: &opening::Error) {
         }
         _ => Report::fatal("08006", error.to_string()),
     };
-    for (index, slot) in front.shared.slots.iter().enumerate() {
-        let seen = slot.word.seen();
-        if seen.state() == State::Idle && u32::from(slot.pool.load(Relaxed)) == pool.number {
-            let waits =
-                slot.transactions.load(Relaxed) == 0 || front.seats.is_ready(index as u32, seen.generation());
-            if waits && slot.word.close_idle(seen.generation()) {
-                front.seats.say(index as u32, seen.generation(), &report.to_bytes());
-                front.end_client(index as u32, seen.generation());
-            }
+    for (number, generation) in idle_clients(front, pool) {
+        let fresh = front.shared.slots[number as usize].transactions.load(Relaxed) == 0;
+        if fresh || front.seats.is_ready(number, generation) {
+            front.end_idle(number, generation, &report);
         }
     }
 }
@@ -518,7 +520,15 @@ fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
     if queue || words.waiting.load(Relaxed) > 0 || idle_limit.is_some() {
         for (index, slot) in front.shared.slots.iter().enumerate() {
             let seen = slot.word.seen();
-            if seen.state() != State::Idle || u32::from(slot.pool.load(Relaxed)) != pool.number {
+            if u32::from(slot.pool.load(Relaxed)) != pool.number {
+                continue;
+            }
+            if seen.state() == State::Attached
+                && idle_limit.is_some_and(|limit| now - slot.since.load(Relaxed) >= limit)
+            {
+                call_back_from(front, seen.server());
+            }
+            if seen.state() != State::Idle {
                 continue;
             }
             // A backend that takes the client says that it waits no longer; it may be between our looks.
@@ -540,28 +550,21 @@ fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
                 waiting += 1;
                 first = if first == 0 { since } else { since.min(first) };
                 let limit = settings.pooler.query_wait_timeout.map(micros);
-                if limit.is_some_and(|limit| now - since >= limit) && slot.word.close_idle(generation) {
+                if limit.is_some_and(|limit| now - since >= limit) {
                     let report = Report::fatal("08P01", "query_wait_timeout")
                         .with_detail(format!(
                             "No server connection for database {} came free in time.",
                             pool.title()
                         ))
                         .with_hint("Raise postern.pool_size or postern.query_wait_timeout.");
-                    front.seats.say(index as u32, generation, &report.to_bytes());
-                    front.end_client(index as u32, generation);
+                    front.end_idle(index as u32, generation, &report);
                 }
             } else {
                 slot.waiting_since.store(0, Relaxed);
-                let done = slot.transactions.load(Relaxed);
-                if slot.seen_transactions.swap(done, Relaxed) != done || slot.since.load(Relaxed) == 0 {
-                    slot.since.store(now, Relaxed);
-                } else if idle_limit.is_some_and(|limit| now - slot.since.load(Relaxed) >= limit)
-                    && slot.word.close_idle(generation)
-                {
+                if idle_limit.is_some_and(|limit| now - slot.since.load(Relaxed) >= limit) {
                     let report = Report::fatal("57P05", "client_idle_timeout")
                         .with_hint("The setting is postern.client_idle_timeout.");
-                    front.seats.say(index as u32, generation, &report.to_bytes());
-                    front.end_client(index as u32, generation);
+                    front.end_idle(index as u32, generation, &report);
                 }
             }
         }

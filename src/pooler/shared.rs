@@ -37,7 +37,7 @@ pub struct Header {
     pub control: [AtomicU64; 2],
     /// The dynamic shared memory that holds the clients' texts; 0 is none.
     pub texts: AtomicU32,
-    /// `postern.max_prepared_statements` and the like are read by backends themselves.
+    /// Log lines that found the queue full.
     pub log_dropped: AtomicU64,
     pub listeners: Slots,
     /// Clients that have not finished their login.
@@ -219,8 +219,6 @@ pub struct Slot {
     /// The front has seen it ready with no backend for it, since then; 0 when it has not, or a backend has taken it.
     pub waiting_since: AtomicI64,
     pub transactions: AtomicU64,
-    /// As the front last looked.
-    pub seen_transactions: AtomicU64,
     /// The text of its unnamed statement, with types; in the dynamic memory.
     pub unnamed: AtomicU64,
     /// The generation for which the front keeps the time of `idle_session_timeout`, and that time.
@@ -486,6 +484,13 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// The connections of a pool, those too that are being opened.
+    pub fn connections(&self, pool: u32) -> impl Iterator<Item = &'static Server> {
+        let of =
+            move |server: &&Server| server.state() != ServerState::Free && server.pool.load(Acquire) == pool;
+        self.servers.iter().filter(of)
+    }
+
     /// The pid that a client of a slot is told in BackendKeyData: no process of a system that numbers them below 2^22 has it.
     pub fn client_pid(slot: u32) -> u32 {
         0x4000_0000 | slot

@@ -21,7 +21,7 @@ use self::statements::Statements;
 use self::transaction::Transaction;
 use super::guc::PoolMode;
 use super::{guc, shim, shmem};
-use crate::pooler::control::{Word, read_token};
+use crate::pooler::control::{FRONT_GONE, Word, read_token};
 use crate::pooler::shared::{Pin, Pool, Server, ServerState, Shared, Slot, now};
 use crate::pooler::slot::{Release, State};
 use crate::pooler::state::{self, Settings};
@@ -39,9 +39,6 @@ use std::sync::atomic::Ordering::*;
 /// A message of at most so many bytes is waited for as a whole before a backend takes its client; a longer one is taken when so much
 /// of it is there.
 const WHOLE: usize = 4096;
-
-/// Epoll data of the pipe that tells that the front is gone.
-pub(super) const FRONT_GONE: u64 = u64::MAX;
 
 /// The one agent of the process.
 struct Place(UnsafeCell<Option<Box<Agent>>>);
@@ -199,7 +196,13 @@ impl Agent {
     /// After ReadyForQuery with status I. Returns when PostgresMain() is to read a client's message.
     fn ready(&mut self) {
         if self.injecting.take().is_some() {
-            self.injected();
+            let injected = AssertUnwindSafe(|| {
+                self.injected();
+                true
+            });
+            if !PgTryBuilder::new(injected).catch_others(|_| false).execute() {
+                self.leave();
+            }
             return;
         }
         // SAFETY: the session's own input buffer.
@@ -225,7 +228,16 @@ impl Agent {
             });
             match PgTryBuilder::new(idle).catch_others(Some).execute() {
                 None => break,
-                Some(error) => self.failed(error),
+                Some(error) => {
+                    let recover = AssertUnwindSafe(|| {
+                        self.failed(error);
+                        true
+                    });
+                    // An error of the recovery itself must not answer a client's next query.
+                    if !PgTryBuilder::new(recover).catch_others(|_| false).execute() {
+                        self.leave();
+                    }
+                }
             }
         }
         // SAFETY: matches the hold above; the message's memory is what the server expects to be current.
@@ -433,14 +445,14 @@ impl Agent {
             }
         }
         self.settle_unnamed(seat);
-        pins |= self.pins(kept_pins);
+        pins |= self.pins();
         if pins != kept_pins {
             slot.pins.store(pins, Relaxed);
         }
     }
 
     /// What else holds the client here.
-    fn pins(&mut self, before: u32) -> u32 {
+    fn pins(&mut self) -> u32 {
         let mut pins = 0;
         let mode = guc::pool_mode();
         if mode == PoolMode::session {
@@ -475,7 +487,6 @@ impl Agent {
                 pins |= Pin::TemporaryObjects as u32;
             }
         }
-        let _ = before;
         pins
     }
 
@@ -530,6 +541,7 @@ impl Agent {
     /// Waits for the attached client itself. True: it is ready; false: it is attached no longer.
     fn stay(&mut self, seat: Seat, pinned: bool) -> bool {
         self.enter(if pinned { ServerState::Pinned } else { ServerState::Staying });
+        self.slot(seat).since.store(self.server.since.load(Relaxed), Relaxed);
         if !pinned {
             self.pool.stay(self.member);
             // Whoever became the last idle one before we were listed did not see us.
@@ -607,7 +619,9 @@ impl Agent {
     /// PostgresMain() is to read the client's message.
     fn serve(&mut self, seat: Seat) -> bool {
         self.enter(ServerState::Serving);
-        self.slot(seat).parts.store(0, Relaxed);
+        let slot = self.slot(seat);
+        slot.since.store(self.server.since.load(Relaxed), Relaxed);
+        slot.parts.store(0, Relaxed);
         let restored = self.restore_unnamed(seat);
         if !restored {
             self.dismiss(&Report::fatal("53000", "the session's unnamed statement could not be restored"));
@@ -673,7 +687,10 @@ impl Agent {
         if self.last == Some(seat) {
             self.last_count = slot.transactions.load(Relaxed);
         }
-        slot.since.store(now(), Relaxed);
+        if self.server.state() == ServerState::Serving {
+            // It becomes idle only now; one whose backend has stayed with it has been so for as long as that.
+            slot.since.store(now(), Relaxed);
+        }
         loop {
             let done = if hang_up {
                 slot.word.hang_up(seat.generation, self.number)

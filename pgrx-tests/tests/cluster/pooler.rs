@@ -189,3 +189,27 @@ fn clients_that_vanish_amid_a_message_give_their_places_back() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn an_idle_client_is_ended_also_while_its_backend_stays_with_it() -> Result<()> {
+    let cluster = Cluster::new("idle")?;
+    cluster.set("postern.client_idle_timeout", "2s")?;
+    let cluster = cluster.start()?;
+    let mut idle = raw(&cluster)?;
+    idle.write_all(&message(b'Q', b"SELECT 1\0"))?;
+    let mut busy = through(&cluster)?;
+    let mut said: Vec<u8> = Vec::new();
+    idle.set_read_timeout(Some(Duration::from_millis(200)))?;
+    wait::until("the idle client is ended", || {
+        // One that is not idle stays.
+        let served = busy.simple_query("SELECT 1").is_ok();
+        let mut buffer = [0; 512];
+        match idle.read(&mut buffer) {
+            Ok(length) => said.extend(&buffer[..length]),
+            Err(_) => return false,
+        }
+        served && said.windows(19).any(|text| text == b"client_idle_timeout")
+    })?;
+    busy.simple_query("SELECT 1")?;
+    Ok(())
+}

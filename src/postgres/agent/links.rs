@@ -3,6 +3,7 @@
 use super::texts::Texts;
 use super::{Agent, Seat};
 use crate::pooler::control::{ANSWER, Word};
+use crate::pooler::seats::raise_file_limit;
 use rustix::event::epoll;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags};
 use std::ffi::c_int;
@@ -21,6 +22,7 @@ pub(super) struct Links {
 
 impl Links {
     pub(super) fn open(agent: &Agent) -> Result<Self, &'static str> {
+        // Clients' numbers are high.
         raise_file_limit();
         let header = agent.shared.header;
         let name = agent.shared.control_name();
@@ -135,12 +137,4 @@ fn answer(control: &OwnedFd) -> Option<OwnedFd> {
             _ => return None,
         }
     }
-}
-
-/// The soft limit of open files up to the hard one, as the front has it: clients' numbers are high.
-fn raise_file_limit() {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    let _ = setrlimit(Resource::Nofile, limit);
 }
