@@ -3,42 +3,44 @@
 //! socket, its settings, its prepared statements, its address) and PostgresMain() serves it as it serves any other.
 //!
 //! - `links`: what the front has given: sockets
-//! - `settings`, `statements`: what a session has, and bringing it from one client's to another's
+//! - `look`: what a client has sent
+//! - `pins`: what holds a client here
+//! - `session`: beginning a client's session, and bringing the backend from one to another
+//! - `unnamed`: the unnamed statement
+//! - `settings`, `statements`: what a session has of these
 //! - `texts`: dynamic shared memory for it
 //! - `transaction`: transactions of the agent's own
 //!
 //! Single-threaded, in somebody's session: no tokio, no thread. An error in here ends one client and nothing else.
 
 mod links;
+mod look;
+mod pins;
+mod session;
 mod settings;
 mod statements;
 pub(super) mod texts;
 mod transaction;
+mod unnamed;
 
 use self::links::Links;
+use self::look::Look;
 use self::settings::{Environment, Refused, SessionSettings};
 use self::statements::Statements;
 use self::transaction::Transaction;
-use super::guc::PoolMode;
 use super::{guc, shim, shmem};
 use crate::pooler::control::{FRONT_GONE, Word, read_token};
 use crate::pooler::shared::{Pin, Pool, Server, ServerState, Shared, Slot, now};
 use crate::pooler::slot::{Release, State};
-use crate::pooler::state::{self, Settings};
-use crate::wire::frame;
+use crate::pooler::state;
 use crate::wire::message::Report;
 use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::*;
-use rustix::net::{RecvFlags, SendFlags};
 use std::cell::UnsafeCell;
 use std::ffi::{CStr, c_char, c_int};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering::*;
-
-/// A message of at most so many bytes is waited for as a whole before a backend takes its client; a longer one is taken when so much
-/// of it is there.
-const WHOLE: usize = 4096;
 
 /// The one agent of the process.
 struct Place(UnsafeCell<Option<Box<Agent>>>);
@@ -95,20 +97,6 @@ pub extern "C" fn postern_agent_reset() {
 struct Seat {
     slot: u32,
     generation: u32,
-}
-
-/// What is known of a client's next message.
-enum Look {
-    /// It can be served.
-    Ready,
-    /// Nothing has come.
-    Nothing,
-    /// A part has come.
-    Part,
-    /// It has gone, or must go without a word.
-    Gone,
-    /// It must go, and hears why.
-    Wrong(Report),
 }
 
 struct Agent {
@@ -451,75 +439,6 @@ impl Agent {
         }
     }
 
-    /// What else holds the client here.
-    fn pins(&mut self) -> u32 {
-        let mut pins = 0;
-        let mode = guc::pool_mode();
-        if mode == PoolMode::session {
-            pins |= Pin::SessionMode as u32;
-        }
-        // SAFETY: flags of shim.c, and words and tables of the session, read at its top.
-        unsafe {
-            shim::postern_seen.statement_mode = mode == PoolMode::statement;
-            if shim::postern_holds_locks() {
-                pins |= Pin::AdvisoryLocks as u32;
-            }
-            if !self.portals.is_null() && shim::postern_entries(self.portals) > 0 {
-                pins |= Pin::HoldCursors as u32;
-            }
-            // A LISTEN and an UNLISTEN take effect when their transaction commits, so the session itself is asked.
-            if shim::postern_seen.listens {
-                shim::postern_seen.listens = shim::postern_listens();
-            }
-            if shim::postern_seen.listens {
-                pins |= Pin::Listens as u32;
-            }
-            if shim::postern_seen.loaded {
-                pins |= Pin::LoadedLibrary as u32;
-            }
-            if shim::postern_seen.seed {
-                pins |= Pin::RandomSeed as u32;
-            }
-            if shim::postern_has_replication_state() {
-                pins |= Pin::ReplicationState as u32;
-            }
-            if shim::postern_has_temporary_schema() && has_temporary_objects() {
-                pins |= Pin::TemporaryObjects as u32;
-            }
-        }
-        pins
-    }
-
-    /// Keeps the text of the client's unnamed statement, which survives a Sync.
-    fn settle_unnamed(&mut self, seat: Seat) {
-        let Some(links) = &self.links else { return };
-        let slot = &self.shared.slots[seat.slot as usize];
-        // SAFETY: null, or a plan source that the session has.
-        let (plan, number) = unsafe { (shim::postern_unnamed(), shim::postern_unnamed_number()) };
-        let anothers = number == self.unnamed_before && self.unnamed_of != Some(seat);
-        if plan.is_null() || anothers {
-            if slot.unnamed.load(Relaxed) != 0 {
-                links.texts.free(&slot.unnamed);
-            }
-            if self.unnamed_of == Some(seat) {
-                self.unnamed_of = None;
-            }
-            return;
-        }
-        if number == self.unnamed_before {
-            return;
-        }
-        self.unnamed_before = number;
-        // SAFETY: a complete plan source of the session.
-        let bytes = unsafe { statements::unnamed(plan, self.environment.literals) };
-        if links.texts.read(slot.unnamed.load(Relaxed)) != bytes
-            && (bytes.len() > guc::client_state_size() || !links.texts.store(&slot.unnamed, &bytes))
-        {
-            links.texts.free(&slot.unnamed);
-        }
-        self.unnamed_of = Some(seat);
-    }
-
     fn may_stay(&self) -> bool {
         // Somebody sees the next ready client: another backend that waits for any, or the front, while the pool may still grow.
         (self.pool.waiters.load(SeqCst) >= 1
@@ -706,36 +625,6 @@ impl Agent {
         }
     }
 
-    /// After a client that had pins has gone.
-    fn clean(&mut self, pins: u32) {
-        let has = |pin: Pin| pins & pin as u32 != 0;
-        if has(Pin::LoadedLibrary)
-            || has(Pin::RandomSeed)
-            || has(Pin::ReplicationState)
-            || has(Pin::TemporaryObjects)
-        {
-            // What these leave in a process cannot be taken out of it: even without objects, a temporary schema shows in the
-            // search path and temp_buffers cannot be changed.
-            self.leave();
-        }
-        // SAFETY: at the top of the session, as DiscardAll() does it (commands/discard.c).
-        unsafe {
-            if has(Pin::AdvisoryLocks) {
-                shim::postern_release_advisory_locks();
-            }
-            if has(Pin::HoldCursors) || has(Pin::Listens) {
-                pg_sys::SetCurrentStatementStartTimestamp();
-                pg_sys::StartTransactionCommand();
-                pg_sys::PortalHashTableDeleteAll();
-                if has(Pin::Listens) {
-                    shim::postern_seen.listens = false;
-                    shim::Async_UnlistenAll();
-                }
-                pg_sys::CommitTransactionCommand();
-            }
-        }
-    }
-
     /// Waits until a client of the pool is ready, and seats it. False: look again.
     fn wait_for_any(&mut self) -> bool {
         let Some(links) = &self.links else { return false };
@@ -893,258 +782,6 @@ impl Agent {
             }
         }
     }
-
-    /// A client's first moment in a session: its own defaults, and everything that a server says first.
-    fn welcome(&mut self, seat: Seat) {
-        let slot = self.slot(seat);
-        let Some(links) = &self.links else { return };
-        let bytes = links.texts.read(slot.settings.load(Relaxed)).to_vec();
-        let Some(Settings::Startup(startup)) = state::decode_settings(&bytes) else {
-            self.hang_up();
-            return;
-        };
-        self.show_client(seat);
-        let mut transaction = Transaction::default();
-        let neutral = Settings::Session { base: Vec::new(), session: Vec::new(), told: Vec::new() };
-        let from = std::mem::take(&mut self.now_settings);
-        let from = state::decode_settings(&from).unwrap_or_else(|| neutral.clone());
-        self.settings.mark(&neutral);
-        transaction.begin();
-        if let Err(Refused(why)) = self.settings.swap(&from, &neutral) {
-            drop(from);
-            self.now_settings = self.settings.read(&[]);
-            transaction.commit();
-            self.last = None;
-            self.server.retire.store(true, Relaxed);
-            self.dismiss(&Report::fatal("57P01", "the session's state could not be reset").with_detail(why));
-            return;
-        }
-        drop(from);
-        // What follows may fail and be rolled back; this must not be.
-        transaction.commit();
-        transaction.begin();
-        // SAFETY: a flag of shim.c, and a word of the session: warnings about stored settings go to the client.
-        unsafe {
-            shim::postern_seen.mute = false;
-            let superuser = pg_sys::superuser_arg(pg_sys::GetSessionUserId());
-            self.settings.begin(&startup, superuser);
-        }
-        self.settings.begun();
-        self.pool.size.store(guc::pool_size(), Relaxed);
-        let empty = state::encode_statements(&[]);
-        if self.now_statements != empty
-            && let Some(statements) = &mut self.statements
-        {
-            statements.swap(&empty, Environment::default(), guc::max_prepared_statements(), &mut || ());
-            self.now_statements = empty;
-        }
-        transaction.commit();
-        self.settings.tell_nothing();
-        // SAFETY: the attached client's socket; the session's own messages.
-        unsafe {
-            shim::ResetSequenceCaches();
-            shim::postern_welcome(Shared::client_pid(seat.slot), slot.key.load(Relaxed));
-            shim::postern_seen.settings = true;
-            shim::postern_seen.names = false;
-        }
-        self.environment = self.settings.environment();
-        self.last = Some(seat);
-        self.settle();
-        // That was no transaction of the client's.
-        for count in [&slot.transactions, &self.server.transactions, &self.pool.transactions] {
-            count.fetch_sub(1, Relaxed);
-        }
-    }
-
-    /// From the last client's session to this one's.
-    fn swap(&mut self, seat: Seat) -> Result<(), Refused> {
-        let slot = self.slot(seat);
-        self.server.swaps.fetch_add(1, Relaxed);
-        if self.unnamed_of == Some(seat) {
-            // It may have another by now.
-            self.unnamed_of = None;
-        }
-        self.pool.swaps.fetch_add(1, Relaxed);
-        let Some(links) = &self.links else { return Ok(()) };
-        let texts = links.texts;
-        self.show_client(seat);
-        let mut transaction = Transaction::default();
-        let wanted = texts.read(slot.settings.load(Relaxed));
-        if wanted != self.now_settings {
-            let from = std::mem::take(&mut self.now_settings);
-            let lists = state::decode_settings(&from).zip(state::decode_settings(wanted));
-            let Some((from, to)) = lists else {
-                return Err(Refused("its settings could not be read".to_owned()));
-            };
-            self.settings.mark(&to);
-            if SessionSettings::needs_transaction(&from, &to) {
-                transaction.begin();
-            }
-            let swapped = self.settings.swap(&from, &to);
-            self.now_settings = wanted.to_vec();
-            if swapped.is_err() {
-                transaction.commit();
-                return swapped;
-            }
-            self.environment = self.settings.environment();
-        }
-        let wanted = texts.read(slot.statements.load(Relaxed));
-        let empty = state::encode_statements(&[]);
-        let wanted = if wanted.is_empty() { &empty[..] } else { wanted };
-        if wanted != self.now_statements
-            && let Some(statements) = &mut self.statements
-        {
-            let most = guc::max_prepared_statements();
-            statements.swap(wanted, self.environment, most, &mut || transaction.begin());
-            self.now_statements = wanted.to_vec();
-        }
-        transaction.commit();
-        // SAFETY: the session's caches, and flags of shim.c: what the swap did is not the client's doing.
-        unsafe {
-            shim::ResetSequenceCaches();
-            shim::postern_seen.settings = false;
-            shim::postern_seen.names = false;
-            shim::postern_seen.told = false;
-            shim::postern_seen.statement_mode = guc::pool_mode() == PoolMode::statement;
-        }
-        Ok(())
-    }
-
-    /// pg_stat_activity and the log show the client.
-    fn show_client(&self, seat: Seat) {
-        let slot = self.slot(seat);
-        let address = slot.address.each_ref().map(|word| word.load(Relaxed));
-        let (family, port) = (c_int::from(slot.family.load(Relaxed)), c_int::from(slot.port.load(Relaxed)));
-        let local = slot.local_address.each_ref().map(|word| word.load(Relaxed));
-        let local_port = c_int::from(slot.local_port.load(Relaxed));
-        // SAFETY: four words of address each.
-        unsafe { shim::postern_set_client(family, address.as_ptr(), port, local.as_ptr(), local_port) }
-    }
-
-    /// When the session's unnamed statement is another's and the client's first message may use its own, messages of ours bring
-    /// it back first: PostgresMain() then reads those. False when that cannot be.
-    fn restore_unnamed(&mut self, seat: Seat) -> bool {
-        let Some(links) = &self.links else { return false };
-        let slot = &self.shared.slots[seat.slot as usize];
-        // SAFETY: a word of shim.c.
-        let there = unsafe { !shim::postern_unnamed().is_null() };
-        let wanted = slot.unnamed.load(Relaxed) != 0;
-        if (self.unnamed_of == Some(seat) && there == wanted) || (!there && !wanted) {
-            return true;
-        }
-        let mut peeked = [0; 64];
-        let descriptor = links.descriptor(seat.slot);
-        let length = rustix::net::recv(descriptor, &mut peeked, RecvFlags::PEEK | RecvFlags::DONTWAIT)
-            .map_or(0, |(length, _)| length);
-        let first = frame::first(&peeked[..length]).ok().flatten();
-        let replaces = first.is_some_and(|f| f.tag == b'Q' || (f.tag == b'P' && f.body.first() == Some(&0)));
-        if replaces {
-            return true;
-        }
-        let mut messages = Vec::new();
-        let kept = links.texts.read(slot.unnamed.load(Relaxed));
-        match state::decode_statements(kept).unwrap_or_default().first() {
-            Some(statement) => crate::wire::message::put(&mut messages, b'P', |out| {
-                out.push(0);
-                out.extend(statement.text);
-                out.push(0);
-                out.extend((statement.types.len() as u16).to_be_bytes());
-                out.extend(statement.types.iter().flat_map(|oid| oid.to_be_bytes()));
-            }),
-            None => crate::wire::message::put(&mut messages, b'C', |out| out.extend(b"S\0")),
-        }
-        crate::wire::message::bodiless(&mut messages, b'S');
-        let Ok((ours, its)) = std::os::unix::net::UnixStream::pair() else { return false };
-        let _ = its.set_nonblocking(true);
-        // A text of up to the state's size may be longer than a socket holds.
-        let _ = rustix::net::sockopt::set_socket_send_buffer_size(&its, messages.len() * 2 + 4096);
-        if rustix::net::send(&its, &messages, SendFlags::NOSIGNAL) != Ok(messages.len()) {
-            return false;
-        }
-        let _ = ours.set_nonblocking(true);
-        // SAFETY: an open socket until `injected`.
-        unsafe {
-            shim::postern_seen.mute = true;
-            shim::postern_set_socket(ours.as_raw_fd());
-        }
-        self.injecting = Some(OwnedFd::from(ours));
-        self.unnamed_of = Some(seat);
-        true
-    }
-
-    /// Our own messages are answered: now the client's.
-    fn injected(&mut self) {
-        let Some((seat, links)) = self.seat.zip(self.links.as_ref()) else { return };
-        let kept = links.texts.read(self.shared.slots[seat.slot as usize].unnamed.load(Relaxed));
-        if let Some(statement) = state::decode_statements(kept).unwrap_or_default().first() {
-            let mut transaction = Transaction::default();
-            // SAFETY: null, or the plan source that our own Parse has just made.
-            unsafe {
-                let plan = shim::postern_unnamed();
-                if !plan.is_null() {
-                    statements::expect_columns(plan, statement, &mut || transaction.begin());
-                }
-            }
-            transaction.commit();
-        }
-        // SAFETY: the attached client's socket.
-        unsafe {
-            shim::postern_set_socket(links.number(seat.slot));
-            shim::postern_seen.mute = false;
-            shim::postern_seen.told = false;
-            self.unnamed_before = shim::postern_unnamed_number();
-        }
-    }
-
-    /// What the client has sent, without taking it.
-    fn look(&self, seat: Seat) -> Look {
-        let Some(links) = &self.links else { return Look::Gone };
-        let descriptor = links.descriptor(seat.slot);
-        let mut space = [std::mem::MaybeUninit::<u8>::uninit(); WHOLE];
-        loop {
-            let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-            let peeked: &[u8] = match rustix::net::recv(descriptor, &mut space[..], flags) {
-                Ok(((&mut [], _), _)) => return Look::Gone,
-                Ok(((peeked, _), _)) => peeked,
-                Err(rustix::io::Errno::AGAIN) => return Look::Nothing,
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(_) => return Look::Gone,
-            };
-            let length = peeked.len();
-            let first = match frame::first(peeked) {
-                Ok(Some(first)) => first,
-                Ok(None) => return part_of(descriptor),
-                Err(error @ crate::wire::Error::MessageType(_)) => {
-                    return Look::Wrong(Report::fatal(error.sqlstate(), error.to_string()));
-                }
-                Err(_) => return Look::Gone,
-            };
-            match first.tag {
-                b'X' => return Look::Gone,
-                // Left over from a COPY that has failed: the server would drop it and wait for more.
-                b'd' | b'c' | b'f' if first.is_complete() => {
-                    let mut rest = vec![0; first.length];
-                    if rustix::net::recv(descriptor, &mut rest, RecvFlags::DONTWAIT).is_err() {
-                        return Look::Gone;
-                    }
-                }
-                _ if first.is_complete() || length >= WHOLE => return Look::Ready,
-                _ => return part_of(descriptor),
-            }
-        }
-    }
-}
-
-/// A part of a message, of a client that may have gone after it.
-fn part_of(descriptor: BorrowedFd<'_>) -> Look {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let ends = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
-    let mut polled = [PollFd::from_borrowed_fd(descriptor, PollFlags::RDHUP)];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    match poll(&mut polled, Some(&now)) {
-        Ok(_) if polled[0].revents().intersects(ends) => Look::Gone,
-        _ => Look::Part,
-    }
 }
 
 fn application_name() -> Vec<u8> {
@@ -1153,16 +790,6 @@ fn application_name() -> Vec<u8> {
         let name = pg_sys::GetConfigOption(c"application_name".as_ptr(), true, false);
         if name.is_null() { Vec::new() } else { CStr::from_ptr(name).to_bytes().to_vec() }
     }
-}
-
-/// Whether anything is in the session's temporary schema. Starts a transaction of its own.
-fn has_temporary_objects() -> bool {
-    let mut transaction = Transaction::default();
-    transaction.begin();
-    // SAFETY: in a transaction, and there is such a schema.
-    let found = unsafe { shim::postern_has_temporary_objects() };
-    transaction.commit();
-    found
 }
 
 /// The five characters of an error code.

@@ -1,0 +1,142 @@
+//! Bringing the session from one client's to another's: a new client's own beginning, and the way back of one that was here or
+//! elsewhere before. Pooled backends.
+
+use super::super::guc::{self, PoolMode};
+use super::super::shim;
+use super::settings::{Environment, Refused, SessionSettings};
+use super::{Agent, Seat, Transaction};
+use crate::pooler::shared::Shared;
+use crate::pooler::state::{self, Settings};
+use crate::wire::message::Report;
+use pgrx::prelude::*;
+use std::ffi::c_int;
+use std::sync::atomic::Ordering::*;
+
+impl Agent {
+    /// A client's first moment in a session: its own defaults, and everything that a server says first.
+    pub(super) fn welcome(&mut self, seat: Seat) {
+        let slot = self.slot(seat);
+        let Some(links) = &self.links else { return };
+        let bytes = links.texts.read(slot.settings.load(Relaxed)).to_vec();
+        let Some(Settings::Startup(startup)) = state::decode_settings(&bytes) else {
+            self.hang_up();
+            return;
+        };
+        self.show_client(seat);
+        let mut transaction = Transaction::default();
+        let neutral = Settings::Session { base: Vec::new(), session: Vec::new(), told: Vec::new() };
+        let from = std::mem::take(&mut self.now_settings);
+        let from = state::decode_settings(&from).unwrap_or_else(|| neutral.clone());
+        self.settings.mark(&neutral);
+        transaction.begin();
+        if let Err(Refused(why)) = self.settings.swap(&from, &neutral) {
+            drop(from);
+            self.now_settings = self.settings.read(&[]);
+            transaction.commit();
+            self.last = None;
+            self.server.retire.store(true, Relaxed);
+            self.dismiss(&Report::fatal("57P01", "the session's state could not be reset").with_detail(why));
+            return;
+        }
+        drop(from);
+        // What follows may fail and be rolled back; this must not be.
+        transaction.commit();
+        transaction.begin();
+        // SAFETY: a flag of shim.c, and a word of the session: warnings about stored settings go to the client.
+        unsafe {
+            shim::postern_seen.mute = false;
+            let superuser = pg_sys::superuser_arg(pg_sys::GetSessionUserId());
+            self.settings.begin(&startup, superuser);
+        }
+        self.settings.begun();
+        self.pool.size.store(guc::pool_size(), Relaxed);
+        let empty = state::encode_statements(&[]);
+        if self.now_statements != empty
+            && let Some(statements) = &mut self.statements
+        {
+            statements.swap(&empty, Environment::default(), guc::max_prepared_statements(), &mut || ());
+            self.now_statements = empty;
+        }
+        transaction.commit();
+        self.settings.tell_nothing();
+        // SAFETY: the attached client's socket; the session's own messages.
+        unsafe {
+            shim::ResetSequenceCaches();
+            shim::postern_welcome(Shared::client_pid(seat.slot), slot.key.load(Relaxed));
+            shim::postern_seen.settings = true;
+            shim::postern_seen.names = false;
+        }
+        self.environment = self.settings.environment();
+        self.last = Some(seat);
+        self.settle();
+        // That was no transaction of the client's.
+        for count in [&slot.transactions, &self.server.transactions, &self.pool.transactions] {
+            count.fetch_sub(1, Relaxed);
+        }
+    }
+
+    /// From the last client's session to this one's.
+    pub(super) fn swap(&mut self, seat: Seat) -> Result<(), Refused> {
+        let slot = self.slot(seat);
+        self.server.swaps.fetch_add(1, Relaxed);
+        if self.unnamed_of == Some(seat) {
+            // It may have another by now.
+            self.unnamed_of = None;
+        }
+        self.pool.swaps.fetch_add(1, Relaxed);
+        let Some(links) = &self.links else { return Ok(()) };
+        let texts = links.texts;
+        self.show_client(seat);
+        let mut transaction = Transaction::default();
+        let wanted = texts.read(slot.settings.load(Relaxed));
+        if wanted != self.now_settings {
+            let from = std::mem::take(&mut self.now_settings);
+            let lists = state::decode_settings(&from).zip(state::decode_settings(wanted));
+            let Some((from, to)) = lists else {
+                return Err(Refused("its settings could not be read".to_owned()));
+            };
+            self.settings.mark(&to);
+            if SessionSettings::needs_transaction(&from, &to) {
+                transaction.begin();
+            }
+            let swapped = self.settings.swap(&from, &to);
+            self.now_settings = wanted.to_vec();
+            if swapped.is_err() {
+                transaction.commit();
+                return swapped;
+            }
+            self.environment = self.settings.environment();
+        }
+        let wanted = texts.read(slot.statements.load(Relaxed));
+        let empty = state::encode_statements(&[]);
+        let wanted = if wanted.is_empty() { &empty[..] } else { wanted };
+        if wanted != self.now_statements
+            && let Some(statements) = &mut self.statements
+        {
+            let most = guc::max_prepared_statements();
+            statements.swap(wanted, self.environment, most, &mut || transaction.begin());
+            self.now_statements = wanted.to_vec();
+        }
+        transaction.commit();
+        // SAFETY: the session's caches, and flags of shim.c: what the swap did is not the client's doing.
+        unsafe {
+            shim::ResetSequenceCaches();
+            shim::postern_seen.settings = false;
+            shim::postern_seen.names = false;
+            shim::postern_seen.told = false;
+            shim::postern_seen.statement_mode = guc::pool_mode() == PoolMode::statement;
+        }
+        Ok(())
+    }
+
+    /// pg_stat_activity and the log show the client.
+    pub(super) fn show_client(&self, seat: Seat) {
+        let slot = self.slot(seat);
+        let address = slot.address.each_ref().map(|word| word.load(Relaxed));
+        let (family, port) = (c_int::from(slot.family.load(Relaxed)), c_int::from(slot.port.load(Relaxed)));
+        let local = slot.local_address.each_ref().map(|word| word.load(Relaxed));
+        let local_port = c_int::from(slot.local_port.load(Relaxed));
+        // SAFETY: four words of address each.
+        unsafe { shim::postern_set_client(family, address.as_ptr(), port, local.as_ptr(), local_port) }
+    }
+}
