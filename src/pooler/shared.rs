@@ -224,6 +224,8 @@ pub struct Slot {
     /// The generation for which the front keeps the time of `idle_session_timeout`, and that time.
     pub idle_timer: AtomicU32,
     pub idle_millis: AtomicU32,
+    /// Bytes of its input that are still to be thrown away: the rest of a message of a COPY that has failed.
+    pub discard: AtomicU32,
     /// How often in a row only a part of a message was there.
     pub parts: AtomicU32,
     pub application_name: Name,

@@ -193,9 +193,12 @@ impl Agent {
             }
             return;
         }
+        if self.seat.is_some() && !self.skip_copy_data() {
+            self.terminated = true;
+        }
         // SAFETY: the session's own input buffer.
         unsafe {
-            if self.seat.is_some() && shim::postern_input_waits() {
+            if self.seat.is_some() && !self.terminated && shim::postern_input_waits() {
                 // What is behind a Terminate is nobody's. And a message that failed before it could take the place of another
                 // client's unnamed statement is followed by others, which must not find that one.
                 let anothers = !shim::postern_unnamed().is_null()
@@ -234,6 +237,25 @@ impl Agent {
             shim::postern_use_message_context();
             shim::postern_answer_remote();
         }
+    }
+
+    /// Throws away what is left of a COPY that has failed and is buffered already: the server would drop it, and then wait for the
+    /// client, which may be idle. False when the client has sent what is no message.
+    fn skip_copy_data(&self) -> bool {
+        let skip = AssertUnwindSafe(|| {
+            // SAFETY: the session's own input buffer.
+            unsafe {
+                while shim::postern_input_waits()
+                    && [b'd', b'c', b'f'].map(c_int::from).contains(&shim::postern_peek_input())
+                {
+                    if !shim::postern_skip_message() {
+                        return false;
+                    }
+                }
+            }
+            true
+        });
+        PgTryBuilder::new(skip).catch_others(|_| false).execute()
     }
 
     /// An error of the server's in here ends the client that is attached, and no other.

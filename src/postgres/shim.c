@@ -894,6 +894,24 @@ postern_discard_input(void)
 	pq_endmsgread();
 }
 
+/*
+ * Takes one message off the buffered input and throws it away; false when it is none. Waits for the rest of it when only a part has
+ * come.
+ */
+bool
+postern_skip_message(void)
+{
+	StringInfoData message;
+	int			result;
+
+	initStringInfo(&message);
+	pq_startmsgread();
+	(void) pq_getbyte();
+	result = pq_getmessage(&message, PQ_LARGE_MESSAGE_LIMIT);
+	pfree(message.data);
+	return result != EOF;
+}
+
 /* What a session begins with after its authentication: the reported settings, the key for cancels, ReadyForQuery. */
 void
 postern_welcome(uint32 pid, uint32 key)

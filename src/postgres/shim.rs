@@ -139,6 +139,7 @@ guarded! {
     fn postern_first_load(hba: *mut bool, ident: *mut bool) -> bool;
     fn postern_load_hba() -> bool;
     fn postern_load_ident() -> bool;
+    fn postern_skip_message() -> bool;
     fn postern_discard_input();
     fn postern_welcome(pid: u32, key: u32);
     fn postern_release_advisory_locks();

@@ -130,12 +130,7 @@ fn raw(cluster: &Cluster) -> Result<TcpStream> {
     let body = [&196_608u32.to_be_bytes()[..], b"user\0postgres\0database\0postgres\0\0"].concat();
     let length = u32::try_from(body.len() + 4)?;
     stream.write_all(&[&length.to_be_bytes()[..], &body].concat())?;
-    let mut seen = Vec::new();
-    while !seen.ends_with(b"Z\0\0\0\x05I") {
-        let mut byte = [0];
-        stream.read_exact(&mut byte)?;
-        seen.push(byte[0]);
-    }
+    answer(&mut stream)?;
     Ok(stream)
 }
 
@@ -211,5 +206,47 @@ fn an_idle_client_is_ended_also_while_its_backend_stays_with_it() -> Result<()> 
         served && said.windows(19).any(|text| text == b"client_idle_timeout")
     })?;
     busy.simple_query("SELECT 1")?;
+    Ok(())
+}
+
+/// What comes until ReadyForQuery, that included.
+fn answer(stream: &mut TcpStream) -> Result<Vec<u8>> {
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"Z\0\0\0\x05I") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte)?;
+        seen.push(byte[0]);
+    }
+    Ok(seen)
+}
+
+#[test]
+fn what_is_left_of_a_failed_copy_holds_no_backend() -> Result<()> {
+    let cluster = Cluster::new("leftover")?;
+    cluster.set("postern.pool_size", "1")?;
+    let cluster = cluster.start()?;
+    cluster.sql("CREATE TABLE numbers (n int)")?;
+    // A whole message behind the failing one and in the same packet, a part of one, and a part of a long one.
+    for part in [0, 3, 5_000] {
+        let mut copying = raw(&cluster)?;
+        copying.write_all(&message(b'Q', b"COPY numbers FROM STDIN\0"))?;
+        let mut data = message(b'd', b"no number\n");
+        data.extend(message(b'd', b"1\n"));
+        data.extend(message(b'c', b""));
+        copying.write_all(&data)?;
+        let said = answer(&mut copying)?;
+        ensure!(said.windows(6).any(|text| text == b"C22P02"), "the COPY has not failed");
+        let rest = message(b'd', &vec![b'x'; 100_000]);
+        copying.write_all(&rest[..part])?;
+        let mut other = through(&cluster)?;
+        other.simple_query("SELECT 1")?;
+        if part > 0 {
+            copying.write_all(&rest[part..])?;
+        }
+        copying.write_all(&message(b'Q', b"SELECT 'still here'\0"))?;
+        let said = answer(&mut copying)?;
+        ensure!(said.windows(10).any(|text| text == b"still here"), "the client has lost its place");
+        other.simple_query("SELECT 1")?;
+    }
     Ok(())
 }

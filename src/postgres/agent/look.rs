@@ -5,6 +5,7 @@ use crate::wire::frame;
 use crate::wire::message::Report;
 use rustix::net::RecvFlags;
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::Ordering::*;
 
 /// A message of at most so many bytes is waited for as a whole before a backend takes its client; a longer one is taken when so much
 /// of it is there.
@@ -30,15 +31,24 @@ impl Agent {
         let Some(links) = &self.links else { return Look::Gone };
         let descriptor = links.descriptor(seat.slot);
         let mut space = [std::mem::MaybeUninit::<u8>::uninit(); WHOLE];
+        let discard = &self.slot(seat).discard;
         loop {
-            let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-            let peeked: &[u8] = match rustix::net::recv(descriptor, &mut space[..], flags) {
+            let rest = discard.load(Relaxed);
+            let (most, flags) = match rest {
+                0 => (WHOLE, RecvFlags::PEEK | RecvFlags::DONTWAIT),
+                rest => (WHOLE.min(rest as usize), RecvFlags::DONTWAIT),
+            };
+            let peeked: &[u8] = match rustix::net::recv(descriptor, &mut space[..most], flags) {
                 Ok(((&mut [], _), _)) => return Look::Gone,
                 Ok(((peeked, _), _)) => peeked,
                 Err(rustix::io::Errno::AGAIN) => return Look::Nothing,
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(_) => return Look::Gone,
             };
+            if rest > 0 {
+                discard.store(rest - peeked.len() as u32, Relaxed);
+                continue;
+            }
             let length = peeked.len();
             let first = match frame::first(peeked) {
                 Ok(Some(first)) => first,
@@ -51,12 +61,7 @@ impl Agent {
             match first.tag {
                 b'X' => return Look::Gone,
                 // Left over from a COPY that has failed: the server would drop it and wait for more.
-                b'd' | b'c' | b'f' if first.is_complete() => {
-                    let mut rest = vec![0; first.length];
-                    if rustix::net::recv(descriptor, &mut rest, RecvFlags::DONTWAIT).is_err() {
-                        return Look::Gone;
-                    }
-                }
+                b'd' | b'c' | b'f' => discard.store(first.length as u32, Relaxed),
                 _ if first.is_complete() || length >= WHOLE => return Look::Ready,
                 _ => return part_of(descriptor),
             }
