@@ -136,11 +136,18 @@ impl Main {
             if BackgroundWorker::sigterm_received() {
                 return i32::from(sample::snapshot().server != Server::Stopping);
             }
-            for _ in 0..BATCH {
-                let Ok(question) = self.asked.try_recv() else { break };
-                self.answers.answer(question);
-            }
+            self.answer();
         }
+    }
+
+    fn answer(&mut self) {
+        for _ in 0..BATCH {
+            let Ok(question) = self.asked.try_recv() else { return };
+            self.answers.answer(question);
+        }
+        // There may be more, for which nobody wakes us again.
+        // SAFETY: our own latch.
+        unsafe { pg_sys::SetLatch(pg_sys::MyLatch) };
     }
 }
 

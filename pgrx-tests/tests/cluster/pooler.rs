@@ -123,13 +123,20 @@ fn message(tag: u8, body: &[u8]) -> Vec<u8> {
     [&[tag][..], &length.to_be_bytes(), body].concat()
 }
 
-/// A raw session of its own, after its first ReadyForQuery.
-fn raw(cluster: &Cluster) -> Result<TcpStream> {
+/// A connection that has said which role it is.
+fn knock(cluster: &Cluster, role: &str) -> Result<TcpStream> {
     let mut stream = TcpStream::connect(("127.0.0.1", cluster.pooler_port))?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    let body = [&196_608u32.to_be_bytes()[..], b"user\0postgres\0database\0postgres\0\0"].concat();
+    let parameters = format!("user\0{role}\0database\0postgres\0\0");
+    let body = [&196_608u32.to_be_bytes()[..], parameters.as_bytes()].concat();
     let length = u32::try_from(body.len() + 4)?;
     stream.write_all(&[&length.to_be_bytes()[..], &body].concat())?;
+    Ok(stream)
+}
+
+/// A raw session of its own, after its first ReadyForQuery.
+fn raw(cluster: &Cluster) -> Result<TcpStream> {
+    let mut stream = knock(cluster, "postgres")?;
     answer(&mut stream)?;
     Ok(stream)
 }
@@ -248,5 +255,36 @@ fn what_is_left_of_a_failed_copy_holds_no_backend() -> Result<()> {
         ensure!(said.windows(10).any(|text| text == b"still here"), "the client has lost its place");
         other.simple_query("SELECT 1")?;
     }
+    Ok(())
+}
+
+#[test]
+fn hundreds_of_clients_that_go_at_once_hold_up_no_login() -> Result<()> {
+    let cluster = Cluster::new("exodus")?.start()?;
+    let mut crowd = (0..700).map(|_| knock(&cluster, "postgres")).collect::<Result<Vec<_>>>()?;
+    for client in &mut crowd {
+        answer(client)?;
+    }
+    let mut holder = cluster.connect()?;
+    holder.batch_execute("CREATE EXTENSION postern")?;
+    // The front looks a role up as the server does, so it waits, and meanwhile all the others leave it something to do.
+    holder.batch_execute("BEGIN; LOCK TABLE pg_authid IN ACCESS EXCLUSIVE MODE")?;
+    let mut unknown = knock(&cluster, "unknown")?;
+    let waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'pg_authid'::regclass";
+    wait::until("the front waits", || {
+        holder.query_one(waits, &[]).is_ok_and(|row| row.get::<_, i64>(0) > 0)
+    })?;
+    drop(crowd);
+    let left = "SELECT count(*) FROM postern.clients";
+    wait::until("all have gone", || holder.query_one(left, &[]).is_ok_and(|row| row.get::<_, i64>(0) == 0))?;
+    // What needs no look into a catalog is answered by the thread that has heard of them by then.
+    for _ in 0..20 {
+        let mut old = TcpStream::connect(("127.0.0.1", cluster.pooler_port))?;
+        old.write_all(&[0, 0, 0, 8, 0, 1, 0, 0])?;
+        old.read_exact(&mut [0])?;
+    }
+    holder.batch_execute("ROLLBACK")?;
+    unknown.read_exact(&mut [0]).context("the login that held the others up has no answer")?;
+    raw(&cluster)?;
     Ok(())
 }
