@@ -81,7 +81,42 @@ pub extern "C-unwind" fn postern_session_begins(token: *const c_char) {
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn postern_agent_ready() {
     if let Some(agent) = agent() {
+        // What the agent itself looks up is not the client's.
+        // SAFETY: a flag of shim.c, on the only thread.
+        unsafe { shim::postern_seen.nameless = false };
         agent.ready();
+        let nameless = agent.statements.as_ref().is_some_and(Statements::has_nameless);
+        // SAFETY: as above.
+        unsafe { shim::postern_seen.nameless = nameless };
+    }
+}
+
+/// A prepared statement's name is about to be looked up, in the middle of the server's own work.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn postern_agent_name(name: *const c_char) {
+    // SAFETY: a terminated string, as the server's own lookup wants it.
+    let name = unsafe { CStr::from_ptr(name) }.to_bytes();
+    with_names(|statements, environment| statements.name(name, environment));
+}
+
+/// All names are about to be looked at.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn postern_agent_all_names() {
+    with_names(Statements::name_all);
+}
+
+fn with_names(what: impl FnOnce(&mut Statements, Environment)) {
+    let Some(agent) = agent() else { return };
+    if let Some(statements) = &mut agent.statements {
+        // Entering a name looks it up.
+        // SAFETY: a flag of shim.c, on the only thread.
+        unsafe { shim::postern_seen.nameless = false };
+        what(statements, agent.environment);
+        let nameless = statements.has_nameless();
+        // SAFETY: as above.
+        unsafe { shim::postern_seen.nameless = nameless };
     }
 }
 
@@ -193,11 +228,11 @@ impl Agent {
             }
             return;
         }
-        if self.seat.is_some() && !self.skip_copy_data() {
-            self.terminated = true;
-        }
         // SAFETY: the session's own input buffer.
         unsafe {
+            if self.seat.is_some() && shim::postern_input_waits() && !self.skip_copy_data() {
+                self.terminated = true;
+            }
             if self.seat.is_some() && !self.terminated && shim::postern_input_waits() {
                 // What is behind a Terminate is nobody's. And a message that failed before it could take the place of another
                 // client's unnamed statement is followed by others, which must not find that one.
@@ -369,7 +404,7 @@ impl Agent {
         self.pool.size.store(guc::pool_size(), Relaxed);
         self.pool.mode.store(guc::pool_mode() as u32 + 1, Relaxed);
         self.now_settings = self.settings.read(&[]);
-        self.now_statements = state::encode_statements(&[]);
+        self.now_statements.clear();
         let links = if self.statements.is_some() { Links::open(self) } else { Err("no table of statements") };
         match links {
             Ok(links) => self.links = Some(links),
@@ -607,6 +642,7 @@ impl Agent {
         let Some(seat) = self.seat else { return };
         let pins = self.slot(seat).pins.load(Relaxed);
         self.release(true);
+        self.wait_on_no(seat.slot);
         if let Some(links) = &mut self.links {
             links.forget(seat);
             links.say(Word::Gone { slot: seat.slot, generation: seat.generation });
@@ -722,6 +758,10 @@ impl Agent {
             self.pool.wait_micros.fetch_add(waited, Relaxed);
         }
         self.seat = Some(seat);
+        if self.wait_set.is_some_and(|waited| waited != seat) {
+            // If that client has gone, this one may have its slot and close its descriptor.
+            self.wait_on_no(seat.slot);
+        }
         let Some(links) = &mut self.links else { return false };
         if !links.meet(seat) {
             // The front has no descriptor to give, or is gone. It ends the client when it finds this backend ended.
@@ -791,6 +831,15 @@ impl Agent {
         self.serve(seat)
     }
 
+    /// Before a descriptor of the slot is closed.
+    fn wait_on_no(&mut self, slot: u32) {
+        if self.wait_set.is_some_and(|waited| waited.slot == slot) {
+            self.wait_set = None;
+            // SAFETY: the wait set that was made for it.
+            unsafe { shim::postern_wait_on_none() };
+        }
+    }
+
     /// The session's socket is the client's.
     fn sit(&mut self, seat: Seat) {
         let Some(links) = &self.links else { return };
@@ -799,7 +848,7 @@ impl Agent {
         unsafe {
             shim::postern_set_socket(descriptor);
             if self.wait_set != Some(seat) {
-                shim::postern_make_wait_set(descriptor);
+                shim::postern_wait_on(descriptor);
                 self.wait_set = Some(seat);
             }
         }

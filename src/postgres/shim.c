@@ -8,6 +8,7 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <arpa/inet.h>
 #include <netinet/in.h>
 #include <getopt.h>
 #include <signal.h>
@@ -26,6 +27,7 @@
 #include "catalog/pg_namespace.h"
 #include "commands/async.h"
 #include "commands/prepare.h"
+#include "common/hashfn.h"
 #include "common/ip.h"
 #include "executor/executor.h"
 #include "libpq/auth.h"
@@ -49,6 +51,7 @@
 #include "tcop/tcopprot.h"
 #include "tcop/utility.h"
 #include "utils/backend_status.h"
+#include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/guc_tables.h"
@@ -81,6 +84,7 @@ typedef struct
 	bool		listens;		/* LISTEN was run since the session last listened to nothing */
 	bool		report;			/* before the next ReadyForQuery, tell the client what it does not know yet */
 	bool		statement_mode; /* transaction blocks are refused */
+	bool		nameless;		/* the client has statements whose names are not in the table yet */
 } PosternSeen;
 
 PosternSeen postern_seen;
@@ -146,6 +150,38 @@ postern_recount_statements(void)
 {
 	if (statements)
 		statement_count = hash_get_num_entries(statements);
+}
+
+/*
+ * A client's statements have their names in the table only once they are looked up: the table's hash function, which comes before
+ * every lookup, asks the agent for the name first.
+ */
+extern void postern_agent_name(const char *name);
+extern void postern_agent_all_names(void);
+static HashValueFunc server_hash;
+
+static uint32
+see_name(const void *name, Size size)
+{
+	if (postern_seen.nameless)
+		postern_agent_name(name);
+	return server_hash(name, size);
+}
+
+/*
+ * dynahash.c keeps the function in the table's header, as the third of its words, and for keys that are strings it is string_hash().
+ * False when that is not what is found: then a client's statements must all be in the table before it speaks.
+ */
+bool
+postern_watch_names(HTAB *table)
+{
+	HashValueFunc *place = (HashValueFunc *) ((void **) table + 2);
+
+	if (*place != string_hash)
+		return false;
+	server_hash = *place;
+	*place = see_name;
+	return true;
 }
 
 /* What the unnamed statement stands for; null when there is none. */
@@ -298,10 +334,16 @@ see_utility(PlannedStmt *statement, const char *text, bool read_only, ProcessUti
 		case T_DiscardStmt:
 			postern_seen.settings = true;
 			names = true;
+			if (((DiscardStmt *) node)->target == DISCARD_ALL && postern_seen.nameless)
+				postern_agent_all_names();
 			break;
 		case T_PrepareStmt:
+			names = true;
+			break;
 		case T_DeallocateStmt:
 			names = true;
+			if (((DeallocateStmt *) node)->name == NULL && postern_seen.nameless)
+				postern_agent_all_names();
 			break;
 		case T_ListenStmt:
 			postern_seen.listens = true;
@@ -342,6 +384,8 @@ see_access(ObjectAccessType access, Oid class, Oid object, int sub, void *argume
 			postern_seen.settings = true;
 		else if (object == F_SETSEED)
 			postern_seen.seed = true;
+		else if (object == F_PG_PREPARED_STATEMENT && postern_seen.nameless)
+			postern_agent_all_names();
 	}
 	if (next_access)
 		next_access(access, class, object, sub, argument);
@@ -370,11 +414,34 @@ postern_set_socket(int descriptor)
 	MyProcPort->sock = descriptor;
 }
 
-/* The wait set of the client's socket, made anew for another socket; the old one goes when the new one stands. */
-void
-postern_make_wait_set(int descriptor)
+/*
+ * The wait set of the client's socket is set to another socket where it stands: a new one would cost six system calls. The struct is
+ * latch.c's own; whether it is what we think is looked at once, by what was put in.
+ */
+typedef struct
+{
+#if PG_VERSION_NUM >= 170000
+	ResourceOwner owner;
+#endif
+	int			nevents;
+	int			nevents_space;
+	WaitEvent  *events;
+	Latch	   *latch;
+	int			latch_pos;
+	bool		exit_on_postmaster_death;
+	int			epoll_fd;
+} PosternWaitSet;
+
+static enum
+{
+	NOT_MADE, AS_EXPECTED, OTHERWISE
+}			wait_set;
+
+static void
+make_wait_set(int descriptor)
 {
 	WaitEventSet *set;
+	PosternWaitSet *seen;
 
 #if PG_VERSION_NUM >= 170000
 	set = CreateWaitEventSet(NULL, FeBeWaitSetNEvents);
@@ -386,6 +453,57 @@ postern_make_wait_set(int descriptor)
 	AddWaitEventToSet(set, WL_POSTMASTER_DEATH, PGINVALID_SOCKET, NULL, NULL);
 	FreeWaitEventSet(FeBeWaitSet);
 	FeBeWaitSet = set;
+	if (wait_set == NOT_MADE)
+	{
+		seen = (PosternWaitSet *) set;
+		if (seen->nevents == FeBeWaitSetNEvents && seen->nevents_space >= FeBeWaitSetNEvents &&
+			seen->latch == MyLatch && seen->latch_pos == FeBeWaitSetLatchPos &&
+			seen->events[FeBeWaitSetSocketPos].fd == descriptor &&
+			seen->events[FeBeWaitSetSocketPos].events == WL_SOCKET_READABLE &&
+			epoll_ctl(seen->epoll_fd, EPOLL_CTL_ADD, descriptor, &(struct epoll_event) {0}) == -1 && errno == EEXIST)
+			wait_set = AS_EXPECTED;
+		else
+			wait_set = OTHERWISE;
+	}
+}
+
+/* Raises an error when there is no descriptor for it. */
+void
+postern_wait_on(int descriptor)
+{
+	PosternWaitSet *set = (PosternWaitSet *) FeBeWaitSet;
+	WaitEvent  *event;
+	struct epoll_event entry;
+
+	if (wait_set != AS_EXPECTED)
+	{
+		make_wait_set(descriptor);
+		return;
+	}
+	event = &set->events[FeBeWaitSetSocketPos];
+	if (event->fd != PGINVALID_SOCKET)
+		(void) epoll_ctl(set->epoll_fd, EPOLL_CTL_DEL, event->fd, NULL);
+	/* As WaitEventAdjustEpoll() has it. */
+	memset(&entry, 0, sizeof(entry));
+	entry.data.ptr = event;
+	entry.events = EPOLLERR | EPOLLHUP | EPOLLIN;
+	event->fd = descriptor;
+	event->events = WL_SOCKET_READABLE;
+	if (epoll_ctl(set->epoll_fd, EPOLL_CTL_ADD, descriptor, &entry) == -1)
+		make_wait_set(descriptor);
+}
+
+/* Before the socket's descriptor is closed here: others have it too, and it would be heard of for as long as they do. */
+void
+postern_wait_on_none(void)
+{
+	PosternWaitSet *set = (PosternWaitSet *) FeBeWaitSet;
+
+	if (wait_set == AS_EXPECTED)
+	{
+		(void) epoll_ctl(set->epoll_fd, EPOLL_CTL_DEL, set->events[FeBeWaitSetSocketPos].fd, NULL);
+		set->events[FeBeWaitSetSocketPos].fd = PGINVALID_SOCKET;
+	}
 }
 
 /*
@@ -551,8 +669,11 @@ postern_set_client(int family, const uint32 *address, int port, const uint32 *lo
 	set_address(remote, family, address, port);
 	set_address(&MyProcPort->laddr, family, local, local_port);
 	client_host[0] = client_port[0] = '\0';
-	pg_getnameinfo_all(&remote->addr, remote->salen, client_host, sizeof(client_host),
-					   client_port, sizeof(client_port), NI_NUMERICHOST | NI_NUMERICSERV);
+	/* What getnameinfo() with NI_NUMERICHOST would say, only faster; an address of the front's has no scope. */
+	if (family == 0)
+		strlcpy(client_host, "[local]", sizeof(client_host));
+	else if (inet_ntop(family == 4 ? AF_INET : AF_INET6, address, client_host, sizeof(client_host)))
+		pg_ltoa(port, client_port);
 	MyProcPort->remote_host = client_host;
 	MyProcPort->remote_port = client_port;
 	MyProcPort->remote_hostname = NULL;
@@ -995,15 +1116,59 @@ postern_has_temporary_objects(void)
 	return found;
 }
 
+/* A column of a result; the name is the description's own. */
+typedef struct
+{
+	Oid			type;
+	int32		modifier;
+	Oid			collation;
+	int16		length;
+	bool		by_value;
+	char		alignment;
+	char		storage;
+} PosternColumn;
+
 const char *
-postern_column(TupleDesc description, int index, Oid *type, int32 *modifier, Oid *collation)
+postern_column(TupleDesc description, int index, PosternColumn *out)
 {
 	Form_pg_attribute attribute = TupleDescAttr(description, index);
 
-	*type = attribute->atttypid;
-	*modifier = attribute->atttypmod;
-	*collation = attribute->attcollation;
+	out->type = attribute->atttypid;
+	out->modifier = attribute->atttypmod;
+	out->collation = attribute->attcollation;
+	out->length = attribute->attlen;
+	out->by_value = attribute->attbyval;
+	out->alignment = attribute->attalign;
+	out->storage = attribute->attstorage;
 	return NameStr(attribute->attname);
+}
+
+/* The same into a new description, as TupleDescInitEntry() does it, which would look the type up. */
+void
+postern_set_column(TupleDesc description, int index, const char *name, const PosternColumn *column)
+{
+	Form_pg_attribute attribute = TupleDescAttr(description, index);
+
+	memset(attribute, 0, ATTRIBUTE_FIXED_PART_SIZE);
+	namestrcpy(&attribute->attname, name);
+	attribute->atttypid = column->type;
+	attribute->atttypmod = column->modifier;
+	attribute->attcollation = column->collation;
+	attribute->attlen = column->length;
+	attribute->attbyval = column->by_value;
+	attribute->attalign = column->alignment;
+	attribute->attstorage = column->storage;
+	attribute->attnum = index + 1;
+#if PG_VERSION_NUM < 180000
+	attribute->attcacheoff = -1;
+#endif
+#if PG_VERSION_NUM < 170000
+	attribute->attstattarget = -1;
+#endif
+	attribute->attislocal = true;
+#if PG_VERSION_NUM >= 180000
+	populate_compact_attribute(description, index);
+#endif
 }
 
 /*

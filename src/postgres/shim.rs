@@ -21,6 +21,20 @@ pub(super) struct Seen {
     pub listens: bool,
     pub report: bool,
     pub statement_mode: bool,
+    pub nameless: bool,
+}
+
+/// `PosternColumn` in shim.c.
+#[repr(C)]
+#[derive(Default)]
+pub(super) struct RawColumn {
+    pub type_oid: u32,
+    pub modifier: i32,
+    pub collation: u32,
+    pub length: i16,
+    pub by_value: bool,
+    pub alignment: u8,
+    pub storage: u8,
 }
 
 /// `PosternVerdict` in shim.c.
@@ -58,10 +72,16 @@ unsafe extern "C" {
     pub(super) fn postern_column(
         description: pg_sys::TupleDesc,
         index: c_int,
-        type_oid: *mut pg_sys::Oid,
-        modifier: *mut i32,
-        collation: *mut pg_sys::Oid,
+        out: *mut RawColumn,
     ) -> *const c_char;
+    pub(super) fn postern_set_column(
+        description: pg_sys::TupleDesc,
+        index: c_int,
+        name: *const c_char,
+        column: *const RawColumn,
+    );
+    pub(super) fn postern_watch_names(table: *mut pg_sys::HTAB) -> bool;
+    pub(super) fn postern_wait_on_none();
     pub(super) fn postern_has_replication_state() -> bool;
     pub(super) fn postern_entries(table: *mut pg_sys::HTAB) -> std::ffi::c_long;
     pub(super) fn postern_holds_locks() -> bool;
@@ -102,7 +122,7 @@ guarded! {
     fn postern_send(bytes: *const c_char, length: usize);
     fn postern_flush() -> c_int;
     fn postern_peek_input() -> c_int;
-    fn postern_make_wait_set(descriptor: c_int);
+    fn postern_wait_on(descriptor: c_int);
     fn postern_wait_for_client(notify: bool) -> u32;
     fn postern_disarm();
     fn postern_interrupts();

@@ -50,12 +50,11 @@ impl Agent {
         }
         self.settings.begun();
         self.pool.size.store(guc::pool_size(), Relaxed);
-        let empty = state::encode_statements(&[]);
-        if self.now_statements != empty
+        if !self.now_statements.is_empty()
             && let Some(statements) = &mut self.statements
         {
-            statements.swap(&empty, Environment::default(), guc::max_prepared_statements(), &mut || ());
-            self.now_statements = empty;
+            statements.swap(&[], Environment::default(), guc::max_prepared_statements(), &mut || ());
+            self.now_statements.clear();
         }
         transaction.commit();
         self.settings.tell_nothing();
@@ -108,8 +107,6 @@ impl Agent {
             self.environment = self.settings.environment();
         }
         let wanted = texts.read(slot.statements.load(Relaxed));
-        let empty = state::encode_statements(&[]);
-        let wanted = if wanted.is_empty() { &empty[..] } else { wanted };
         if wanted != self.now_statements
             && let Some(statements) = &mut self.statements
         {

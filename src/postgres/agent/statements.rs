@@ -2,10 +2,13 @@
 //!
 //! A backend keeps one plan source for each text, types of parameters and whatever else the analysis depends on; the names of the
 //! client that it serves point at them. A plan source serves one name at a time, since closing the name drops it.
+//!
+//! Most names are put into the table only when they are looked up: a client with twenty statements uses one or two in a transaction.
+//! Those that depend on more than a lookup can give (their literals are read by settings) are there before the client speaks.
 
 use super::super::shim;
 use super::settings::Environment;
-use crate::pooler::state::{ColumnType, Statement, decode_statements, encode_statements, hash};
+use crate::pooler::state::{self, ColumnType, Place, Statement, StatementList, hash};
 use pgrx::prelude::*;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -35,6 +38,11 @@ pub(super) struct Statements {
     kept: HashMap<usize, Kept>,
     by_key: HashMap<u64, Vec<usize>>,
     clock: u64,
+    /// Names can wait until they are looked up.
+    lazy: bool,
+    /// The client's statements as bytes, sorted by name, and where each lies in them, with whether its name is in the table or was.
+    listed: Vec<u8>,
+    places: Vec<(Place, bool)>,
     /// Plan sources that the server has freed: told by its callback, taken out here.
     gone: Box<Gone>,
 }
@@ -84,18 +92,33 @@ impl Statements {
                 return None;
             }
             shim::postern_watch_statements(table, sentinel);
-            Some(Self { table, kept: HashMap::new(), by_key: HashMap::new(), clock: 0, gone: Box::default() })
+            Some(Self {
+                table,
+                kept: HashMap::new(),
+                by_key: HashMap::new(),
+                clock: 0,
+                lazy: shim::postern_watch_names(table),
+                listed: Vec::new(),
+                places: Vec::new(),
+                gone: Box::default(),
+            })
         }
     }
 
-    /// The session's statements as [`encode_statements`] makes them; and whether one of them cannot be made again elsewhere.
+    /// The session's statements as a [`StatementList`]; and whether one of them cannot be made again elsewhere.
     pub fn read(&mut self, environment: Environment, changed_meanwhile: bool) -> (Vec<u8>, bool) {
         self.forget_gone();
         let mut entries = self.entries();
         entries.sort_by(|a, b| name_of(*a).cmp(name_of(*b)));
         let mut fixed = false;
-        let mut statements = Vec::with_capacity(entries.len());
+        let mut list = StatementList::default();
+        let mut nameless: Vec<&[u8]> = self.nameless().collect();
+        nameless.reverse();
+        let mut kept_now = Vec::new();
         for entry in entries {
+            while let Some(bytes) = nameless.pop_if(|bytes| state::name_of(bytes) < name_of(entry)) {
+                list.push_bytes(bytes);
+            }
             // SAFETY: an entry of the session's table with its plan source; all texts are terminated.
             unsafe {
                 let plan = (*entry).plansource;
@@ -108,6 +131,10 @@ impl Statements {
                 let literals = kept.map_or(own.literals, |kept| kept.environment.literals);
                 // Parsed again by other settings, its literals would be others.
                 let unsure = kept.map_or(changed_meanwhile && own.literals != 0, |kept| kept.unsure);
+                // What is only wrapped needs no catalog, but an earlier server has it look for one (IsTransactionStmtPlan).
+                let utility = !raw.is_null()
+                    && !pg_sys::analyze_requires_snapshot(raw)
+                    && (*(*raw).stmt).type_ != pg_sys::NodeTag::T_TransactionStmt;
                 let statement = Statement {
                     name: name_of(entry),
                     text,
@@ -116,41 +143,83 @@ impl Statements {
                     location: if raw.is_null() { -1 } else { (*raw).stmt_location },
                     literals,
                     prepared_at: (*entry).prepare_time,
+                    eager: utility || literals != 0 || own.literals != 0,
                     columns: columns_of((*plan).resultDesc),
                 };
-                if new {
-                    self.keep(plan, &statement, own, unsure);
-                }
+                list.push(&statement);
                 fixed |= unsure || literals != own.literals || has_value_of_its_moment(text);
-                statements.push(statement);
+                if new {
+                    kept_now.push((plan, statement, own, unsure));
+                }
             }
         }
-        (encode_statements(&statements), fixed)
+        nameless.iter().rev().for_each(|bytes| list.push_bytes(bytes));
+        for (plan, statement, own, unsure) in kept_now {
+            self.keep(plan, &statement, own, unsure);
+        }
+        (list.finish(), fixed)
     }
 
-    /// Makes the table hold these statements and no others. `begin` starts a transaction if there is none; it is called before
-    /// a text is parsed.
+    /// The client's statements whose names are not in the table, as bytes.
+    fn nameless(&self) -> impl Iterator<Item = &[u8]> {
+        self.places.iter().filter(|(_, named)| !named).filter_map(|(place, _)| place.of(&self.listed))
+    }
+
+    /// Whether a lookup may ask for more.
+    pub fn has_nameless(&self) -> bool {
+        self.places.iter().any(|(_, named)| !named)
+    }
+
+    /// The name is about to be looked up. Touches no catalog, since that may be in a transaction that has failed, or outside one.
+    ///
+    /// Raises the server's error when there is no memory.
+    pub fn name(&mut self, name: &[u8], environment: Environment) {
+        let place = self.places.binary_search_by(|(place, _)| self.name_at(*place).cmp(name));
+        let Some((at, (place, false))) = place.ok().and_then(|at| Some((at, *self.places.get(at)?))) else {
+            return;
+        };
+        let bytes = place.of(&self.listed).unwrap_or_default().to_vec();
+        if let Some(statement) = state::statement_of(&bytes) {
+            self.enter(&statement, environment, make_later);
+            // SAFETY: a count of shim.c.
+            unsafe { shim::postern_recount_statements() };
+        }
+        self.places[at].1 = true;
+    }
+
+    /// All names are about to be looked up.
+    pub fn name_all(&mut self, environment: Environment) {
+        let names: Vec<Vec<u8>> = self.nameless().map(|bytes| state::name_of(bytes).to_vec()).collect();
+        names.iter().for_each(|name| self.name(name, environment));
+    }
+
+    fn name_at(&self, place: Place) -> &[u8] {
+        place.of(&self.listed).map_or(&[], state::name_of)
+    }
+
+    /// Makes the table hold no others than these statements, and of these the eager ones; the others come when they are looked up.
+    /// `begin` starts a transaction if there is none; it is called before a text is parsed.
     ///
     /// Raises the server's error when a text cannot be parsed or there is no memory.
     pub fn swap(&mut self, to: &[u8], environment: Environment, most: usize, begin: &mut dyn FnMut()) {
         self.forget_gone();
-        let wanted = decode_statements(to).unwrap_or_default();
-        let mut missing: Vec<&Statement<'_>> = Vec::new();
-        let mut present: Vec<(&[u8], usize)> = Vec::new();
-        let entries = self.entries();
-        for entry in entries {
+        self.places.clear();
+        self.listed.clear();
+        self.listed.extend(to);
+        self.places.extend(state::places(to).unwrap_or_default().into_iter().map(|place| (place, false)));
+        for entry in self.entries() {
             // SAFETY: an entry of the session's table; its plan source stays, since it is in our keeping or dropped here.
             unsafe {
-                let name = name_of(entry);
                 let plan = (*entry).plansource;
-                let keep = wanted.iter().find(|s| s.name == name).filter(|s| {
-                    self.kept.get(&(plan as usize)).is_some_and(|k| k.is_for(s, environment))
-                        && (*entry).from_sql == s.from_sql
-                        && columns_of((*plan).resultDesc) == s.columns
-                });
-                if let Some(statement) = keep {
+                let at = self.places.binary_search_by(|(place, _)| self.name_at(*place).cmp(name_of(entry)));
+                if let Some(at) = at.ok()
+                    && let Some(statement) = self.places[at].0.of(&self.listed).and_then(state::statement_of)
+                    && self.kept.get(&(plan as usize)).is_some_and(|k| k.is_for(&statement, environment))
+                    && (*entry).from_sql == statement.from_sql
+                    && columns_of((*plan).resultDesc) == statement.columns
+                {
                     (*entry).prepare_time = statement.prepared_at;
-                    present.push((statement.name, plan as usize));
+                    self.places[at].1 = true;
                     continue;
                 }
                 match self.kept.get_mut(&(plan as usize)) {
@@ -168,41 +237,61 @@ impl Statements {
                 }
             }
         }
-        missing.extend(wanted.iter().filter(|s| !present.iter().any(|(name, _)| *name == s.name)));
-        for statement in missing {
-            let plan = self.free_plan(statement, environment).unwrap_or_else(|| {
-                begin();
-                let plan = make_plan(statement);
-                self.keep(plan, statement, environment.of(statement.text), false);
-                plan
-            });
-            self.clock += 1;
-            if let Some(kept) = self.kept.get_mut(&(plan as usize)) {
-                kept.in_use = true;
-                kept.used_at = self.clock;
-            }
-            // SAFETY: the session's table; the key is a name padded to its whole length.
-            unsafe {
-                let mut name = [0 as c_char; pg_sys::NAMEDATALEN as usize];
-                for (to, from) in name.iter_mut().zip(statement.name).take(pg_sys::NAMEDATALEN as usize - 1) {
-                    *to = *from as c_char;
+        if !self.lazy || state::eager_count(to) > 0 {
+            for at in 0..self.places.len() {
+                let (place, named) = self.places[at];
+                if let Some(statement) = place.of(to).and_then(state::statement_of)
+                    && !named
+                    && (statement.eager || !self.lazy)
+                {
+                    self.enter(&statement, environment, |statement| {
+                        begin();
+                        make_now(statement)
+                    });
+                    self.places[at].1 = true;
                 }
-                let mut found = false;
-                let entry = pg_sys::hash_search(
-                    self.table,
-                    name.as_ptr().cast(),
-                    pg_sys::HASHACTION::HASH_ENTER,
-                    &raw mut found,
-                )
-                .cast::<pg_sys::PreparedStatement>();
-                (*entry).plansource = plan;
-                (*entry).from_sql = statement.from_sql;
-                (*entry).prepare_time = statement.prepared_at;
             }
         }
         self.drop_oldest(most);
         // SAFETY: a count of shim.c.
         unsafe { shim::postern_recount_statements() };
+    }
+
+    /// Puts a name into the table, with a plan source that is kept or made.
+    fn enter(
+        &mut self,
+        statement: &Statement<'_>,
+        environment: Environment,
+        make: impl FnOnce(&Statement<'_>) -> Plan,
+    ) {
+        let plan = self.free_plan(statement, environment).unwrap_or_else(|| {
+            let plan = make(statement);
+            self.keep(plan, statement, environment.of(statement.text), false);
+            plan
+        });
+        self.clock += 1;
+        if let Some(kept) = self.kept.get_mut(&(plan as usize)) {
+            kept.in_use = true;
+            kept.used_at = self.clock;
+        }
+        // SAFETY: the session's table; the key is a name padded to its whole length.
+        unsafe {
+            let mut name = [0 as c_char; pg_sys::NAMEDATALEN as usize];
+            for (to, from) in name.iter_mut().zip(statement.name).take(pg_sys::NAMEDATALEN as usize - 1) {
+                *to = *from as c_char;
+            }
+            let mut found = false;
+            let entry = pg_sys::hash_search(
+                self.table,
+                name.as_ptr().cast(),
+                pg_sys::HASHACTION::HASH_ENTER,
+                &raw mut found,
+            )
+            .cast::<pg_sys::PreparedStatement>();
+            (*entry).plansource = plan;
+            (*entry).from_sql = statement.from_sql;
+            (*entry).prepare_time = statement.prepared_at;
+        }
     }
 
     fn entries(&self) -> Vec<*mut pg_sys::PreparedStatement> {
@@ -280,13 +369,18 @@ impl Statements {
 
     /// Keeps the number of plan sources that nobody points at within bounds.
     fn drop_oldest(&mut self, most: usize) {
+        if self.kept.len() <= most {
+            return;
+        }
         let mut free: Vec<(u64, Plan)> =
             self.kept.values().filter(|k| !k.in_use).map(|k| (k.used_at, k.plan)).collect();
         if free.len() <= most {
             return;
         }
-        free.sort_by_key(|(used_at, _)| *used_at);
-        for (_, plan) in &free[..free.len() - most] {
+        // Some more than have to go, so that this is not done at every swap.
+        let going = free.len() - (most - most / 8);
+        free.select_nth_unstable_by_key(going - 1, |(used_at, _)| *used_at);
+        for (_, plan) in &free[..going] {
             // SAFETY: a saved plan source that no name points at.
             unsafe { pg_sys::DropCachedPlan(*plan) };
         }
@@ -347,20 +441,17 @@ unsafe fn columns_of<'a>(description: pg_sys::TupleDesc) -> Option<Vec<ColumnTyp
         Some(
             (0..count)
                 .map(|index| {
-                    let (mut type_oid, mut collation) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
-                    let mut type_modifier = 0;
-                    let name = shim::postern_column(
-                        description,
-                        index,
-                        &raw mut type_oid,
-                        &raw mut type_modifier,
-                        &raw mut collation,
-                    );
+                    let mut column = shim::RawColumn::default();
+                    let name = shim::postern_column(description, index, &raw mut column);
                     ColumnType {
                         name: CStr::from_ptr(name).to_bytes(),
-                        type_oid: type_oid.to_u32(),
-                        type_modifier,
-                        collation: collation.to_u32(),
+                        type_oid: column.type_oid,
+                        type_modifier: column.modifier,
+                        collation: column.collation,
+                        length: column.length,
+                        by_value: column.by_value,
+                        alignment: column.alignment,
+                        storage: column.storage,
                     }
                 })
                 .collect(),
@@ -401,7 +492,7 @@ unsafe fn complete(plan: Plan, queries: *mut pg_sys::List, types: &[u32]) {
 /// text.
 ///
 /// # Safety
-/// In a transaction.
+/// On the backend's thread.
 unsafe fn parsed(text: &CStr, from_sql: bool, location: i32) -> *mut pg_sys::RawStmt {
     // SAFETY: by the caller; a list of RawStmt in the message's memory.
     unsafe {
@@ -419,20 +510,76 @@ unsafe fn parsed(text: &CStr, from_sql: bool, location: i32) -> *mut pg_sys::Raw
     }
 }
 
-/// A saved plan source for a statement: its text is parsed but not analysed. Bind analyses it, and when the result then has other
-/// columns than the client was told, the server says so itself. What needs no analysis is complete as it is, and what has literals
-/// is analysed at once: they are read by the settings of now, and the client may change those before it binds.
-fn make_plan(statement: &Statement<'_>) -> Plan {
+/// A saved plan source for a statement that is not eager: its text is parsed but not analysed. Bind analyses it, and when the result
+/// then has other columns than the client was told, the server says so itself. In or outside a transaction, whatever its state.
+fn make_later(statement: &Statement<'_>) -> Plan {
+    let text = CString::new(statement.text).unwrap_or_default();
+    // SAFETY: what is allocated here belongs to the plan source or goes with a memory context of our own.
+    unsafe {
+        let before = pg_sys::CurrentMemoryContext;
+        let scratch = pg_sys::AllocSetContextCreateExtended(
+            before,
+            c"postern statement".as_ptr(),
+            0,
+            pg_sys::ALLOCSET_SMALL_INITSIZE as usize,
+            pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
+        );
+        pg_sys::MemoryContextSwitchTo(scratch);
+        let raw = parsed(&text, statement.from_sql, statement.location);
+        let plan = pg_sys::CreateCachedPlan(raw, text.as_ptr(), tag_of(raw));
+        if raw.is_null() || !pg_sys::analyze_requires_snapshot(raw) {
+            let queries = if raw.is_null() {
+                std::ptr::null_mut()
+            } else {
+                analysed(raw, &text, &statement.types)
+            };
+            complete(plan, queries, &statement.types);
+        } else {
+            complete_later(plan, statement);
+        }
+        pg_sys::SaveCachedPlan(plan);
+        pg_sys::MemoryContextSwitchTo(before);
+        pg_sys::MemoryContextDelete(scratch);
+        plan
+    }
+}
+
+/// As CompleteCachedPlan(), of one whose analysis is not valid any more and has been thrown away (RevalidateCachedQuery()).
+///
+/// # Safety
+/// A plan source that is not complete yet.
+unsafe fn complete_later(plan: Plan, statement: &Statement<'_>) {
+    // SAFETY: by the caller; the types are the plan source's own.
+    unsafe {
+        let count = statement.types.len();
+        if count > 0 {
+            let types = pg_sys::MemoryContextAlloc((*plan).context, count * size_of::<pg_sys::Oid>());
+            let types = types.cast::<pg_sys::Oid>();
+            for (index, oid) in statement.types.iter().enumerate() {
+                types.add(index).write(pg_sys::Oid::from(*oid));
+            }
+            (*plan).param_types = types;
+        }
+        (*plan).num_params = count as c_int;
+        (*plan).cursor_options = pg_sys::CURSOR_OPT_PARALLEL_OK as c_int;
+        (*plan).fixed_result = true;
+        (*plan).resultDesc = match &statement.columns {
+            Some(columns) => described(plan, columns),
+            None => std::ptr::null_mut(),
+        };
+        (*plan).is_complete = true;
+        (*plan).is_valid = false;
+    }
+}
+
+/// A saved plan source for a statement that is eager. One with literals is analysed at once: they are read by the settings of now, and
+/// the client may change those before it binds.
+fn make_now(statement: &Statement<'_>) -> Plan {
     let text = CString::new(statement.text).unwrap_or_default();
     // SAFETY: in a transaction; what is allocated here goes with the message's memory or belongs to the plan source.
     unsafe {
         let raw = parsed(&text, statement.from_sql, statement.location);
-        let tag = if raw.is_null() {
-            pg_sys::CommandTag::CMDTAG_UNKNOWN
-        } else {
-            pg_sys::CreateCommandTag((*raw).stmt)
-        };
-        let plan = pg_sys::CreateCachedPlan(raw, text.as_ptr(), tag);
+        let plan = pg_sys::CreateCachedPlan(raw, text.as_ptr(), tag_of(raw));
         let later = !raw.is_null() && pg_sys::analyze_requires_snapshot(raw);
         let mut queries = None;
         if !later && !raw.is_null() {
@@ -441,22 +588,49 @@ fn make_plan(statement: &Statement<'_>) -> Plan {
             // A table may be gone: then Bind says so.
             queries = in_subtransaction(|| analysed(raw, &text, &statement.types));
         }
-        complete(plan, queries.unwrap_or(std::ptr::null_mut()), &statement.types);
-        let as_told = queries.is_some() && columns_of((*plan).resultDesc) == statement.columns;
-        if later && !as_told {
-            (*plan).resultDesc = match &statement.columns {
-                Some(columns) => described(plan, columns),
-                None => std::ptr::null_mut(),
-            };
-            (*plan).is_valid = false;
+        if later && queries.is_none() {
+            complete_later(plan, statement);
+        } else {
+            complete(plan, queries.unwrap_or(std::ptr::null_mut()), &statement.types);
+            if later && columns_of((*plan).resultDesc) != statement.columns {
+                expect(plan, statement);
+            }
         }
         pg_sys::SaveCachedPlan(plan);
         plan
     }
 }
 
+/// What the client was told of the result, so that the server says so when it has other columns now.
+///
 /// # Safety
-/// In a transaction; the statement is changed by it.
+/// A complete plan source.
+unsafe fn expect(plan: Plan, statement: &Statement<'_>) {
+    // SAFETY: by the caller.
+    unsafe {
+        (*plan).resultDesc = match &statement.columns {
+            Some(columns) => described(plan, columns),
+            None => std::ptr::null_mut(),
+        };
+        (*plan).is_valid = false;
+    }
+}
+
+/// # Safety
+/// Null or a statement.
+unsafe fn tag_of(raw: *mut pg_sys::RawStmt) -> pg_sys::CommandTag::Type {
+    // SAFETY: by the caller.
+    unsafe {
+        if raw.is_null() {
+            pg_sys::CommandTag::CMDTAG_UNKNOWN
+        } else {
+            pg_sys::CreateCommandTag((*raw).stmt)
+        }
+    }
+}
+
+/// # Safety
+/// In a transaction, unless it is one of those that begin and end transactions; the statement is changed by it.
 unsafe fn analysed(raw: *mut pg_sys::RawStmt, text: &CStr, types: &[u32]) -> *mut pg_sys::List {
     let types: Vec<pg_sys::Oid> = types.iter().map(|oid| pg_sys::Oid::from(*oid)).collect();
     // SAFETY: by the caller; as many types as are said.
@@ -502,7 +676,7 @@ unsafe fn in_subtransaction<T>(what: impl FnOnce() -> T) -> Option<T> {
 /// A description of a result, in the plan source's memory.
 ///
 /// # Safety
-/// In a transaction, of a live plan source.
+/// A live plan source.
 unsafe fn described(plan: Plan, columns: &[ColumnType<'_>]) -> pg_sys::TupleDesc {
     // SAFETY: by the caller.
     unsafe {
@@ -510,27 +684,30 @@ unsafe fn described(plan: Plan, columns: &[ColumnType<'_>]) -> pg_sys::TupleDesc
         let description = pg_sys::CreateTemplateTupleDesc(columns.len() as c_int);
         for (index, column) in columns.iter().enumerate() {
             let name = CString::new(column.name).unwrap_or_default();
-            let number = index as i16 + 1;
-            // A type that is gone makes the analysis fail before anything is compared.
-            let type_oid = pg_sys::Oid::from(column.type_oid);
-            let type_oid = if pg_sys::get_typisdefined(type_oid) { type_oid } else { pg_sys::UNKNOWNOID };
-            pg_sys::TupleDescInitEntry(description, number, name.as_ptr(), type_oid, column.type_modifier, 0);
-            let collation = pg_sys::Oid::from(column.collation);
-            pg_sys::TupleDescInitEntryCollation(description, number, collation);
+            let raw = shim::RawColumn {
+                type_oid: column.type_oid,
+                modifier: column.type_modifier,
+                collation: column.collation,
+                length: column.length,
+                by_value: column.by_value,
+                alignment: column.alignment,
+                storage: column.storage,
+            };
+            shim::postern_set_column(description, index as c_int, name.as_ptr(), &raw const raw);
         }
         pg_sys::MemoryContextSwitchTo(old);
         description
     }
 }
 
-/// The unnamed statement as [`encode_statements`] makes it.
+/// The unnamed statement as a list of one.
 ///
 /// # Safety
 /// A complete plan source.
 pub(super) unsafe fn unnamed(plan: Plan, literals: u64) -> Vec<u8> {
     // SAFETY: by the caller.
     unsafe {
-        encode_statements(&[Statement {
+        state::encode_statements(&[Statement {
             name: b"",
             text: CStr::from_ptr((*plan).query_string).to_bytes(),
             types: types_of(plan),
@@ -538,6 +715,7 @@ pub(super) unsafe fn unnamed(plan: Plan, literals: u64) -> Vec<u8> {
             location: 0,
             literals,
             prepared_at: 0,
+            eager: false,
             columns: columns_of((*plan).resultDesc),
         }])
     }
@@ -546,17 +724,12 @@ pub(super) unsafe fn unnamed(plan: Plan, literals: u64) -> Vec<u8> {
 /// A statement that was parsed again has the columns that the client knows: when they have changed, the server says so at Bind.
 ///
 /// # Safety
-/// A complete plan source of the same text. `begin` starts a transaction if there is none.
-pub(super) unsafe fn expect_columns(plan: Plan, statement: &Statement<'_>, begin: &mut dyn FnMut()) {
+/// A complete plan source of the same text.
+pub(super) unsafe fn expect_columns(plan: Plan, statement: &Statement<'_>) {
     // SAFETY: by the caller.
     unsafe {
-        if columns_of((*plan).resultDesc) == statement.columns {
-            return;
-        }
-        if let Some(columns) = &statement.columns {
-            begin();
-            (*plan).resultDesc = described(plan, columns);
-            (*plan).is_valid = false;
+        if statement.columns.is_some() && columns_of((*plan).resultDesc) != statement.columns {
+            expect(plan, statement);
         }
     }
 }

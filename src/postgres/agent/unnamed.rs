@@ -2,7 +2,7 @@
 //! back by messages of ours before its first message is read. Pooled backends.
 
 use super::super::{guc, shim};
-use super::{Agent, Seat, Transaction, statements};
+use super::{Agent, Seat, statements};
 use crate::pooler::state;
 use crate::wire::{frame, message};
 use rustix::net::{RecvFlags, SendFlags};
@@ -96,15 +96,13 @@ impl Agent {
         let Some((seat, links)) = self.seat.zip(self.links.as_ref()) else { return };
         let kept = links.texts.read(self.shared.slots[seat.slot as usize].unnamed.load(Relaxed));
         if let Some(statement) = state::decode_statements(kept).unwrap_or_default().first() {
-            let mut transaction = Transaction::default();
             // SAFETY: null, or the plan source that our own Parse has just made.
             unsafe {
                 let plan = shim::postern_unnamed();
                 if !plan.is_null() {
-                    statements::expect_columns(plan, statement, &mut || transaction.begin());
+                    statements::expect_columns(plan, statement);
                 }
             }
-            transaction.commit();
         }
         // SAFETY: the attached client's socket.
         unsafe {
