@@ -5,7 +5,7 @@ use crate::state::same_as_directly;
 use anyhow::{Context, Result, ensure};
 use std::time::{Duration, Instant};
 
-const STATEMENTS: [(&str, &str); 13] = [
+const STATEMENTS: [(&str, &str); 14] = [
     (
         "one name, two texts",
         r#"
@@ -42,6 +42,71 @@ const STATEMENTS: [(&str, &str); 13] = [
         > Query "deallocate p"
         ~
         > Query "execute p"
+        "#,
+    ),
+    (
+        "names that nobody has looked up since the move",
+        r#"
+        errors 22012 25P02 25P02 42P05 42P05 26000 26000 25001
+        > Parse "a" "select 'a', $1::int" 23
+        > Parse "b" "select 2 as b"
+        > Parse "c" "select 3 as c"
+        > Parse "leave" "rollback"
+        > Parse "empty" ""
+        > Sync
+        > Query "prepare d as select 4 as d; prepare e (int) as select $1"
+        ~
+        > Query "begin; select 1/0"
+        > Bind "" "b" []
+        > Sync
+        > Describe statement "b"
+        > Sync
+        > Close statement "c"
+        > Sync
+        > Parse "b" "rollback"
+        > Sync
+        > Bind "" "leave" []
+        > Execute ""
+        > Sync
+        ~
+        > Query "select name, statement, parameter_types, from_sql from pg_prepared_statements order by 1"
+        ~
+        > Query "do $$ declare r int; begin execute 'execute d' into r; raise notice '%', r; end $$"
+        ~
+        > Query "explain (costs off) execute e (5)"
+        ~
+        > Parse "a" "select 2"
+        > Sync
+        ~
+        > Bind "" "empty" []
+        > Execute ""
+        > Sync
+        ~
+        > Query "begin"
+        > Bind "" "b" []
+        > Describe portal ""
+        > Execute ""
+        > Sync
+        > Query "deallocate e; commit"
+        ~
+        > Query "execute e (1)"
+        ~
+        > Query "deallocate all"
+        > Query "select count(*) from pg_prepared_statements"
+        ~
+        > Bind "" "a" ["1"]
+        > Sync
+        > Parse "f" "select 6"
+        > Sync
+        ~
+        > Query "begin; discard all"
+        > Query "rollback"
+        ~
+        > Query "select name from pg_prepared_statements"
+        ~
+        > Query "discard all"
+        ~
+        > Query "select count(*) from pg_prepared_statements"
         "#,
     ),
     (
