@@ -3,7 +3,7 @@
 
 use super::super::guc::{self, PoolMode};
 use super::super::shim;
-use super::settings::{Environment, Refused, SessionSettings};
+use super::settings::{Environment, Refused};
 use super::{Agent, Seat, Transaction};
 use crate::pooler::shared::Shared;
 use crate::pooler::state::{self, Settings};
@@ -29,7 +29,8 @@ impl Agent {
         let from = state::decode_settings(&from).unwrap_or_else(|| neutral.clone());
         self.settings.mark(&neutral);
         transaction.begin();
-        if let Err(Refused(why)) = self.settings.swap(&from, &neutral) {
+        let steps = self.settings.steps(&from, &neutral);
+        if let Err(Refused(why)) = self.settings.swap(steps, &neutral) {
             drop(from);
             self.now_settings = self.settings.read(&[]);
             transaction.commit();
@@ -95,16 +96,20 @@ impl Agent {
                 return Err(Refused("its settings could not be read".to_owned()));
             };
             self.settings.mark(&to);
-            if SessionSettings::needs_transaction(&from, &to) {
+            let steps = self.settings.steps(&from, &to);
+            if steps.need_transaction() {
                 transaction.begin();
             }
-            let swapped = self.settings.swap(&from, &to);
+            let changes = steps.change_environment();
+            let swapped = self.settings.swap(steps, &to);
             self.now_settings = wanted.to_vec();
             if swapped.is_err() {
                 transaction.commit();
                 return swapped;
             }
-            self.environment = self.settings.environment();
+            if changes {
+                self.environment = self.settings.environment();
+            }
         }
         let wanted = texts.read(slot.statements.load(Relaxed));
         if wanted != self.now_statements

@@ -215,9 +215,7 @@ impl SessionSettings {
             let mut bytes = Vec::with_capacity(256);
             for variable in variables {
                 // SAFETY: one of the server's settings.
-                if let Some(value) = unsafe { text(*variable, false) } {
-                    bytes.extend(value.as_bytes());
-                }
+                unsafe { put_value(*variable, &mut bytes) };
                 bytes.push(0);
             }
             bytes.extend(more.to_le_bytes());
@@ -228,24 +226,17 @@ impl SessionSettings {
         Environment { literals: hashed(&self.literals_by, 0), names: hashed(&self.names_by, role) }
     }
 
-    /// From the settings of the last client to those of the next.
-    ///
-    /// # Errors
-    /// When a value of the next client's is refused now (its role is gone): the session is then neither's, and
-    /// [`SessionSettings::read`] and another swap bring it to a next one.
-    pub fn swap(&mut self, from: &Settings<'_>, to: &Settings<'_>) -> Result<(), Refused> {
-        let empty = (Vec::new(), Vec::new(), Vec::new());
-        let lists = |settings: &Settings<'_>| -> bool { matches!(settings, Settings::Session { .. }) };
-        let (from_base, from_session) = match from {
-            Settings::Session { base, session, .. } => (base, session),
-            Settings::Startup(_) => (&empty.0, &empty.1),
+    /// What brings the settings of the last client to those of the next.
+    pub fn steps<'a>(&self, from: &'a Settings<'a>, to: &'a Settings<'a>) -> Steps<'a> {
+        let lists = |settings: &'a Settings<'a>| -> (&'a [Setting<'a>], &'a [Setting<'a>]) {
+            match settings {
+                Settings::Session { base, session, .. } => (base, session),
+                Settings::Startup(_) => (&[], &[]),
+            }
         };
-        let (to_base, to_session, told) = match to {
-            Settings::Session { base, session, told } => (base, session, told),
-            Settings::Startup(_) => (&empty.0, &empty.1, &empty.2),
-        };
-        // Back to the base: who the client is first, because it decides what may be set.
+        let ((from_base, from_session), (to_base, to_session)) = (lists(from), lists(to));
         let stays = |setting: &Setting<'_>, list: &[Setting<'_>]| list.contains(setting);
+        // Back to the base: who the client is first, because it decides what may be set.
         let mut back: Vec<_> = from_session.iter().filter(|s| !stays(s, to_session)).collect();
         back.retain(|s| !OF_A_TRANSACTION.contains(&s.name) && s.source != KNOWN);
         back.sort_by_key(|s| !is_identity(s.name));
@@ -266,18 +257,32 @@ impl SessionSettings {
             let mut last: Vec<_> = to_session.iter().filter(|s| is_identity(s.name)).collect();
             last.sort_by_key(|s| identity_order(s.name));
             forth.append(&mut last);
-        }
-        for setting in &back {
-            reset(setting.name)?;
+        } else {
+            // What is set anew need not be reset first, where no other setting has a say in it.
+            back.retain(|s| !(forth.iter().any(|f| f.name == s.name && f.source != KNOWN) && is_alone(s.name)));
         }
         // A covered value may have changed in postgresql.conf while it was covered.
         let stale = reload_time() != self.reloaded_at;
+        let kept = if stale { from_base.iter().filter(|s| stays(s, to_base)).collect() } else { Vec::new() };
+        Steps { back, lower, kept, stale, raise, forth }
+    }
+
+    /// Takes the steps.
+    ///
+    /// # Errors
+    /// When a value of the next client's is refused now (its role is gone): the session is then neither's, and
+    /// [`SessionSettings::read`] and another swap bring it to a next one.
+    pub fn swap(&mut self, steps: Steps<'_>, to: &Settings<'_>) -> Result<(), Refused> {
+        let Steps { back, lower, kept, stale, mut raise, forth } = steps;
+        for setting in &back {
+            reset(setting.name)?;
+        }
         for setting in &lower {
             self.lower(setting.name)?;
         }
         if stale {
             // Everything that the client has is off, so the server's own values come through.
-            for setting in from_base.iter().filter(|s| stays(s, to_base)) {
+            for setting in kept {
                 self.lower(setting.name)?;
                 raise.push(setting);
             }
@@ -303,7 +308,7 @@ impl SessionSettings {
                 reset(setting.name)?;
             }
         }
-        if lists(to) {
+        if let Settings::Session { told, .. } = to {
             self.tell(told);
         }
         Ok(())
@@ -340,17 +345,9 @@ impl SessionSettings {
         }
     }
 
-    /// Whether bringing a session from one to the other needs a transaction.
-    pub fn needs_transaction(from: &Settings<'_>, to: &Settings<'_>) -> bool {
-        let list = |settings: &Settings<'_>| -> bool {
-            let Settings::Session { base, session, .. } = settings else { return true };
-            base.iter().chain(session).any(|s| NEED_TRANSACTION.contains(&s.name) || s.name.contains(&b'.'))
-        };
-        list(from) || list(to)
-    }
-
     /// The client knows these values and no others; before its next ReadyForQuery it is told the differences.
-    fn tell(&mut self, told: &[&[u8]]) {
+    pub fn tell(&mut self, told: &[&[u8]]) {
+        let mut all = false;
         for (index, variable) in self.reported.iter().enumerate() {
             // SAFETY: one of the server's settings; the text is the server's own to free.
             unsafe {
@@ -359,11 +356,15 @@ impl SessionSettings {
                 let same = !v.last_reported.is_null() && CStr::from_ptr(v.last_reported).to_bytes() == value;
                 if !same {
                     versions::set_last_reported(v, CString::new(value).ok().as_deref());
+                    // The server looks by itself at what has just been set.
+                    all |= v.status & GUC_NEEDS_REPORT == 0;
                 }
             }
         }
-        // SAFETY: a flag of shim.c.
-        unsafe { shim::postern_seen.report = true };
+        if all {
+            // SAFETY: a flag of shim.c.
+            unsafe { shim::postern_seen.report = true };
+        }
     }
 
     /// Forgets what the last client was told, so that the next one is told everything.
@@ -470,6 +471,56 @@ impl SessionSettings {
     }
 }
 
+/// From one client's settings to another's.
+pub(super) struct Steps<'a> {
+    /// Session values that are reset.
+    back: Vec<&'a Setting<'a>>,
+    /// Base values that are taken off.
+    lower: Vec<&'a Setting<'a>>,
+    /// Base values that both have; what they cover is looked at again after a reload.
+    kept: Vec<&'a Setting<'a>>,
+    /// postgresql.conf was read since.
+    stale: bool,
+    /// Base values that are put on.
+    raise: Vec<&'a Setting<'a>>,
+    /// Session values that are set.
+    forth: Vec<&'a Setting<'a>>,
+}
+
+impl Steps<'_> {
+    fn all(&self) -> impl Iterator<Item = &Setting<'_>> {
+        [&self.back, &self.lower, &self.kept, &self.raise, &self.forth].into_iter().flatten().copied()
+    }
+
+    /// Whether they need a transaction: a setting's check may look at a catalog.
+    pub fn need_transaction(&self) -> bool {
+        self.stale || self.all().any(|s| NEED_TRANSACTION.contains(&s.name) || is_an_extensions(s.name))
+    }
+
+    /// Whether what statements depend on may change.
+    pub fn change_environment(&self) -> bool {
+        let among = |s: &Setting<'_>, names: &[&CStr]| {
+            names.iter().any(|name| name.to_bytes().eq_ignore_ascii_case(s.name))
+        };
+        self.stale
+            || self.all().any(|s| is_identity(s.name) || among(s, &NAMES_BY) || among(s, &LITERALS_BY))
+    }
+}
+
+/// A setting of a library that is loaded; a placeholder of no library's has no check.
+fn is_an_extensions(name: &[u8]) -> bool {
+    let placeholder =
+        // SAFETY: one of the server's settings.
+        |variable: Variable| unsafe { (*variable).flags & pg_sys::GUC_CUSTOM_PLACEHOLDER as c_int != 0 };
+    name.contains(&b'.') && find(name).is_none_or(|variable| !placeholder(variable))
+}
+
+/// Whether a value is accepted whatever the others are: log_statement_stats and its kin exclude each other, and what an extension's
+/// settings do nobody knows.
+fn is_alone(name: &[u8]) -> bool {
+    !name.ends_with(b"_stats") && !is_an_extensions(name)
+}
+
 /// The source of a custom setting that the session knows and that has no value: it shows as empty.
 const KNOWN: u32 = pg_sys::GucSource::PGC_S_DEFAULT;
 
@@ -552,6 +603,29 @@ unsafe fn text(variable: Variable, base: bool) -> Option<CString> {
             }
         };
         CString::new(text).ok()
+    }
+}
+
+/// The value as bytes that are another value's only if that is the same.
+///
+/// # Safety
+/// One of the server's settings, of a kind that is a word or a text.
+unsafe fn put_value(variable: Variable, out: &mut Vec<u8>) {
+    use pg_sys::config_type as Type;
+    // SAFETY: by the caller; the kind says which struct it is.
+    unsafe {
+        match (*variable).vartype {
+            Type::PGC_BOOL => out.push(u8::from(*(*variable.cast::<pg_sys::config_bool>()).variable)),
+            Type::PGC_INT => out.extend((*(*variable.cast::<pg_sys::config_int>()).variable).to_le_bytes()),
+            Type::PGC_ENUM => out.extend((*(*variable.cast::<pg_sys::config_enum>()).variable).to_le_bytes()),
+            Type::PGC_REAL => out.extend((*(*variable.cast::<pg_sys::config_real>()).variable).to_le_bytes()),
+            _ => {
+                let text = *(*variable.cast::<pg_sys::config_string>()).variable;
+                if !text.is_null() {
+                    out.extend(CStr::from_ptr(text).to_bytes());
+                }
+            }
+        }
     }
 }
 
@@ -644,6 +718,9 @@ fn give(
     }
     Ok(())
 }
+
+/// In `status` of a setting (src/include/utils/guc_tables.h).
+const GUC_NEEDS_REPORT: c_int = 0x0004;
 
 /// When this process last read postgresql.conf.
 fn reload_time() -> i64 {

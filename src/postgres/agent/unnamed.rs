@@ -3,7 +3,7 @@
 
 use super::super::{guc, shim};
 use super::{Agent, Seat, statements};
-use crate::pooler::state;
+use crate::pooler::state::{self, Settings};
 use crate::wire::{frame, message};
 use rustix::net::{RecvFlags, SendFlags};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -102,6 +102,14 @@ impl Agent {
                 if !plan.is_null() {
                     statements::expect_columns(plan, statement);
                 }
+            }
+        }
+        // SAFETY: a flag of shim.c.
+        if unsafe { shim::postern_seen.told } {
+            // What was to be told to the client has gone by unheard.
+            let kept = links.texts.read(self.shared.slots[seat.slot as usize].settings.load(Relaxed));
+            if let Some(Settings::Session { told, .. }) = state::decode_settings(kept) {
+                self.settings.tell(&told);
             }
         }
         // SAFETY: the attached client's socket.
