@@ -49,7 +49,6 @@ impl Agent {
             let superuser = pg_sys::superuser_arg(pg_sys::GetSessionUserId());
             self.settings.begin(&startup, superuser);
         }
-        self.settings.begun();
         self.pool.size.store(guc::pool_size(), Relaxed);
         if !self.now_statements.is_empty()
             && let Some(statements) = &mut self.statements

@@ -3,7 +3,7 @@
 //!
 //! Two layers make a session: the base, which RESET returns to (what ALTER ROLE and ALTER DATABASE gave it at its login, and its
 //! startup options), and what it has SET since. Under both is the server's own value, which every session of the backend shares; it is
-//! kept for each setting that a base covers, because the server forgets it.
+//! kept for each setting that a base may cover, because the server forgets it.
 
 use super::super::{shim, versions};
 use crate::pooler::state::{Setting, Settings, Startup};
@@ -86,6 +86,8 @@ pub(super) struct Refused(pub String);
 
 pub(super) struct SessionSettings {
     own: HashMap<CString, Own>,
+    /// How many settings there were when all of them were in it.
+    known: c_int,
     /// The settings that clients are told of, in the server's order.
     reported: Vec<Variable>,
     /// How many settings there were when they were listed.
@@ -105,6 +107,7 @@ impl SessionSettings {
         }
         Self {
             own,
+            known: 0,
             reported: Vec::new(),
             listed: 0,
             literals_by: Vec::new(),
@@ -113,21 +116,26 @@ impl SessionSettings {
         }
     }
 
-    /// Once the session stands: keeps only what its base covers, and lists what is looked at often.
+    /// Once the session stands: where its base covers nothing the login has settled what the server's own value is. Lists what is
+    /// looked at often.
     pub fn after_login(&mut self) {
-        let mut own = std::mem::take(&mut self.own);
+        self.learn(true);
+        self.list();
+        self.reloaded_at = reload_time();
+    }
+
+    /// Keeps the server's own values as far as nothing covers them: of settings that are not known yet, or of all.
+    fn learn(&mut self, all: bool) {
         for variable in variables() {
             // SAFETY: one of the server's settings.
             unsafe {
-                if in_base(variable)
-                    && let Some((name, value)) = own.remove_entry(name(variable))
-                {
-                    self.own.insert(name, value);
+                if !in_base(variable) && (all || !self.own.contains_key(name(variable))) {
+                    self.own.insert(name(variable).to_owned(), Own::of(variable));
                 }
             }
         }
-        self.list();
-        self.reloaded_at = reload_time();
+        // SAFETY: an int.
+        self.known = unsafe { pg_sys::GetNumConfigOptions() };
     }
 
     fn list(&mut self) {
@@ -379,14 +387,10 @@ impl SessionSettings {
     ///
     /// Raises the server's own error for an option that it refuses.
     pub fn begin(&mut self, startup: &Startup, superuser: bool) {
-        // A base covers a value from here on, so every own value that it may cover is kept.
-        for variable in variables() {
-            // SAFETY: one of the server's settings.
-            unsafe {
-                if !self.own.contains_key(name(variable)) {
-                    self.own.insert(name(variable).to_owned(), Own::of(variable));
-                }
-            }
+        // A base covers a value from here on, so every own value that it may cover is kept: a library may have brought new ones.
+        // SAFETY: an int.
+        if self.known != unsafe { pg_sys::GetNumConfigOptions() } {
+            self.learn(false);
         }
         let context =
             if superuser { pg_sys::GucContext::PGC_SU_BACKEND } else { pg_sys::GucContext::PGC_BACKEND };
@@ -408,12 +412,6 @@ impl SessionSettings {
             }
             shim::postern_apply_role_settings();
         }
-    }
-
-    /// After [`SessionSettings::begin`]: own values that nothing covers need not be kept.
-    pub fn begun(&mut self) {
-        // SAFETY: settings of the server.
-        self.own.retain(|name, _| find(name.to_bytes()).is_some_and(|v| unsafe { in_base(v) }));
     }
 
     /// Takes a base value off: the server's own shows again.
