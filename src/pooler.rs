@@ -14,6 +14,7 @@
 //! - [`glance`], [`orders`]: what others may see and ask, by shared memory alone
 //! - [`console_client`], [`operator`]: its clients, and what it sees and does
 //! - [`history`]: counts of databases
+//! - [`shown`]: what a client has shown of itself
 //! - [`shared`], [`slot`], [`state`]: what stands in shared memory
 
 #![forbid(unsafe_code)]
@@ -35,5 +36,6 @@ mod reception;
 pub mod replication;
 pub mod seats;
 pub mod shared;
+pub mod shown;
 pub mod slot;
 pub mod state;

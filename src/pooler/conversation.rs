@@ -2,8 +2,8 @@
 
 use crate::login::Origin;
 use crate::net::listener::Stream;
-use crate::net::tls::TlsStream;
 use crate::net::tls::pump::pump;
+use crate::net::tls::{TlsStream, session};
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -16,7 +16,8 @@ use tokio_util::either::Either;
 pub(super) trait Conversation: AsyncRead + AsyncWrite + Unpin + Send {
     /// What a backend serves: the client's own socket, or the plain end of a pump.
     fn socket(&mut self) -> std::io::Result<OwnedFd>;
-    fn is_tls(&self) -> bool;
+    /// The number of its TLS connection's cipher; 0 is no TLS.
+    fn cipher(&self) -> u8;
     /// Our own end.
     fn local(&self) -> Origin;
     /// What is left to do while a backend serves it.
@@ -31,8 +32,8 @@ impl Conversation for Stream {
         }
     }
 
-    fn is_tls(&self) -> bool {
-        false
+    fn cipher(&self) -> u8 {
+        0
     }
 
     fn local(&self) -> Origin {
@@ -60,8 +61,8 @@ impl Conversation for OverTls {
         Ok(theirs.into())
     }
 
-    fn is_tls(&self) -> bool {
-        true
+    fn cipher(&self) -> u8 {
+        session::number_of(&self.tls)
     }
 
     fn local(&self) -> Origin {

@@ -3,9 +3,11 @@
 use super::conversation::{Conversation, OverTls};
 use super::front::{Front, random_words};
 use super::shared::{Order, Slot, now};
+use super::shown::{Authenticated, Shown};
 use super::{cancel, console, console_client, replication};
+use crate::auth::Challenge;
 use crate::bridge::Level;
-use crate::login::{self, Arrival, Door, Login, Origin, Outcome, Question};
+use crate::login::{self, Arrival, Door, Login, Method, Origin, Outcome, Question};
 use crate::net::linger;
 use crate::net::listener::{Accepted, Listener, Stream};
 use crate::net::tls::peer::PeerCertificate;
@@ -109,7 +111,10 @@ impl Front {
             match timeout_at(deadline, login::log_in(&mut stream, &door)).await {
                 Ok(Ok(Outcome::Tls)) => {}
                 Ok(Ok(Outcome::Cancel { pid, key })) => return cancel::cancel(self, pid, &key).await,
-                Ok(Ok(Outcome::In(login))) => return self.place(stream, origin, login).await,
+                Ok(Ok(Outcome::In(login))) => {
+                    let proof = Proof::of(&login, &door, None);
+                    return self.place(stream, origin, login, proof).await;
+                }
                 Ok(Err(error)) => return self.turn_away(&mut stream, origin, error).await,
                 Err(_) => return self.turn_away(&mut stream, origin, login::Error::TooSlow).await,
             }
@@ -152,14 +157,17 @@ impl Front {
         door.host_name = self.name_of(origin).await;
         door.tls = Some(identity.binding().map(<[u8]>::to_vec));
         door.has_authorities = identity.has_authorities();
-        door.certificate = certificate.map(|certificate| login::exchange::Certificate {
-            common_name: certificate.common_name,
-            distinguished_name: certificate.distinguished_name,
+        door.certificate = certificate.as_ref().map(|certificate| login::exchange::Certificate {
+            common_name: certificate.common_name.clone(),
+            distinguished_name: certificate.distinguished_name.clone(),
         });
         match timeout_at(deadline, login::log_in(&mut tls, &door)).await {
             Ok(Ok(Outcome::Tls)) => {}
             Ok(Ok(Outcome::Cancel { pid, key })) => cancel::cancel(self, pid, &key).await,
-            Ok(Ok(Outcome::In(login))) => self.place(tls, origin, login).await,
+            Ok(Ok(Outcome::In(login))) => {
+                let proof = Proof::of(&login, &door, certificate.as_ref());
+                self.place(tls, origin, login, proof).await;
+            }
             Ok(Err(error)) => self.turn_away(&mut tls, origin, error).await,
             Err(_) => self.turn_away(&mut tls, origin, login::Error::TooSlow).await,
         }
@@ -212,6 +220,7 @@ impl Front {
         mut stream: S,
         origin: Origin,
         login: Box<Login>,
+        proof: Proof,
     ) {
         if login.console.is_some() {
             match console_client::admit(self, origin, &login) {
@@ -230,8 +239,8 @@ impl Front {
             });
             return;
         }
-        match self.admit(&mut stream, origin, login).await {
-            Ok(()) if stream.is_tls() => drop(tokio::spawn(stream.go_on())),
+        match self.admit(&mut stream, origin, login, proof).await {
+            Ok(()) if stream.cipher() != 0 => drop(tokio::spawn(stream.go_on())),
             Ok(()) => {}
             Err(error) => self.turn_away(&mut stream, origin, error).await,
         }
@@ -243,6 +252,7 @@ impl Front {
         stream: &mut S,
         origin: Origin,
         login: Box<Login>,
+        proof: Proof,
     ) -> Result<(), login::Error> {
         let full = || {
             Report::fatal("53300", "sorry, too many clients already").with_detail(format!(
@@ -264,7 +274,8 @@ impl Front {
         let Some(generation) = slot.word.claim() else { return Err(full().into()) };
         let mut claim = Claim { front: self, number, generation, done: false, admitted: false };
         fill(slot, origin, stream.local(), login.minor)?;
-        slot.tls.store(stream.is_tls(), Relaxed);
+        slot.tls.store(stream.cipher(), Relaxed);
+        slot.authenticated.store(proof.authenticated as u8, Relaxed);
         let arrival = Arrival {
             slot: number,
             role: login.message.user.clone(),
@@ -273,6 +284,7 @@ impl Front {
                 options: login.message.options.clone(),
                 settings: login.message.settings.clone(),
             },
+            shown: proof.shown,
         };
         claim.admitted = true;
         let admission = self.questions.ask(|reply| Question::Admit { arrival, reply }).await??;
@@ -293,6 +305,36 @@ impl Front {
         }
         pool.news.notify_one();
         Ok(())
+    }
+}
+
+/// How a client has shown who it is, for its slot.
+struct Proof {
+    authenticated: Authenticated,
+    /// [`Shown`] as bytes.
+    shown: Vec<u8>,
+}
+
+impl Proof {
+    fn of(login: &Login, door: &Door<'_>, certificate: Option<&PeerCertificate>) -> Self {
+        // set_authn_id() of the server (src/backend/libpq/auth.c): which identity each method has.
+        let (authenticated, identity) = match &login.method {
+            Method::Password => (Authenticated::Password, ""),
+            Method::Challenge(Challenge::Md5) => (Authenticated::Md5, ""),
+            Method::Challenge(Challenge::Scram) => (Authenticated::Scram, ""),
+            Method::Cert => {
+                (Authenticated::Cert, certificate.map_or("", |shown| &shown.distinguished_name[..]))
+            }
+            Method::Peer => (Authenticated::Peer, door.system_user.as_deref().unwrap_or_default()),
+            Method::Reject | Method::NoLine | Method::Trust | Method::Other(_) => (Authenticated::Not, ""),
+        };
+        let mut shown = Shown { identity: identity.as_bytes(), ..Shown::default() };
+        if let Some(certificate) = certificate {
+            shown.subject = &certificate.subject;
+            shown.serial = certificate.serial.as_bytes();
+            shown.issuer = &certificate.issuer;
+        }
+        Self { authenticated, shown: shown.encode() }
     }
 }
 
@@ -361,7 +403,8 @@ fn fill(slot: &Slot, origin: Origin, local: Origin, minor: u16) -> Result<(), Re
         random_words().ok_or_else(|| Report::fatal("XX000", "could not generate random cancel key"))?;
     slot.key.store(random[0] as u32, Relaxed);
     slot.minor.store(minor, Relaxed);
-    slot.tls.store(false, Relaxed);
+    slot.tls.store(0, Relaxed);
+    slot.authenticated.store(Authenticated::Not as u8, Relaxed);
     slot.pins.store(0, Relaxed);
     slot.doomed.store(0, Relaxed);
     slot.discard.store(0, Relaxed);

@@ -72,6 +72,8 @@ pub extern "C-unwind" fn postern_session_begins(token: *const c_char) {
     unsafe {
         shim::postern_install_methods();
         shim::postern_install_hooks();
+        // The backend's own login is no client's.
+        shim::postern_set_identity(0, c"".as_ptr());
         *PLACE.0.get() = Some(Box::new(agent));
     }
 }
@@ -122,6 +124,8 @@ struct Agent {
     settling: bool,
     /// For whom the wait set stands.
     wait_set: Option<Seat>,
+    /// pg_stat_ssl shows a TLS connection: that of the client that was served last.
+    shows_tls: bool,
     /// The session's settings and statements as bytes, and what parsing depends on.
     now_settings: Vec<u8>,
     now_statements: Vec<u8>,
@@ -166,6 +170,7 @@ impl Agent {
             terminated: false,
             settling: false,
             wait_set: None,
+            shows_tls: false,
             now_settings: Vec::new(),
             now_statements: Vec::new(),
             environment: Environment::default(),
