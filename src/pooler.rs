@@ -3,6 +3,7 @@
 //! `postgres::agent`.
 //!
 //! - [`front`]: what its threads share; ending clients
+//! - [`hands`]: its threads
 //! - `reception`, `conversation`: a client from its first byte to its place
 //! - [`seats`]: the clients' sockets, each at its number
 //! - [`pools`]: when a server connection is opened and closed, who has waited too long
@@ -27,6 +28,7 @@ pub mod control;
 mod conversation;
 pub mod front;
 pub mod glance;
+pub mod hands;
 pub mod history;
 pub mod opening;
 pub mod operator;

@@ -1,11 +1,14 @@
 //! A client's connection as reception talks over it: plain, or by TLS. Network threads.
 
+use super::front::Front;
+use super::hands::Hands;
 use crate::login::Origin;
 use crate::net::listener::Stream;
 use crate::net::tls::pump::pump;
 use crate::net::tls::{TlsStream, session};
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -21,7 +24,7 @@ pub(super) trait Conversation: AsyncRead + AsyncWrite + Unpin + Send {
     /// Our own end.
     fn local(&self) -> Origin;
     /// What is left to do while a backend serves it.
-    fn go_on(self) -> impl Future<Output = ()> + Send;
+    fn go_on(self, front: &Arc<Front>) -> impl Future<Output = ()> + Send + 'static;
 }
 
 impl Conversation for Stream {
@@ -43,7 +46,9 @@ impl Conversation for Stream {
         }
     }
 
-    async fn go_on(self) {}
+    fn go_on(self, _: &Arc<Front>) -> impl Future<Output = ()> + Send + 'static {
+        std::future::ready(())
+    }
 }
 
 /// A TLS client, and our end of the socket pair whose other end its backend serves.
@@ -69,9 +74,14 @@ impl Conversation for OverTls {
         self.tls.get_ref().0.local()
     }
 
-    async fn go_on(self) {
-        if let Some(plain) = self.plain {
-            let _ = pump(self.tls, plain, Duration::from_secs(5)).await;
+    fn go_on(self, front: &Arc<Front>) -> impl Future<Output = ()> + Send + 'static {
+        let pumping = Hands::pump(front);
+        let pump = self.plain.map(|plain| pump(self.tls, plain, Duration::from_secs(5), pumping));
+        // No `async fn`: that would keep room for the pump twice.
+        async move {
+            if let Some(pump) = pump {
+                let _ = pump.await;
+            }
         }
     }
 }

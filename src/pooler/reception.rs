@@ -48,7 +48,7 @@ impl Front {
                         tokio::task::yield_now().await;
                     }
                     let front = Arc::clone(&self);
-                    let login = tokio::spawn(async move {
+                    let login = self.spawn_in_turn(async move {
                         front.shared.header.logins.fetch_add(1, Relaxed);
                         let _login = LoginCount(&front);
                         front.receive(accepted).await;
@@ -222,38 +222,43 @@ impl Front {
         login: Box<Login>,
         proof: Proof,
     ) {
+        panic_on_purpose(&login.message.database);
         if login.console.is_some() {
             match console_client::admit(self, origin, &login) {
                 // A task of its own: this one counts as a login and may be ended as such.
-                Ok(client) => drop(tokio::spawn(console_client::serve(Arc::clone(self), stream, client))),
+                Ok(client) => {
+                    drop(self.spawn_on_first(console_client::serve(Arc::clone(self), stream, client)));
+                }
                 Err(error) => self.turn_away(&mut stream, origin, error).await,
             }
             return;
         }
         if login.message.replication != Replication::No {
             let front = Arc::clone(self);
-            tokio::spawn(async move {
+            self.spawn(async move {
                 if let Err(error) = replication::serve(&front, &mut stream, &login).await {
                     front.turn_away(&mut stream, origin, error).await;
                 }
             });
             return;
         }
-        match self.admit(&mut stream, origin, login, proof).await {
-            Ok(()) if stream.cipher() != 0 => drop(tokio::spawn(stream.go_on())),
-            Ok(()) => {}
-            Err(error) => self.turn_away(&mut stream, origin, error).await,
+        let (cipher, local) = (stream.cipher(), stream.local());
+        let socket = match stream.socket() {
+            Ok(socket) => socket,
+            Err(error) => return self.turn_away(&mut stream, origin, no_place(error).into()).await,
+        };
+        let newcomer = Newcomer { origin, local, cipher, socket, login, proof };
+        let front = Arc::clone(self);
+        match self.on_first(async move { front.admit(newcomer).await }).await {
+            Some(Ok(())) if cipher != 0 => drop(self.spawn(stream.go_on(self))),
+            Some(Err(error)) => self.turn_away(&mut stream, origin, error).await,
+            Some(Ok(())) | None => {}
         }
     }
 
-    /// A place in a pool for a client that has shown who it is.
-    async fn admit<S: Conversation>(
-        self: &Arc<Self>,
-        stream: &mut S,
-        origin: Origin,
-        login: Box<Login>,
-        proof: Proof,
-    ) -> Result<(), login::Error> {
+    /// A place in a pool for a client that has shown who it is. On the first thread.
+    async fn admit(self: &Arc<Self>, newcomer: Newcomer) -> Result<(), login::Error> {
+        let Newcomer { origin, local, cipher, socket, login, proof } = newcomer;
         let full = || {
             Report::fatal("53300", "sorry, too many clients already").with_detail(format!(
                 "The pooler has {} clients, as many as postern.max_client_connections and the limit of open files allow.",
@@ -273,8 +278,8 @@ impl Front {
         let slot = &self.shared.slots[number as usize];
         let Some(generation) = slot.word.claim() else { return Err(full().into()) };
         let mut claim = Claim { front: self, number, generation, done: false, admitted: false };
-        fill(slot, origin, stream.local(), login.minor)?;
-        slot.tls.store(stream.cipher(), Relaxed);
+        fill(slot, origin, local, login.minor)?;
+        slot.tls.store(cipher, Relaxed);
         slot.authenticated.store(proof.authenticated as u8, Relaxed);
         let arrival = Arrival {
             slot: number,
@@ -291,10 +296,7 @@ impl Front {
         let names = (&login.message.user[..], &login.message.database[..]);
         let pool = self.pools.of(self, &admission, names, login.credential)?;
         slot.pool.store(pool.number as u16, Release);
-        let broken =
-            |error: std::io::Error| Report::fatal("53000", format!("no place for the client: {error}"));
-        let socket = stream.socket().map_err(broken)?;
-        self.seats.seat(number, generation, &socket, &pool.epoll).map_err(broken)?;
+        self.seats.seat(number, generation, &socket, &pool.epoll).map_err(no_place)?;
         pool.words.clients.fetch_add(1, Relaxed);
         self.shared.header.counters.clients.fetch_add(1, Relaxed);
         claim.done = true;
@@ -306,6 +308,32 @@ impl Front {
         pool.news.notify_one();
         Ok(())
     }
+}
+
+/// A switch with which tests break a thread as a defect would; only in a library that was built with the feature `pg_test`.
+fn panic_on_purpose(database: &[u8]) {
+    #[cfg(feature = "pg_test")]
+    if database == b"postern_test_panic" {
+        panic!("on purpose");
+    }
+    #[cfg(not(feature = "pg_test"))]
+    let _ = database;
+}
+
+/// A client that has shown who it is, on its way to the first thread.
+struct Newcomer {
+    origin: Origin,
+    /// Our own end.
+    local: Origin,
+    cipher: u8,
+    /// What a backend is to serve.
+    socket: OwnedFd,
+    login: Box<Login>,
+    proof: Proof,
+}
+
+fn no_place(error: std::io::Error) -> Report {
+    Report::fatal("53000", format!("no place for the client: {error}"))
 }
 
 /// How a client has shown who it is, for its slot.
@@ -371,7 +399,8 @@ impl Drop for Claim<'_> {
         }
         let (front, number, generation) = (Arc::clone(self.front), self.number, self.generation);
         if self.admitted {
-            tokio::spawn(async move { front.free_slot(number, generation).await });
+            let to_free = Arc::clone(&front);
+            front.spawn(async move { to_free.free_slot(number, generation).await });
         } else if front.shared.slots[number as usize].word.free(generation) {
             front.free.lock().push(number);
         }

@@ -7,14 +7,22 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// A cluster with a certificate of an authority of its own, which also signs clients'.
-struct Secured {
-    cluster: Cluster,
-    directory: PathBuf,
+pub struct Secured {
+    pub cluster: Cluster,
+    pub directory: PathBuf,
 }
 
 impl Secured {
     fn start(name: &str) -> Result<Self> {
+        Self::with(name, &[])
+    }
+
+    /// With settings of one's own.
+    pub fn with(name: &str, settings: &[(&str, &str)]) -> Result<Self> {
         let cluster = Cluster::new(name)?;
+        for (setting, value) in settings {
+            cluster.set(setting, value)?;
+        }
         let directory = cluster.data().join("certificates");
         std::fs::create_dir(&directory)?;
         authority(&directory, "ca")?;
@@ -32,7 +40,7 @@ impl Secured {
     }
 
     /// What psql prints or says, through the pooler's port.
-    fn psql(&self, role: &str, options: &str, sql: &str) -> Result<(bool, String)> {
+    pub fn psql(&self, role: &str, options: &str, sql: &str) -> Result<(bool, String)> {
         self.psql_at(self.cluster.pooler_port, role, options, sql)
     }
 
@@ -54,13 +62,13 @@ impl Secured {
         Ok((output.status.success(), String::from_utf8_lossy(&text).trim().to_owned()))
     }
 
-    fn file(&self, name: &str) -> String {
+    pub fn file(&self, name: &str) -> String {
         self.directory.join(name).to_string_lossy().into_owned()
     }
 }
 
 /// A self-signed authority.
-fn authority(directory: &Path, name: &str) -> Result<()> {
+pub fn authority(directory: &Path, name: &str) -> Result<()> {
     let subject = format!("/CN={name}");
     let (key, certificate) = (format!("{name}.key"), format!("{name}.crt"));
     openssl(
@@ -84,7 +92,7 @@ fn authority(directory: &Path, name: &str) -> Result<()> {
 }
 
 /// A certificate for a name, signed by an authority.
-fn signed(directory: &Path, by: &str, name: &str, common_name: &str) -> Result<()> {
+pub fn signed(directory: &Path, by: &str, name: &str, common_name: &str) -> Result<()> {
     signed_for(directory, by, name, common_name, "")
 }
 
