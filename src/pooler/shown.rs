@@ -28,10 +28,23 @@ pub struct Shown<'a> {
     pub issuer: &'a [u8],
 }
 
+/// Bytes of which the 63 that pg_stat_ssl shows are made in any encoding of a database, and those of the longest SYSTEM_USER.
+const LONGEST_NAME: usize = 4 * 63;
+const LONGEST_IDENTITY: usize = 2048;
+
+/// The text or its beginning, up to the end of a character.
+fn cut(text: &[u8], most: usize) -> &[u8] {
+    let is_inside = |at: usize| text.get(at).is_some_and(|byte| byte & 0xc0 == 0x80);
+    let end = (0..=most).rev().find(|at| !is_inside(*at)).unwrap_or(0);
+    text.get(..end).unwrap_or(text)
+}
+
 impl<'a> Shown<'a> {
-    /// As bytes: each text with its length in four bytes before it. Nothing when there are none.
+    /// As bytes: each text, no longer than it can be seen, with its length in four bytes before it. Nothing when there are none.
     pub fn encode(&self) -> Vec<u8> {
-        let texts = [self.identity, self.subject, self.serial, self.issuer];
+        let names = [self.subject, self.serial, self.issuer].map(|name| cut(name, LONGEST_NAME));
+        let [subject, serial, issuer] = names;
+        let texts = [cut(self.identity, LONGEST_IDENTITY), subject, serial, issuer];
         if texts.iter().all(|text| text.is_empty()) {
             return Vec::new();
         }
@@ -66,6 +79,18 @@ mod tests {
         assert_eq!(Shown::decode(&shown.encode()), shown);
         let peer = Shown { identity: b"nobody", ..Shown::default() };
         assert_eq!(Shown::decode(&peer.encode()), peer);
+    }
+
+    #[test]
+    fn a_long_name_is_cut_between_characters() {
+        let long = "ä".repeat(200);
+        let subject = format!("/CN={long}");
+        let encoded = Shown { subject: subject.as_bytes(), ..Shown::default() }.encode();
+        let shown = Shown::decode(&encoded).subject;
+        assert_eq!(shown, &subject.as_bytes()[..LONGEST_NAME]);
+        assert_eq!(cut(long.as_bytes(), 3), "ä".as_bytes());
+        assert_eq!(cut(b"short", 9), b"short");
+        assert_eq!(cut(b"short", 5), b"short");
     }
 
     #[test]
