@@ -124,8 +124,8 @@ struct Agent {
     settling: bool,
     /// For whom the wait set stands.
     wait_set: Option<Seat>,
-    /// pg_stat_ssl shows a TLS connection: that of the client that was served last.
-    shows_tls: bool,
+    /// What pg_stat_ssl shows, of the client that was served last: the number of its cipher, and whether a certificate too.
+    shows_tls: (u8, bool),
     /// The session's settings and statements as bytes, and what parsing depends on.
     now_settings: Vec<u8>,
     now_statements: Vec<u8>,
@@ -170,7 +170,7 @@ impl Agent {
             terminated: false,
             settling: false,
             wait_set: None,
-            shows_tls: false,
+            shows_tls: (0, false),
             now_settings: Vec::new(),
             now_statements: Vec::new(),
             environment: Environment::default(),

@@ -29,13 +29,17 @@ fn through(cluster: &Cluster, user: &str) -> Result<Client> {
     Ok(config.connect(NoTls)?)
 }
 
-/// The front's network threads by name, with the nanoseconds that each has had of a processor.
-fn threads(cluster: &Cluster) -> Result<BTreeMap<String, u64>> {
+/// The process id of the front.
+fn front(cluster: &Cluster) -> Result<i32> {
     let children = process::children(cluster.pid()?);
     let front = children.into_iter().find(|(_, line)| line.contains("postern pooler"));
-    let (pid, _) = front.context("there is no front")?;
+    front.map(|(pid, _)| pid).context("there is no front")
+}
+
+/// The front's network threads by name, with the nanoseconds that each has had of a processor.
+fn threads(cluster: &Cluster) -> Result<BTreeMap<String, u64>> {
     let mut found = BTreeMap::new();
-    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+    for task in std::fs::read_dir(format!("/proc/{}/task", front(cluster)?))? {
         let task = task?.path();
         let name = std::fs::read_to_string(task.join("comm"))?.trim().to_owned();
         let used = std::fs::read_to_string(task.join("schedstat"))?;
@@ -121,17 +125,14 @@ fn clients_are_spread_and_everything_works_on_each_thread() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_fast_stop_tells_the_clients_of_every_thread() -> Result<()> {
-    let secured = start("threads-stop")?;
+/// Two sessions over TLS on each thread: an idle one and a busy one.
+fn idle_and_busy(secured: &Secured) -> Result<Vec<Child>> {
     let mut sessions = Vec::new();
     for number in 0..2 * THREADS {
-        let mut psql = session(&secured)?;
-        // Idle ones and busy ones on each thread.
-        let busy = number >= THREADS;
+        let mut psql = session(secured)?;
         let input = psql.stdin.as_mut().context("stdin")?;
         writeln!(input, "SELECT 'here{number}';")?;
-        if busy {
+        if number >= THREADS {
             writeln!(input, "SELECT pg_sleep(60);")?;
         }
         let output = psql.stdout.as_mut().context("stdout")?;
@@ -145,7 +146,11 @@ fn a_fast_stop_tells_the_clients_of_every_thread() -> Result<()> {
     wait::until("half of them are busy", || {
         secured.cluster.sql(busy).is_ok_and(|count| count == THREADS.to_string())
     })?;
-    secured.cluster.stop(Stop::Fast)?;
+    Ok(sessions)
+}
+
+/// Each has been told why it ends.
+fn have_heard(sessions: Vec<Child>) -> Result<()> {
     for mut psql in sessions {
         // An idle one hears it when it next wants something.
         let _ = writeln!(psql.stdin.as_mut().context("stdin")?, "SELECT 1;");
@@ -154,6 +159,27 @@ fn a_fast_stop_tells_the_clients_of_every_thread() -> Result<()> {
         ensure!(said.contains("terminating connection due to administrator command"), "{said}");
     }
     Ok(())
+}
+
+#[test]
+fn a_fast_stop_tells_the_clients_of_every_thread() -> Result<()> {
+    let secured = start("threads-stop")?;
+    let sessions = idle_and_busy(&secured)?;
+    secured.cluster.stop(Stop::Fast)?;
+    have_heard(sessions)
+}
+
+#[test]
+fn a_worker_that_ends_tells_the_clients_of_every_thread() -> Result<()> {
+    let secured = start("threads-end")?;
+    let sessions = idle_and_busy(&secured)?;
+    let front = front(&secured.cluster)?;
+    process::signal_pid(front, rustix::process::Signal::TERM)?;
+    wait::until("the worker has ended", || !process::is_running(front))?;
+    have_heard(sessions)?;
+    wait::until("the next one serves", || {
+        secured.psql("app", "sslmode=require", "SELECT 1").is_ok_and(|(ok, _)| ok)
+    })
 }
 
 #[test]

@@ -142,10 +142,11 @@ impl Agent {
         // SAFETY: four words of address each.
         unsafe { shim::postern_set_client(family, address.as_ptr(), port, local.as_ptr(), local_port) }
         let tls = slot.tls.load(Relaxed);
-        // Of a plain client after another there is nothing to show.
-        if tls != 0 || self.shows_tls {
-            self.shows_tls = tls != 0;
+        let shows = (tls, tls != 0 && slot.shown.load(Relaxed) != 0);
+        // Of a plain client after another there is nothing to show, nor of those who differ in nothing.
+        if shows != self.shows_tls || shows.1 {
             self.show_tls(tls, slot, transaction);
+            self.shows_tls = shows;
         }
         if super::super::versions::HAS_SYSTEM_USER {
             self.show_identity(slot);
