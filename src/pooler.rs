@@ -3,6 +3,7 @@
 //! `postgres::agent`.
 //!
 //! - [`front`]: what its threads share; ending clients
+//! - [`hands`]: its threads
 //! - `reception`, `conversation`: a client from its first byte to its place
 //! - [`seats`]: the clients' sockets, each at its number
 //! - [`pools`]: when a server connection is opened and closed, who has waited too long
@@ -14,6 +15,7 @@
 //! - [`glance`], [`orders`]: what others may see and ask, by shared memory alone
 //! - [`console_client`], [`operator`]: its clients, and what it sees and does
 //! - [`history`]: counts of databases
+//! - [`shown`]: what a client has shown of itself
 //! - [`shared`], [`slot`], [`state`]: what stands in shared memory
 
 #![forbid(unsafe_code)]
@@ -26,6 +28,7 @@ pub mod control;
 mod conversation;
 pub mod front;
 pub mod glance;
+pub mod hands;
 pub mod history;
 pub mod opening;
 pub mod operator;
@@ -35,5 +38,6 @@ mod reception;
 pub mod replication;
 pub mod seats;
 pub mod shared;
+pub mod shown;
 pub mod slot;
 pub mod state;

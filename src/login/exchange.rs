@@ -55,6 +55,8 @@ pub struct Login {
     pub minor: u16,
     /// What logs in as the same role at the server, when the client showed something that does.
     pub credential: Option<Credential>,
+    /// How it was authenticated.
+    pub method: Method,
     /// Its rights, when it wants the console.
     pub console: Option<Rights>,
 }
@@ -140,7 +142,7 @@ where
     }
     message::authentication(&mut out, &Authentication::Ok);
     stream.write_all(&out).await?;
-    Ok(Outcome::In(Box::new(Login { message, minor, credential, console })))
+    Ok(Outcome::In(Box::new(Login { message, minor, credential, method: verdict.method, console })))
 }
 
 async fn authenticate<S>(

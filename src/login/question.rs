@@ -94,6 +94,8 @@ pub struct Arrival {
     pub role: Vec<u8>,
     pub database: Vec<u8>,
     pub startup: Startup,
+    /// What it has shown of itself, as bytes; empty is nothing.
+    pub shown: Vec<u8>,
 }
 
 /// Where it goes.

@@ -1,4 +1,4 @@
-//! A named thread with a single-threaded tokio runtime, and its end within a bounded time.
+//! A named thread with a single-threaded tokio runtime, its end within a bounded time, and tasks whose panic is not lost.
 //!
 //! Main starts these after it has blocked every signal, so no handler of PostgreSQL ever runs on one. An
 //! implicit drop of a runtime waits for its blocking tasks for ever; here the runtime is always dropped
@@ -8,7 +8,7 @@ use crate::bridge::Bridge;
 use std::future::Future;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 
 /// How long a runtime's blocking tasks may take to end.
 const RUNTIME_END: Duration = Duration::from_millis(500);
@@ -32,16 +32,17 @@ impl Threads {
     }
 
     /// Starts a thread called `name` (at most 15 bytes are shown by the system) that runs `work`.
-    /// When `work` ends without having been told to, or panics, the whole worker is ended.
+    /// When `work` ends without having been told to, or panics, the whole worker is ended. By the handle, other threads give
+    /// it tasks.
     ///
     /// # Errors
     /// When the system gives no thread or no epoll instance.
     pub fn spawn<F, W>(
         &mut self,
-        name: &'static str,
+        name: impl Into<String>,
         bridge: &Bridge<F>,
         work: impl FnOnce() -> W + Send + 'static,
-    ) -> std::io::Result<()>
+    ) -> std::io::Result<Handle>
     where
         F: Clone + Send + Sync + 'static,
         W: Future<Output = ()>,
@@ -49,15 +50,39 @@ impl Threads {
         let runtime =
             Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build()?;
         let (alive, ended) = channel::<()>();
-        let guard = EndGuard { name, bridge: bridge.clone() };
-        std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let name = name.into();
+        let handle = runtime.handle().clone();
+        let guard = EndGuard { name: name.clone(), bridge: bridge.clone() };
+        std::thread::Builder::new().name(name).spawn(move || {
             let _alive = alive;
             let _guard = guard;
             let runtime = Bounded(Some(runtime));
             runtime.block_on(work());
         })?;
         self.ended.push(ended);
-        Ok(())
+        Ok(handle)
+    }
+}
+
+/// A task whose panic ends the worker, as that of a thread does: tokio by itself would only end the task.
+pub async fn watched<F, W>(bridge: Bridge<F>, work: W) -> W::Output
+where
+    F: Clone + Send + Sync + 'static,
+    W: Future,
+{
+    let _guard = TaskGuard(bridge);
+    work.await
+}
+
+/// Dropped while unwinding, when its task panics.
+struct TaskGuard<F: Clone + Send + Sync + 'static>(Bridge<F>);
+
+impl<F: Clone + Send + Sync + 'static> Drop for TaskGuard<F> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let thread = std::thread::current();
+            self.0.fail(format!("a task of thread \"{}\" panicked", thread.name().unwrap_or_default()));
+        }
     }
 }
 
@@ -96,7 +121,7 @@ impl Drop for Bounded {
 
 /// Reports a thread that ended by itself; a panic passes here too, while unwinding.
 struct EndGuard<F: Clone + Send + Sync + 'static> {
-    name: &'static str,
+    name: String,
     bridge: Bridge<F>,
 }
 
@@ -135,6 +160,24 @@ mod tests {
             std::thread::yield_now();
         }
         assert_eq!(main.failure().as_deref(), Some("thread \"panics\" panicked"));
+    }
+
+    #[test]
+    fn a_panic_in_a_task_is_a_failure_of_the_worker() {
+        let (main, threads) = bridge((), Settings::default(), &DROPPED, || ());
+        let mut running = Threads::new(&threads);
+        let stop = threads.stop();
+        let handle =
+            running.spawn("has tasks", &threads, move || async move { stop.cancelled().await }).unwrap();
+        let limit = Instant::now() + Duration::from_secs(5);
+        handle.spawn(watched(threads.clone(), async {
+            tokio::task::yield_now().await;
+            panic!("on purpose")
+        }));
+        while main.failure().is_none() && Instant::now() < limit {
+            std::thread::yield_now();
+        }
+        assert_eq!(main.failure().as_deref(), Some("a task of thread \"has tasks\" panicked"));
     }
 
     #[test]

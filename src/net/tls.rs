@@ -4,6 +4,7 @@
 //! - `files`: what the settings name, read whole
 //! - `clients`: whether a client's certificate is good
 //! - [`peer`]: whom a client's certificate names
+//! - [`session`]: the cipher that was agreed on
 //! - [`pump`]: bytes between a TLS client and a plain socket
 //!
 //! What differs from the server, whose TLS is OpenSSL's: `ssl_ciphers`, `ssl_prefer_server_ciphers`, `ssl_ecdh_curve` and
@@ -15,6 +16,7 @@ mod clients;
 mod files;
 pub mod peer;
 pub mod pump;
+pub mod session;
 #[cfg(test)]
 mod tests;
 

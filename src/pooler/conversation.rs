@@ -1,11 +1,14 @@
 //! A client's connection as reception talks over it: plain, or by TLS. Network threads.
 
+use super::front::Front;
+use super::hands::Hands;
 use crate::login::Origin;
 use crate::net::listener::Stream;
-use crate::net::tls::TlsStream;
 use crate::net::tls::pump::pump;
+use crate::net::tls::{TlsStream, session};
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -16,11 +19,12 @@ use tokio_util::either::Either;
 pub(super) trait Conversation: AsyncRead + AsyncWrite + Unpin + Send {
     /// What a backend serves: the client's own socket, or the plain end of a pump.
     fn socket(&mut self) -> std::io::Result<OwnedFd>;
-    fn is_tls(&self) -> bool;
+    /// The number of its TLS connection's cipher; 0 is no TLS.
+    fn cipher(&self) -> u8;
     /// Our own end.
     fn local(&self) -> Origin;
     /// What is left to do while a backend serves it.
-    fn go_on(self) -> impl Future<Output = ()> + Send;
+    fn go_on(self, front: &Arc<Front>) -> impl Future<Output = ()> + Send + 'static;
 }
 
 impl Conversation for Stream {
@@ -31,8 +35,8 @@ impl Conversation for Stream {
         }
     }
 
-    fn is_tls(&self) -> bool {
-        false
+    fn cipher(&self) -> u8 {
+        0
     }
 
     fn local(&self) -> Origin {
@@ -42,7 +46,9 @@ impl Conversation for Stream {
         }
     }
 
-    async fn go_on(self) {}
+    fn go_on(self, _: &Arc<Front>) -> impl Future<Output = ()> + Send + 'static {
+        std::future::ready(())
+    }
 }
 
 /// A TLS client, and our end of the socket pair whose other end its backend serves.
@@ -60,17 +66,22 @@ impl Conversation for OverTls {
         Ok(theirs.into())
     }
 
-    fn is_tls(&self) -> bool {
-        true
+    fn cipher(&self) -> u8 {
+        session::number_of(&self.tls)
     }
 
     fn local(&self) -> Origin {
         self.tls.get_ref().0.local()
     }
 
-    async fn go_on(self) {
-        if let Some(plain) = self.plain {
-            let _ = pump(self.tls, plain, Duration::from_secs(5)).await;
+    fn go_on(self, front: &Arc<Front>) -> impl Future<Output = ()> + Send + 'static {
+        let pumping = Hands::pump(front);
+        let pump = self.plain.map(|plain| pump(self.tls, plain, Duration::from_secs(5), pumping));
+        // No `async fn`: that would keep room for the pump twice.
+        async move {
+            if let Some(pump) = pump {
+                let _ = pump.await;
+            }
         }
     }
 }

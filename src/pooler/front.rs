@@ -3,6 +3,7 @@
 
 use super::agents;
 use super::console_client::Consoles;
+use super::hands::Hands;
 use super::history::{self, History};
 use super::pools::{self, Pools};
 use super::seats::{Room, Seats, raise_file_limit};
@@ -52,6 +53,7 @@ pub struct Front {
     /// The postmaster's process id.
     pub postmaster: i32,
     pub consoles: Consoles,
+    pub hands: Arc<Hands>,
     pub history: History,
     pub(super) free: Mutex<Vec<u32>>,
     pub(super) logins: Mutex<std::collections::VecDeque<(u64, tokio::task::AbortHandle)>>,
@@ -110,6 +112,7 @@ pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
         identity: Mutex::default(),
         postmaster,
         consoles: Consoles::default(),
+        hands: Arc::default(),
         history: History::default(),
         free: Mutex::new((0..room.capacity).rev().collect()),
         logins: Mutex::default(),
@@ -117,7 +120,14 @@ pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
     front.load_identity();
     let mut threads = Threads::new(bridge);
     let to_keep = bridge.clone();
-    threads.spawn("postern front", bridge, move || async move {
+    let hands = Arc::clone(&front.hands);
+    let mut all = Vec::new();
+    for number in 2..=bridge.settings().pooler.threads {
+        let (hands, stop) = (Arc::clone(&hands), bridge.stop());
+        all.push(threads.spawn(format!("postern front{number}"), bridge, move || hands.help(stop))?);
+    }
+    let first = threads.spawn("postern front", bridge, move || async move {
+        front.hands.is_first();
         let listeners = &front.shared.header.listeners;
         let to_serve = Arc::clone(&front);
         let serve = move |listener, counts| Arc::clone(&to_serve).accept(listener, counts);
@@ -129,8 +139,10 @@ pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
             history::turn(&front)
         );
         front.say_goodbye();
-        front.consoles.ended().await;
+        tokio::join!(front.consoles.ended(), front.hands.farewell());
     })?;
+    all.insert(0, first);
+    hands.set(all);
     Ok(threads)
 }
 
@@ -192,7 +204,7 @@ impl Front {
             pool.clients.fetch_sub(1, Relaxed);
         }
         let front = Arc::clone(self);
-        tokio::spawn(async move { front.free_slot(number, generation).await });
+        self.spawn(async move { front.free_slot(number, generation).await });
     }
 
     /// Main frees the client's texts before anybody else gets the slot.
@@ -256,7 +268,7 @@ impl Front {
             && matches!(seen.state(), State::Idle | State::Attached | State::Cancelling);
         if there {
             let front = Arc::clone(self);
-            tokio::spawn(async move { front.end_wherever_it_is(number, generation).await });
+            self.spawn(async move { front.end_wherever_it_is(number, generation).await });
         }
         there
     }
@@ -300,7 +312,8 @@ impl Front {
         slot.word.cancelled(generation, number);
     }
 
-    /// The front ends: idle clients hear why. Those that are served are their backends' affair.
+    /// The front ends: idle clients hear why. Those that are served are their backends' affair; over TLS they hear them only while
+    /// we are there.
     fn say_goodbye(self: &Arc<Self>) {
         let report = Report::fatal("57P01", "terminating connection due to administrator command");
         let bytes = report.to_bytes();
@@ -314,6 +327,11 @@ impl Front {
         for server in self.shared.servers {
             if server.state() != ServerState::Free {
                 pools::retire(server);
+                let slot = server.slot.load(Acquire).checked_sub(1);
+                let slot = slot.and_then(|number| self.shared.slots.get(number as usize));
+                if slot.is_some_and(|slot| slot.tls.load(Relaxed) != 0) {
+                    pools::signal(server, rustix::process::Signal::TERM);
+                }
             }
         }
     }

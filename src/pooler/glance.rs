@@ -183,7 +183,7 @@ fn client(shared: &Shared, number: u32, slot: &Slot) -> Option<ClientGlance> {
         server: server.map(|_| seen.server()),
         application_name: slot.application_name.bytes(),
         address: address(slot),
-        tls: slot.tls.load(Relaxed),
+        tls: slot.tls.load(Relaxed) != 0,
         pinned_by: Pin::names(slot.pins.load(Relaxed)),
         connected_at: slot.connected_at.load(Relaxed),
         state_since,

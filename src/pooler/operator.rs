@@ -13,6 +13,7 @@ use super::shared::{Order, POOLS, Pool, Server, ServerState, Slot, now, pools_of
 use super::slot::State;
 use crate::bridge::Level;
 use crate::login::Origin;
+use crate::net::tls::session::cipher;
 use crate::settings::{ListenAddress, PoolerSettings};
 use rustix::process::{Signal, getppid, kill_process};
 use std::collections::{BTreeMap, BTreeSet};
@@ -392,7 +393,8 @@ impl Operator for Console<'_> {
                 wait: if client.waits { ago(slot.waiting_since.load(Relaxed)) } else { Duration::ZERO },
                 close_needed: false,
                 remote_pid: 0,
-                tls: if slot.tls.load(Relaxed) { "TLS".to_owned() } else { String::new() },
+                tls: cipher(slot.tls.load(Relaxed))
+                    .map_or(String::new(), |cipher| format!("{}/{}", cipher.version, cipher.name)),
                 application_name: slot.application_name.text(),
                 prepared_statements: 0,
                 unread: 0,

@@ -3,9 +3,11 @@
 use super::conversation::{Conversation, OverTls};
 use super::front::{Front, random_words};
 use super::shared::{Order, Slot, now};
+use super::shown::{Authenticated, Shown};
 use super::{cancel, console, console_client, replication};
+use crate::auth::Challenge;
 use crate::bridge::Level;
-use crate::login::{self, Arrival, Door, Login, Origin, Outcome, Question};
+use crate::login::{self, Arrival, Door, Login, Method, Origin, Outcome, Question};
 use crate::net::linger;
 use crate::net::listener::{Accepted, Listener, Stream};
 use crate::net::tls::peer::PeerCertificate;
@@ -46,7 +48,7 @@ impl Front {
                         tokio::task::yield_now().await;
                     }
                     let front = Arc::clone(&self);
-                    let login = tokio::spawn(async move {
+                    let login = self.spawn_in_turn(async move {
                         front.shared.header.logins.fetch_add(1, Relaxed);
                         let _login = LoginCount(&front);
                         front.receive(accepted).await;
@@ -109,7 +111,10 @@ impl Front {
             match timeout_at(deadline, login::log_in(&mut stream, &door)).await {
                 Ok(Ok(Outcome::Tls)) => {}
                 Ok(Ok(Outcome::Cancel { pid, key })) => return cancel::cancel(self, pid, &key).await,
-                Ok(Ok(Outcome::In(login))) => return self.place(stream, origin, login).await,
+                Ok(Ok(Outcome::In(login))) => {
+                    let proof = Proof::of(&login, &door, None);
+                    return self.place(stream, origin, login, proof).await;
+                }
                 Ok(Err(error)) => return self.turn_away(&mut stream, origin, error).await,
                 Err(_) => return self.turn_away(&mut stream, origin, login::Error::TooSlow).await,
             }
@@ -152,14 +157,17 @@ impl Front {
         door.host_name = self.name_of(origin).await;
         door.tls = Some(identity.binding().map(<[u8]>::to_vec));
         door.has_authorities = identity.has_authorities();
-        door.certificate = certificate.map(|certificate| login::exchange::Certificate {
-            common_name: certificate.common_name,
-            distinguished_name: certificate.distinguished_name,
+        door.certificate = certificate.as_ref().map(|certificate| login::exchange::Certificate {
+            common_name: certificate.common_name.clone(),
+            distinguished_name: certificate.distinguished_name.clone(),
         });
         match timeout_at(deadline, login::log_in(&mut tls, &door)).await {
             Ok(Ok(Outcome::Tls)) => {}
             Ok(Ok(Outcome::Cancel { pid, key })) => cancel::cancel(self, pid, &key).await,
-            Ok(Ok(Outcome::In(login))) => self.place(tls, origin, login).await,
+            Ok(Ok(Outcome::In(login))) => {
+                let proof = Proof::of(&login, &door, certificate.as_ref());
+                self.place(tls, origin, login, proof).await;
+            }
             Ok(Err(error)) => self.turn_away(&mut tls, origin, error).await,
             Err(_) => self.turn_away(&mut tls, origin, login::Error::TooSlow).await,
         }
@@ -212,38 +220,45 @@ impl Front {
         mut stream: S,
         origin: Origin,
         login: Box<Login>,
+        proof: Proof,
     ) {
+        panic_on_purpose(&login.message.database);
         if login.console.is_some() {
             match console_client::admit(self, origin, &login) {
                 // A task of its own: this one counts as a login and may be ended as such.
-                Ok(client) => drop(tokio::spawn(console_client::serve(Arc::clone(self), stream, client))),
+                Ok(client) => {
+                    drop(self.spawn_on_first(console_client::serve(Arc::clone(self), stream, client)));
+                }
                 Err(error) => self.turn_away(&mut stream, origin, error).await,
             }
             return;
         }
         if login.message.replication != Replication::No {
             let front = Arc::clone(self);
-            tokio::spawn(async move {
+            self.spawn(async move {
                 if let Err(error) = replication::serve(&front, &mut stream, &login).await {
                     front.turn_away(&mut stream, origin, error).await;
                 }
             });
             return;
         }
-        match self.admit(&mut stream, origin, login).await {
-            Ok(()) if stream.is_tls() => drop(tokio::spawn(stream.go_on())),
-            Ok(()) => {}
-            Err(error) => self.turn_away(&mut stream, origin, error).await,
+        let (cipher, local) = (stream.cipher(), stream.local());
+        let socket = match stream.socket() {
+            Ok(socket) => socket,
+            Err(error) => return self.turn_away(&mut stream, origin, no_place(error).into()).await,
+        };
+        let newcomer = Newcomer { origin, local, cipher, socket, login, proof };
+        let front = Arc::clone(self);
+        match self.on_first(async move { front.admit(newcomer).await }).await {
+            Some(Ok(())) if cipher != 0 => drop(self.spawn(stream.go_on(self))),
+            Some(Err(error)) => self.turn_away(&mut stream, origin, error).await,
+            Some(Ok(())) | None => {}
         }
     }
 
-    /// A place in a pool for a client that has shown who it is.
-    async fn admit<S: Conversation>(
-        self: &Arc<Self>,
-        stream: &mut S,
-        origin: Origin,
-        login: Box<Login>,
-    ) -> Result<(), login::Error> {
+    /// A place in a pool for a client that has shown who it is. On the first thread.
+    async fn admit(self: &Arc<Self>, newcomer: Newcomer) -> Result<(), login::Error> {
+        let Newcomer { origin, local, cipher, socket, login, proof } = newcomer;
         let full = || {
             Report::fatal("53300", "sorry, too many clients already").with_detail(format!(
                 "The pooler has {} clients, as many as postern.max_client_connections and the limit of open files allow.",
@@ -263,8 +278,9 @@ impl Front {
         let slot = &self.shared.slots[number as usize];
         let Some(generation) = slot.word.claim() else { return Err(full().into()) };
         let mut claim = Claim { front: self, number, generation, done: false, admitted: false };
-        fill(slot, origin, stream.local(), login.minor)?;
-        slot.tls.store(stream.is_tls(), Relaxed);
+        fill(slot, origin, local, login.minor)?;
+        slot.tls.store(cipher, Relaxed);
+        slot.authenticated.store(proof.authenticated as u8, Relaxed);
         let arrival = Arrival {
             slot: number,
             role: login.message.user.clone(),
@@ -273,16 +289,14 @@ impl Front {
                 options: login.message.options.clone(),
                 settings: login.message.settings.clone(),
             },
+            shown: proof.shown,
         };
         claim.admitted = true;
         let admission = self.questions.ask(|reply| Question::Admit { arrival, reply }).await??;
         let names = (&login.message.user[..], &login.message.database[..]);
         let pool = self.pools.of(self, &admission, names, login.credential)?;
         slot.pool.store(pool.number as u16, Release);
-        let broken =
-            |error: std::io::Error| Report::fatal("53000", format!("no place for the client: {error}"));
-        let socket = stream.socket().map_err(broken)?;
-        self.seats.seat(number, generation, &socket, &pool.epoll).map_err(broken)?;
+        self.seats.seat(number, generation, &socket, &pool.epoll).map_err(no_place)?;
         pool.words.clients.fetch_add(1, Relaxed);
         self.shared.header.counters.clients.fetch_add(1, Relaxed);
         claim.done = true;
@@ -293,6 +307,62 @@ impl Front {
         }
         pool.news.notify_one();
         Ok(())
+    }
+}
+
+/// A switch with which tests break a thread as a defect would; only in a library that was built with the feature `pg_test`.
+fn panic_on_purpose(database: &[u8]) {
+    #[cfg(feature = "pg_test")]
+    if database == b"postern_test_panic" {
+        panic!("on purpose");
+    }
+    #[cfg(not(feature = "pg_test"))]
+    let _ = database;
+}
+
+/// A client that has shown who it is, on its way to the first thread.
+struct Newcomer {
+    origin: Origin,
+    /// Our own end.
+    local: Origin,
+    cipher: u8,
+    /// What a backend is to serve.
+    socket: OwnedFd,
+    login: Box<Login>,
+    proof: Proof,
+}
+
+fn no_place(error: std::io::Error) -> Report {
+    Report::fatal("53000", format!("no place for the client: {error}"))
+}
+
+/// How a client has shown who it is, for its slot.
+struct Proof {
+    authenticated: Authenticated,
+    /// [`Shown`] as bytes.
+    shown: Vec<u8>,
+}
+
+impl Proof {
+    fn of(login: &Login, door: &Door<'_>, certificate: Option<&PeerCertificate>) -> Self {
+        // set_authn_id() of the server (src/backend/libpq/auth.c): which identity each method has.
+        let (authenticated, identity) = match &login.method {
+            Method::Password => (Authenticated::Password, ""),
+            Method::Challenge(Challenge::Md5) => (Authenticated::Md5, ""),
+            Method::Challenge(Challenge::Scram) => (Authenticated::Scram, ""),
+            Method::Cert => {
+                (Authenticated::Cert, certificate.map_or("", |shown| &shown.distinguished_name[..]))
+            }
+            Method::Peer => (Authenticated::Peer, door.system_user.as_deref().unwrap_or_default()),
+            Method::Reject | Method::NoLine | Method::Trust | Method::Other(_) => (Authenticated::Not, ""),
+        };
+        let mut shown = Shown { identity: identity.as_bytes(), ..Shown::default() };
+        if let Some(certificate) = certificate {
+            shown.subject = &certificate.subject;
+            shown.serial = certificate.serial.as_bytes();
+            shown.issuer = &certificate.issuer;
+        }
+        Self { authenticated, shown: shown.encode() }
     }
 }
 
@@ -329,7 +399,8 @@ impl Drop for Claim<'_> {
         }
         let (front, number, generation) = (Arc::clone(self.front), self.number, self.generation);
         if self.admitted {
-            tokio::spawn(async move { front.free_slot(number, generation).await });
+            let to_free = Arc::clone(&front);
+            front.spawn(async move { to_free.free_slot(number, generation).await });
         } else if front.shared.slots[number as usize].word.free(generation) {
             front.free.lock().push(number);
         }
@@ -361,7 +432,8 @@ fn fill(slot: &Slot, origin: Origin, local: Origin, minor: u16) -> Result<(), Re
         random_words().ok_or_else(|| Report::fatal("XX000", "could not generate random cancel key"))?;
     slot.key.store(random[0] as u32, Relaxed);
     slot.minor.store(minor, Relaxed);
-    slot.tls.store(false, Relaxed);
+    slot.tls.store(0, Relaxed);
+    slot.authenticated.store(Authenticated::Not as u8, Relaxed);
     slot.pins.store(0, Relaxed);
     slot.doomed.store(0, Relaxed);
     slot.discard.store(0, Relaxed);

@@ -190,7 +190,8 @@ pub struct Slot {
     pub pool: AtomicU16,
     /// 4: IPv4, 6: IPv6, 0: Unix socket.
     pub family: AtomicU8,
-    pub tls: AtomicBool,
+    /// The number of its TLS connection's cipher (`net::tls::session`); 0 is no TLS.
+    pub tls: AtomicU8,
     /// The TCP port.
     pub port: AtomicU16,
     /// The minor version of protocol 3 that was agreed.
@@ -200,6 +201,8 @@ pub struct Slot {
     /// The front's end of its connection, likewise.
     pub local_address: [AtomicU32; 4],
     pub local_port: AtomicU16,
+    /// [`super::shown::Authenticated`].
+    pub authenticated: AtomicU8,
     /// What a CancelRequest must show beside the slot's pid.
     pub key: AtomicU32,
     /// The generation that is to be ended at its next idle moment: whoever has it then does it.
@@ -209,6 +212,8 @@ pub struct Slot {
     /// The client's settings and statements: addresses in the dynamic shared memory, of whoever owns the slot. 0 is none.
     pub settings: AtomicU64,
     pub statements: AtomicU64,
+    /// What it has shown of itself ([`super::shown::Shown`]), in the same memory. Written by the front's main thread, at its login.
+    pub shown: AtomicU64,
     /// Tells the contents of the two apart without reading them.
     pub settings_hash: AtomicU64,
     pub statements_hash: AtomicU64,

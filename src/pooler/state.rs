@@ -231,7 +231,9 @@ pub fn decode_statements(bytes: &[u8]) -> Option<Vec<Statement<'_>>> {
 
 /// How many statements of the list are eager.
 pub fn eager_count(bytes: &[u8]) -> usize {
-    bytes.get(4..LIST_HEADER).map_or(0, |word| word.iter().rev().fold(0, |sum, byte| sum << 8 | usize::from(*byte)))
+    bytes
+        .get(4..LIST_HEADER)
+        .map_or(0, |word| word.iter().rev().fold(0, |sum, byte| sum << 8 | usize::from(*byte)))
 }
 
 /// Where a statement lies in its list.

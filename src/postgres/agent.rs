@@ -72,6 +72,8 @@ pub extern "C-unwind" fn postern_session_begins(token: *const c_char) {
     unsafe {
         shim::postern_install_methods();
         shim::postern_install_hooks();
+        // The backend's own login is no client's.
+        shim::postern_set_identity(0, c"".as_ptr());
         *PLACE.0.get() = Some(Box::new(agent));
     }
 }
@@ -157,6 +159,8 @@ struct Agent {
     settling: bool,
     /// For whom the wait set stands.
     wait_set: Option<Seat>,
+    /// What pg_stat_ssl shows, of the client that was served last: the number of its cipher, and whether a certificate too.
+    shows_tls: (u8, bool),
     /// The session's settings and statements as bytes, and what parsing depends on.
     now_settings: Vec<u8>,
     now_statements: Vec<u8>,
@@ -201,6 +205,7 @@ impl Agent {
             terminated: false,
             settling: false,
             wait_set: None,
+            shows_tls: (0, false),
             now_settings: Vec::new(),
             now_statements: Vec::new(),
             environment: Environment::default(),

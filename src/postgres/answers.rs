@@ -84,7 +84,7 @@ impl Answers {
             Question::Forget { slot, reply } => {
                 self.admitted.remove(&slot);
                 if let Some(slot) = self.shared.slots.get(slot as usize) {
-                    for word in [&slot.settings, &slot.statements, &slot.unnamed] {
+                    for word in [&slot.settings, &slot.statements, &slot.unnamed, &slot.shown] {
                         self.texts.free(word);
                     }
                 }
@@ -205,10 +205,12 @@ impl Answers {
         // A client that says it is a pooled connection gets nothing by it, as at the server's own port.
         startup.settings.retain(|(name, _)| name != PARAMETER.as_bytes());
         let bytes = state::encode_settings(&Settings::Startup(startup));
-        for word in [&slot.statements, &slot.unnamed] {
+        for word in [&slot.statements, &slot.unnamed, &slot.shown] {
             self.texts.free(word);
         }
-        if !self.texts.store(&slot.settings, &bytes) {
+        let kept = self.texts.store(&slot.settings, &bytes)
+            && (arrival.shown.is_empty() || self.texts.store(&slot.shown, &arrival.shown));
+        if !kept {
             return Err(Report::fatal("53200", "out of memory")
                 .with_detail("There is no shared memory for the client."));
         }

@@ -196,7 +196,7 @@ fn clear(shared: Shared) {
         if slot.word.seen().generation() != 0 {
             slot.word.reset();
             // The area that held them is gone.
-            for word in [&slot.settings, &slot.statements, &slot.unnamed] {
+            for word in [&slot.settings, &slot.statements, &slot.unnamed, &slot.shown] {
                 word.store(0, Relaxed);
             }
         }

@@ -29,6 +29,7 @@ static POOLER_LISTEN: GucSetting<Option<CString>> =
 static POOL_MODE: GucSetting<PoolMode> = GucSetting::<PoolMode>::new(PoolMode::transaction);
 static POOL_SIZE: GucSetting<i32> = GucSetting::<i32>::new(20);
 static MAX_CLIENT_CONNECTIONS: GucSetting<i32> = GucSetting::<i32>::new(10_000);
+static POOLER_THREADS: GucSetting<i32> = GucSetting::<i32>::new(1);
 static MAX_PREPARED_STATEMENTS: GucSetting<i32> = GucSetting::<i32>::new(200);
 static CLIENT_STATE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(256);
 static CLIENT_LOGIN_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(60);
@@ -137,6 +138,15 @@ fn define_pooler() {
         GucFlags::default(),
     );
     number(
+        c"postern.pooler_threads",
+        c"Network threads of the pooler, over which logins and the encryption of TLS clients are spread.",
+        c"A client without TLS needs none of them once it is logged in. Takes effect at the server's start.",
+        &POOLER_THREADS,
+        (1, crate::pooler::hands::MOST as i32),
+        GucContext::Postmaster,
+        GucFlags::default(),
+    );
+    number(
         c"postern.max_prepared_statements",
         c"Plans of prepared statements that a pooled backend keeps for its clients together.",
         c"Beyond it those used longest ago are made again when needed. Takes effect on reload.",
@@ -235,6 +245,7 @@ fn pooler_settings() -> Result<PoolerSettings, crate::settings::Error> {
         pool_size: u32::try_from(POOL_SIZE.get()).unwrap_or(1),
         pool_mode: POOL_MODE.get() as u32,
         max_clients: u32::try_from(MAX_CLIENT_CONNECTIONS.get()).unwrap_or(1),
+        threads: u32::try_from(POOLER_THREADS.get()).unwrap_or(1),
         client_login_timeout: time(&CLIENT_LOGIN_TIMEOUT),
         client_idle_timeout: time(&CLIENT_IDLE_TIMEOUT),
         query_wait_timeout: time(&QUERY_WAIT_TIMEOUT),

@@ -36,6 +36,7 @@
 #include "libpq/libpq.h"
 #include "libpq/pqformat.h"
 #include "libpq/pqsignal.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/interrupt.h"
@@ -683,6 +684,91 @@ postern_set_client(int family, const uint32 *address, int port, const uint32 *lo
 		memcpy(&MyBEEntry->st_clientaddr, remote, sizeof(MyBEEntry->st_clientaddr));
 		PGSTAT_END_WRITE_ACTIVITY(MyBEEntry);
 	}
+}
+
+static char *
+to_server(const char *text)
+{
+	const char *byte;
+
+	for (byte = text; *byte; byte++)
+		if (IS_HIGHBIT_SET(*byte))
+			return pg_any_to_server(text, strlen(text), PG_UTF8);
+	return unconstify(char *, text);
+}
+
+/*
+ * pg_stat_ssl as pgstat_bestart() fills it for a session of its own; null versions are no TLS. Names come in UTF-8. The Port says
+ * nothing of it: what it has would be read from and written to by OpenSSL.
+ */
+void
+postern_set_tls(int bits, const char *version, const char *cipher, const char *subject, const char *serial,
+				const char *issuer)
+{
+#ifdef USE_SSL
+	volatile PgBackendStatus *entry = MyBEEntry;
+	PgBackendSSLStatus status;
+
+	if (entry == NULL)
+		return;
+	memset(&status, 0, sizeof(status));
+	if (version)
+	{
+		/* Before the entry is touched: it may raise an error. What is ASCII needs no conversion, which wants a transaction. */
+		char	   *dn = to_server(subject);
+		char	   *issuer_dn = to_server(issuer);
+
+		status.ssl_bits = bits;
+		strlcpy(status.ssl_version, version, NAMEDATALEN);
+		strlcpy(status.ssl_cipher, cipher, NAMEDATALEN);
+		strlcpy(status.ssl_client_dn, dn, NAMEDATALEN);
+		strlcpy(status.ssl_client_serial, serial, NAMEDATALEN);
+		strlcpy(status.ssl_issuer_dn, issuer_dn, NAMEDATALEN);
+	}
+	PGSTAT_BEGIN_WRITE_ACTIVITY(entry);
+	entry->st_ssl = version != NULL;
+	memcpy(entry->st_sslstatus, &status, sizeof(status));
+	PGSTAT_END_WRITE_ACTIVITY(entry);
+#endif
+}
+
+/*
+ * SYSTEM_USER, from 16 on, also in parallel workers of the session. The server makes its text once a session and has no way to change
+ * it, so the first text is as long as any may be, and others are written in its place; in the place of none, an empty one.
+ */
+void
+postern_set_identity(int method, const char *identity)
+{
+#if PG_VERSION_NUM >= 160000
+#define LONGEST_IDENTITY 2048
+	static const UserAuth authenticated[] = {uaTrust, uaPassword, uaMD5, uaSCRAM, uaCert, uaPeer};
+	static char *text = NULL;
+	static char *name = NULL;
+
+	if (method <= 0 || method >= lengthof(authenticated))
+	{
+		MyClientConnectionInfo.authn_id = NULL;
+		if (text)
+			text[0] = '\0';
+		return;
+	}
+	if (text == NULL)
+	{
+		char	   *room = palloc(LONGEST_IDENTITY);
+
+		name = MemoryContextAllocZero(TopMemoryContext, LONGEST_IDENTITY);
+		memset(room, ' ', LONGEST_IDENTITY - 1);
+		room[LONGEST_IDENTITY - 1] = '\0';
+		InitializeSystemUser(room, "");
+		pfree(room);
+		text = unconstify(char *, GetSystemUser());
+	}
+	/* A password has shown the role itself, under the name that it was asked for by. */
+	strlcpy(name, identity[0] ? identity : MyProcPort->user_name, LONGEST_IDENTITY);
+	MyClientConnectionInfo.authn_id = name;
+	MyClientConnectionInfo.auth_method = authenticated[method];
+	snprintf(text, LONGEST_IDENTITY, "%s:%s", hba_authname(authenticated[method]), name);
+#endif
 }
 
 /* --- the startup packet of a pooled backend ---------------------------------------------------------------------- */

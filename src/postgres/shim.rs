@@ -135,6 +135,17 @@ guarded! {
         local: *const u32,
         local_port: c_int,
     );
+    /// All null: no TLS.
+    fn postern_set_tls(
+        bits: c_int,
+        version: *const c_char,
+        cipher: *const c_char,
+        subject: *const c_char,
+        serial: *const c_char,
+        issuer: *const c_char,
+    );
+    /// `Authenticated` in pooler/shown.rs, and who that is where it is not the role.
+    fn postern_set_identity(method: c_int, identity: *const c_char);
     fn postern_hba(
         database: *const c_char,
         role: *const c_char,

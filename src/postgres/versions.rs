@@ -8,6 +8,9 @@ pub(super) const PROTOCOL_MINOR: u16 = 0;
 #[cfg(feature = "pg18")]
 pub(super) const PROTOCOL_MINOR: u16 = 2;
 
+/// Whether there is SYSTEM_USER.
+pub(super) const HAS_SYSTEM_USER: bool = cfg!(not(feature = "pg15"));
+
 /// Connections that ordinary roles cannot have: `superuser_reserved_connections`, and from 16 on
 /// `reserved_connections` too.
 pub(super) fn reserved_connections() -> i32 {

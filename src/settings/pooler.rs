@@ -14,6 +14,8 @@ pub struct PoolerSettings {
     pub pool_mode: u32,
     /// `postern.max_client_connections`.
     pub max_clients: u32,
+    /// `postern.pooler_threads`; 0 is as 1.
+    pub threads: u32,
     /// `postern.client_login_timeout`.
     pub client_login_timeout: Option<Duration>,
     /// `postern.client_idle_timeout`.

@@ -118,6 +118,7 @@ impl Bench {
         if let Some(port) = postern {
             cluster.set("postern.pooler_listen", &format!("127.0.0.1:{port}"))?;
             cluster.set("postern.pool_size", &options.pool.to_string())?;
+            cluster.set("postern.pooler_threads", &options.threads.to_string())?;
             let most = (options.idle_clients + 1000).max(10_000);
             cluster.set("postern.max_client_connections", &most.to_string())?;
         }

@@ -13,6 +13,8 @@ pub struct Options {
     pub scale: u32,
     /// Server connections of the poolers.
     pub pool: u32,
+    /// `postern.pooler_threads`.
+    pub threads: u32,
     pub clients: Vec<usize>,
     pub protocols: Vec<String>,
     /// The most clients with which a direct connection is measured.
@@ -25,8 +27,8 @@ pub struct Options {
 
 const USAGE: &str = "\
 parts: cells tls connect sessions idle
-options: --rounds=3 --seconds=3 --scale=10 --pool=20 --clients=1,16,200,1000 --protocols=simple,extended,prepared
-         --direct-most=200 --idle-clients=8000 --without-postern --syscalls";
+options: --rounds=3 --seconds=3 --scale=10 --pool=20 --threads=1 --clients=1,16,200,1000
+         --protocols=simple,extended,prepared --direct-most=200 --idle-clients=8000 --without-postern --syscalls";
 
 impl Options {
     pub fn read(arguments: impl Iterator<Item = String>) -> Result<Self> {
@@ -36,6 +38,7 @@ impl Options {
             seconds: 3,
             scale: 10,
             pool: 20,
+            threads: 1,
             clients: vec![1, 16, 200, 1000],
             protocols: ["simple", "extended", "prepared"].map(str::to_owned).to_vec(),
             direct_most: 200,
@@ -58,6 +61,7 @@ impl Options {
             "--seconds" => self.seconds = value.parse()?,
             "--scale" => self.scale = value.parse()?,
             "--pool" => self.pool = value.parse()?,
+            "--threads" => self.threads = value.parse()?,
             "--clients" => self.clients = value.split(',').map(str::parse).collect::<Result<_, _>>()?,
             "--protocols" => self.protocols = value.split(',').map(str::to_owned).collect(),
             "--direct-most" => self.direct_most = value.parse()?,

@@ -17,5 +17,6 @@ mod prepared;
 mod protocol;
 mod rig;
 mod state;
+mod threads;
 mod tls;
 mod view;

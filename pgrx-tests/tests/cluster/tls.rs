@@ -7,14 +7,22 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// A cluster with a certificate of an authority of its own, which also signs clients'.
-struct Secured {
-    cluster: Cluster,
-    directory: PathBuf,
+pub struct Secured {
+    pub cluster: Cluster,
+    pub directory: PathBuf,
 }
 
 impl Secured {
     fn start(name: &str) -> Result<Self> {
+        Self::with(name, &[])
+    }
+
+    /// With settings of one's own.
+    pub fn with(name: &str, settings: &[(&str, &str)]) -> Result<Self> {
         let cluster = Cluster::new(name)?;
+        for (setting, value) in settings {
+            cluster.set(setting, value)?;
+        }
         let directory = cluster.data().join("certificates");
         std::fs::create_dir(&directory)?;
         authority(&directory, "ca")?;
@@ -32,10 +40,13 @@ impl Secured {
     }
 
     /// What psql prints or says, through the pooler's port.
-    fn psql(&self, role: &str, options: &str, sql: &str) -> Result<(bool, String)> {
+    pub fn psql(&self, role: &str, options: &str, sql: &str) -> Result<(bool, String)> {
+        self.psql_at(self.cluster.pooler_port, role, options, sql)
+    }
+
+    fn psql_at(&self, port: u16, role: &str, options: &str, sql: &str) -> Result<(bool, String)> {
         let connection = format!(
-            "host=localhost hostaddr=127.0.0.1 port={} dbname=postgres user={role} connect_timeout=10 {options}",
-            self.cluster.pooler_port
+            "host=localhost hostaddr=127.0.0.1 port={port} dbname=postgres user={role} connect_timeout=10 {options}",
         );
         let mut psql = self.cluster.program("psql");
         psql.env("HOME", "/nonexistent").env("PGPASSWORD", "app").args([
@@ -51,13 +62,13 @@ impl Secured {
         Ok((output.status.success(), String::from_utf8_lossy(&text).trim().to_owned()))
     }
 
-    fn file(&self, name: &str) -> String {
+    pub fn file(&self, name: &str) -> String {
         self.directory.join(name).to_string_lossy().into_owned()
     }
 }
 
 /// A self-signed authority.
-fn authority(directory: &Path, name: &str) -> Result<()> {
+pub fn authority(directory: &Path, name: &str) -> Result<()> {
     let subject = format!("/CN={name}");
     let (key, certificate) = (format!("{name}.key"), format!("{name}.crt"));
     openssl(
@@ -81,15 +92,23 @@ fn authority(directory: &Path, name: &str) -> Result<()> {
 }
 
 /// A certificate for a name, signed by an authority.
-fn signed(directory: &Path, by: &str, name: &str, common_name: &str) -> Result<()> {
-    let subject = format!("/CN={common_name}");
+pub fn signed(directory: &Path, by: &str, name: &str, common_name: &str) -> Result<()> {
+    signed_for(directory, by, name, common_name, "")
+}
+
+/// With more behind the common name in its subject.
+fn signed_for(directory: &Path, by: &str, name: &str, common_name: &str, more: &str) -> Result<()> {
+    let subject = format!("/CN={common_name}{more}");
     let extensions = format!("{name}.ext");
     std::fs::write(directory.join(&extensions), format!("subjectAltName=DNS:{common_name}\n"))?;
     let [key, request, certificate] = ["key", "csr", "crt"].map(|kind| format!("{name}.{kind}"));
     let (ca, ca_key) = (format!("{by}.crt"), format!("{by}.key"));
     openssl(
         directory,
-        &["req", "-newkey", "rsa:2048", "-nodes", "-subj", &subject, "-keyout", &key, "-out", &request],
+        &[
+            "req", "-utf8", "-newkey", "rsa:2048", "-nodes", "-subj", &subject, "-keyout", &key, "-out",
+            &request,
+        ],
     )?;
     openssl(
         directory,
@@ -193,6 +212,54 @@ fn a_client_certificate_is_the_role_by_the_servers_maps() -> Result<()> {
     wait::until("the map lets somebody be the role", || {
         with("other").is_ok_and(|(ok, text)| ok && text == "certified")
     })
+}
+
+#[test]
+fn a_session_shows_the_tls_of_the_client_that_is_served() -> Result<()> {
+    let secured = Secured::start("tls-shown")?;
+    // One backend for all of a role's clients.
+    secured.cluster.set("postern.pool_size", "1")?;
+    let more = "/O=Müller \"\\+\", #1/OU= room /emailAddress=somebody@example.org";
+    signed_for(&secured.directory, "ca", "client", "certified", more)?;
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(secured.directory.join("client.key"), std::fs::Permissions::from_mode(0o600))?;
+    secured.cluster.set_hba("local all all trust\nhost all all all trust\n")?;
+    secured.cluster.reload()?;
+    let (certificate, key) = (secured.file("client.crt"), secured.file("client.key"));
+    let with = format!("sslmode=require sslcert={certificate} sslkey={key}");
+    let none = "sslcert=/nonexistent";
+    let ways = [
+        with.clone(),
+        format!("{with} ssl_max_protocol_version=TLSv1.2"),
+        "sslmode=disable".to_owned(),
+        format!("sslmode=require {none}"),
+        "sslmode=disable".to_owned(),
+        with,
+        format!("sslmode=require ssl_max_protocol_version=TLSv1.2 {none}"),
+    ];
+    let sql = "SELECT ssl, version, cipher, bits, client_dn, client_serial, issuer_dn, gss_authenticated, encrypted, usename \
+               FROM pg_stat_ssl JOIN pg_stat_gssapi USING (pid) JOIN pg_stat_activity USING (pid) WHERE pid = pg_backend_pid()";
+    let at = |port: u16, way: &str| {
+        let (ok, text) = secured.psql_at(port, "certified", way, sql)?;
+        ensure!(ok, "{way}: {text}");
+        Ok(text)
+    };
+    for database in ["postgres", "latin"] {
+        if database == "latin" {
+            // What is not of the database's encoding is converted, as for a session of its own.
+            let sql = "CREATE DATABASE latin TEMPLATE template0 ENCODING LATIN1 LOCALE 'C'";
+            secured.cluster.sql(sql)?;
+        }
+        for way in &ways {
+            let way = format!("{way} dbname={database} client_encoding=UTF8");
+            let direct = at(secured.cluster.port, &way)?;
+            let pooled = at(secured.cluster.pooler_port, &way)?;
+            ensure!(pooled == direct, "{way}: {pooled}, directly {direct}");
+            ensure!(way.contains("client.crt") == pooled.contains("Müller"), "{way}: {pooled}");
+            ensure!(pooled.starts_with('t') != way.contains("disable"), "{way}: {pooled}");
+        }
+    }
+    Ok(())
 }
 
 #[test]

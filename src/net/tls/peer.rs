@@ -1,17 +1,23 @@
 //! Whom a client's certificate names, spelled as the server spells it. Pure.
 
 use super::{Error, TlsStream};
+use std::borrow::Cow;
 use x509_parser::asn1_rs::{Any, Tag, ToDer};
 use x509_parser::oid_registry::OID_X509_COMMON_NAME;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
 
 /// The subject of a client's certificate, which the handshake has verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerCertificate {
     /// The first common name, in the bytes that stand in the certificate: what the method cert compares.
     pub common_name: Option<Vec<u8>>,
-    /// The whole subject by RFC 2253, in ASCII: what `clientname=DN` compares and pg_stat_ssl shows.
+    /// The whole subject by RFC 2253, in ASCII: what `clientname=DN` compares and SYSTEM_USER shows.
     pub distinguished_name: String,
+    /// Subject and issuer as pg_stat_ssl shows them, in UTF-8 unless the certificate says so wrongly.
+    pub subject: Vec<u8>,
+    pub issuer: Vec<u8>,
+    /// The serial number, decimal.
+    pub serial: String,
 }
 
 impl PeerCertificate {
@@ -48,15 +54,64 @@ impl PeerCertificate {
                 let known = SHORT_NAMES.iter().find(|(id, _)| *id == oid).map(|(_, name)| *name);
                 distinguished_name.push_str(known.unwrap_or(&oid));
                 distinguished_name.push('=');
-                write_value(&mut distinguished_name, attribute.attr_value(), known.is_some())?;
+                let mut value = Vec::new();
+                write_value(&mut value, attribute.attr_value(), known.is_some(), true)?;
+                distinguished_name.push_str(&String::from_utf8_lossy(&value));
             }
         }
-        Ok(Self { common_name, distinguished_name })
+        Ok(Self {
+            common_name,
+            distinguished_name,
+            subject: one_line(subject)?,
+            issuer: one_line(parsed.issuer())?,
+            serial: decimal(parsed.raw_serial()),
+        })
     }
 }
 
-/// A value as text, or its DER in hexadecimal where its kind or what it stands for is unknown.
-fn write_value(out: &mut String, value: &Any<'_>, is_known: bool) -> Result<(), Error> {
+/// A name as X509_NAME_to_cstring() of the server makes it (src/backend/libpq/be-secure-openssl.c): in the order of the certificate,
+/// and what is not ASCII as it is.
+fn one_line(name: &X509Name<'_>) -> Result<Vec<u8>, Error> {
+    let mut line = Vec::new();
+    for attribute in name.iter_attributes() {
+        let oid = attribute.attr_type().to_id_string();
+        let known = SHORT_NAMES.iter().find(|(id, _)| *id == oid).map_or(&oid[..], |(_, name)| name);
+        line.push(b'/');
+        line.extend(known.as_bytes());
+        line.push(b'=');
+        write_value(&mut line, attribute.attr_value(), true, false)?;
+    }
+    Ok(line)
+}
+
+/// A number of DER, which may be negative and of any length.
+fn decimal(bytes: &[u8]) -> String {
+    let negative = bytes.first().is_some_and(|first| first & 0x80 != 0);
+    let mut number: Cow<'_, [u8]> = bytes.into();
+    if negative {
+        // Two's complement.
+        let mut carry = true;
+        for byte in number.to_mut().iter_mut().rev() {
+            (*byte, carry) = (!*byte).overflowing_add(u8::from(carry));
+        }
+    }
+    let mut digits = Vec::new();
+    let mut number = number.into_owned();
+    while number.iter().any(|byte| *byte != 0) {
+        let mut rest = 0;
+        for byte in &mut number {
+            let value = rest << 8 | u32::from(*byte);
+            (*byte, rest) = ((value / 10) as u8, value % 10);
+        }
+        digits.push(rest);
+    }
+    let sign = if negative { "-" } else { "" };
+    let digits = if digits.is_empty() { vec![0] } else { digits };
+    digits.iter().rev().fold(sign.to_owned(), |text, digit| format!("{text}{digit}"))
+}
+
+/// A value as text, or its DER in hexadecimal where its kind or what it stands for is unknown. In ASCII where that is asked for.
+fn write_value(out: &mut Vec<u8>, value: &Any<'_>, is_known: bool, ascii: bool) -> Result<(), Error> {
     let data = value.data;
     let text = match value.tag() {
         _ if !is_known => None,
@@ -74,18 +129,19 @@ fn write_value(out: &mut String, value: &Any<'_>, is_known: bool) -> Result<(), 
     };
     let Some(text) = text else {
         let der = value.to_der_vec().map_err(|_| Error::PeerSubject)?;
-        out.push('#');
-        der.iter().for_each(|byte| out.push_str(&format!("{byte:02X}")));
+        out.push(b'#');
+        der.iter().for_each(|byte| out.extend(format!("{byte:02X}").bytes()));
         return Ok(());
     };
     let last = text.len().wrapping_sub(1);
     for (index, byte) in text.iter().enumerate() {
         match byte {
-            b',' | b'+' | b'"' | b'\\' | b'<' | b'>' | b';' => out.extend(['\\', char::from(*byte)]),
-            b' ' if index == 0 || index == last => out.push_str("\\ "),
-            b'#' if index == 0 && index != last => out.push_str("\\#"),
-            0x20..=0x7e => out.push(char::from(*byte)),
-            _ => out.push_str(&format!("\\{byte:02X}")),
+            b',' | b'+' | b'"' | b'\\' | b'<' | b'>' | b';' => out.extend([b'\\', *byte]),
+            b' ' if index == 0 || index == last => out.extend(b"\\ "),
+            b'#' if index == 0 && index != last => out.extend(b"\\#"),
+            0x20..=0x7e => out.push(*byte),
+            0x80.. if !ascii => out.push(*byte),
+            _ => out.extend(format!("\\{byte:02X}").bytes()),
         }
     }
     Ok(())
@@ -153,3 +209,24 @@ const SHORT_NAMES: [(&str, &str); 45] = [
     ("1.3.6.1.4.1.311.60.2.1.3", "jurisdictionC"),
     ("1.2.643.100.3", "SNILS"),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_serial_number_is_decimal_whatever_its_length_and_sign() {
+        for (bytes, text) in [
+            (&[0][..], "0"),
+            (&[], "0"),
+            (&[0x7f], "127"),
+            (&[0, 0xff], "255"),
+            (&[0xff], "-1"),
+            (&[0x80], "-128"),
+            (&[0xff, 0x7f], "-129"),
+            (&[1, 0, 0, 0, 0, 0, 0, 0, 0], "18446744073709551616"),
+        ] {
+            assert_eq!(decimal(bytes), text, "{bytes:x?}");
+        }
+    }
+}

@@ -33,11 +33,16 @@ pub struct Pumped {
 /// during which what it sends is still taken off its socket, so that closing does not take back what it has not yet
 /// read. A server that is gone can therefore not be kept waiting by a client that is idle.
 ///
-/// Dropping the future closes both sides.
+/// Dropping the future closes both sides. `until_said` is dropped when the client has been sent the last that it is sent.
 ///
 /// # Errors
 /// When the client cannot be written to, or sends what is no TLS; both sides are closed then.
-pub fn pump<S, P>(tls: TlsStream<S>, plain: P, patience: Duration) -> impl Future<Output = Result<Pumped>>
+pub fn pump<S, P, G>(
+    tls: TlsStream<S>,
+    plain: P,
+    patience: Duration,
+    until_said: G,
+) -> impl Future<Output = Result<Pumped>>
 where
     S: AsyncRead + AsyncWrite + Unpin,
     P: AsyncRead + AsyncWrite + Unpin,
@@ -63,6 +68,7 @@ where
         // The client may be gone or not read any more; either way this is the end.
         let _ = tokio::time::timeout(patience, async {
             pump.tls.shutdown().await?;
+            drop(until_said);
             poll_fn(|cx| pump.poll_up(cx)).await
         })
         .await;

@@ -595,7 +595,7 @@ async fn pumping(
     let identity = Identity::load(&scene.files).unwrap();
     let (tls, client) = scene.client().meet(&identity).await.unwrap();
     let (plain, server) = UnixStream::pair().unwrap();
-    (client, server, tokio::spawn(pump(tls, plain, patience)))
+    (client, server, tokio::spawn(pump(tls, plain, patience, ())))
 }
 
 fn bytes(length: usize) -> Vec<u8> {

@@ -5,11 +5,14 @@ use super::super::guc::{self, PoolMode};
 use super::super::shim;
 use super::settings::{Environment, Refused};
 use super::{Agent, Seat, Transaction};
-use crate::pooler::shared::Shared;
+use crate::net::tls::session::cipher;
+use crate::pooler::shared::{Shared, Slot};
+use crate::pooler::shown::{Authenticated, Shown};
 use crate::pooler::state::{self, Settings};
 use crate::wire::message::Report;
 use pgrx::prelude::*;
-use std::ffi::c_int;
+use std::ffi::{CString, c_int};
+use std::ptr::null;
 use std::sync::atomic::Ordering::*;
 
 impl Agent {
@@ -22,13 +25,13 @@ impl Agent {
             self.hang_up();
             return;
         };
-        self.show_client(seat);
         let mut transaction = Transaction::default();
         let neutral = Settings::Session { base: Vec::new(), session: Vec::new(), told: Vec::new() };
         let from = std::mem::take(&mut self.now_settings);
         let from = state::decode_settings(&from).unwrap_or_else(|| neutral.clone());
         self.settings.mark(&neutral);
         transaction.begin();
+        self.show_client(seat, &mut transaction);
         let steps = self.settings.steps(&from, &neutral);
         if let Err(Refused(why)) = self.settings.swap(steps, &neutral) {
             drop(from);
@@ -85,8 +88,8 @@ impl Agent {
         self.pool.swaps.fetch_add(1, Relaxed);
         let Some(links) = &self.links else { return Ok(()) };
         let texts = links.texts;
-        self.show_client(seat);
         let mut transaction = Transaction::default();
+        self.show_client(seat, &mut transaction);
         let wanted = texts.read(slot.settings.load(Relaxed));
         if wanted != self.now_settings {
             let from = std::mem::take(&mut self.now_settings);
@@ -130,8 +133,8 @@ impl Agent {
         Ok(())
     }
 
-    /// pg_stat_activity and the log show the client.
-    pub(super) fn show_client(&self, seat: Seat) {
+    /// pg_stat_activity, pg_stat_ssl, SYSTEM_USER and the log show the client.
+    pub(super) fn show_client(&mut self, seat: Seat, transaction: &mut Transaction) {
         let slot = self.slot(seat);
         let address = slot.address.each_ref().map(|word| word.load(Relaxed));
         let (family, port) = (c_int::from(slot.family.load(Relaxed)), c_int::from(slot.port.load(Relaxed)));
@@ -139,5 +142,60 @@ impl Agent {
         let local_port = c_int::from(slot.local_port.load(Relaxed));
         // SAFETY: four words of address each.
         unsafe { shim::postern_set_client(family, address.as_ptr(), port, local.as_ptr(), local_port) }
+        let tls = slot.tls.load(Relaxed);
+        let shows = (tls, tls != 0 && slot.shown.load(Relaxed) != 0);
+        // Of a plain client after another there is nothing to show, nor of those who differ in nothing.
+        if shows != self.shows_tls || shows.1 {
+            self.show_tls(tls, slot, transaction);
+            self.shows_tls = shows;
+        }
+        if super::super::versions::HAS_SYSTEM_USER {
+            self.show_identity(slot);
+        }
     }
+
+    fn show_tls(&self, tls: u8, slot: &Slot, transaction: &mut Transaction) {
+        let Some(cipher) = cipher(tls) else {
+            // SAFETY: nulls: no TLS.
+            unsafe { shim::postern_set_tls(0, null(), null(), null(), null(), null()) };
+            return;
+        };
+        let shown = self.shown(slot);
+        if !(shown.subject.is_ascii() && shown.issuer.is_ascii()) {
+            // They are brought into the database's encoding.
+            transaction.begin();
+        }
+        let [version, name] = [cipher.version, cipher.name].map(|name| text(name.as_bytes()));
+        let [subject, serial, issuer] = [shown.subject, shown.serial, shown.issuer].map(text);
+        // SAFETY: terminated strings.
+        unsafe {
+            shim::postern_set_tls(
+                c_int::from(cipher.bits),
+                version.as_ptr(),
+                name.as_ptr(),
+                subject.as_ptr(),
+                serial.as_ptr(),
+                issuer.as_ptr(),
+            );
+        }
+    }
+
+    fn show_identity(&self, slot: &Slot) {
+        let method = slot.authenticated.load(Relaxed);
+        let shown = if method >= Authenticated::Cert as u8 { self.shown(slot) } else { Shown::default() };
+        let identity = text(shown.identity);
+        // SAFETY: a number of `Authenticated`, and a terminated string.
+        unsafe { shim::postern_set_identity(c_int::from(method), identity.as_ptr()) };
+    }
+
+    fn shown<'a>(&'a self, slot: &Slot) -> Shown<'a> {
+        let bytes = self.links.as_ref().map_or(&[][..], |links| links.texts.read(slot.shown.load(Relaxed)));
+        Shown::decode(bytes)
+    }
+}
+
+fn text(bytes: &[u8]) -> CString {
+    // What stands in a certificate behind a null is nobody's name.
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    CString::new(&bytes[..end]).unwrap_or_default()
 }

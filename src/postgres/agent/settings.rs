@@ -267,7 +267,9 @@ impl SessionSettings {
             forth.append(&mut last);
         } else {
             // What is set anew need not be reset first, where no other setting has a say in it.
-            back.retain(|s| !(forth.iter().any(|f| f.name == s.name && f.source != KNOWN) && is_alone(s.name)));
+            back.retain(|s| {
+                !(forth.iter().any(|f| f.name == s.name && f.source != KNOWN) && is_alone(s.name))
+            });
         }
         // A covered value may have changed in postgresql.conf while it was covered.
         let stale = reload_time() != self.reloaded_at;
@@ -500,8 +502,7 @@ impl Steps<'_> {
         let among = |s: &Setting<'_>, names: &[&CStr]| {
             names.iter().any(|name| name.to_bytes().eq_ignore_ascii_case(s.name))
         };
-        self.stale
-            || self.all().any(|s| is_identity(s.name) || among(s, &NAMES_BY) || among(s, &LITERALS_BY))
+        self.stale || self.all().any(|s| is_identity(s.name) || among(s, &NAMES_BY) || among(s, &LITERALS_BY))
     }
 }
 

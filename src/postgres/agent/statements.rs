@@ -528,11 +528,8 @@ fn make_later(statement: &Statement<'_>) -> Plan {
         let raw = parsed(&text, statement.from_sql, statement.location);
         let plan = pg_sys::CreateCachedPlan(raw, text.as_ptr(), tag_of(raw));
         if raw.is_null() || !pg_sys::analyze_requires_snapshot(raw) {
-            let queries = if raw.is_null() {
-                std::ptr::null_mut()
-            } else {
-                analysed(raw, &text, &statement.types)
-            };
+            let queries =
+                if raw.is_null() { std::ptr::null_mut() } else { analysed(raw, &text, &statement.types) };
             complete(plan, queries, &statement.types);
         } else {
             complete_later(plan, statement);
@@ -621,11 +618,7 @@ unsafe fn expect(plan: Plan, statement: &Statement<'_>) {
 unsafe fn tag_of(raw: *mut pg_sys::RawStmt) -> pg_sys::CommandTag::Type {
     // SAFETY: by the caller.
     unsafe {
-        if raw.is_null() {
-            pg_sys::CommandTag::CMDTAG_UNKNOWN
-        } else {
-            pg_sys::CreateCommandTag((*raw).stmt)
-        }
+        if raw.is_null() { pg_sys::CommandTag::CMDTAG_UNKNOWN } else { pg_sys::CreateCommandTag((*raw).stmt) }
     }
 }
 
