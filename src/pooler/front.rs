@@ -264,7 +264,6 @@ impl Front {
     /// A backend that is told may let go of the client before it hears it: then the next look finds the client elsewhere.
     async fn end_wherever_it_is(self: Arc<Self>, number: u32, generation: u32) {
         let slot = &self.shared.slots[number as usize];
-        slot.doomed.store(generation, SeqCst);
         let report = Report::fatal("57P01", "terminating connection due to administrator command");
         let mut pause = Duration::from_millis(5);
         loop {
@@ -272,6 +271,8 @@ impl Front {
             if seen.generation() != generation {
                 return;
             }
+            // Said again each time: one that comes too late to end the client before may have said over it.
+            slot.doomed.store(generation, SeqCst);
             match seen.state() {
                 State::Free | State::Login | State::Closing => return,
                 State::Idle if self.end_idle(number, generation, &report) => return,

@@ -372,7 +372,7 @@ fn fill(slot: &Slot, origin: Origin, local: Origin, minor: u16) -> Result<(), Re
     }
     slot.connected_at.store(now(), Relaxed);
     slot.since.store(now(), Relaxed);
-    slot.waiting_since.store(0, Relaxed);
+    slot.waiting_since.clear();
     slot.application_name.set(b"");
     Ok(())
 }
