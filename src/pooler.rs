@@ -14,6 +14,7 @@
 //! - [`glance`], [`orders`]: what others may see and ask, by shared memory alone
 //! - [`console_client`], [`operator`]: its clients, and what it sees and does
 //! - [`history`]: counts of databases
+//! - `sabotage`: how tests break it
 //! - [`shared`], [`slot`], [`state`]: what stands in shared memory
 
 #![forbid(unsafe_code)]
@@ -33,6 +34,7 @@ pub mod orders;
 pub mod pools;
 mod reception;
 pub mod replication;
+mod sabotage;
 pub mod seats;
 pub mod shared;
 pub mod slot;

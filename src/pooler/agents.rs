@@ -46,7 +46,7 @@ pub async fn serve(front: Arc<Front>, listener: std::os::unix::net::UnixListener
                 let ours =
                     stream.peer_cred().is_ok_and(|peer| peer.uid() == rustix::process::geteuid().as_raw());
                 if ours {
-                    tokio::spawn(hear(Arc::clone(&front), stream));
+                    front.bridge.spawn(hear(Arc::clone(&front), stream));
                 }
             }
             Err(error) => {
@@ -94,8 +94,8 @@ async fn hear(front: Arc<Front>, mut stream: UnixStream) {
                 }
             }
             Word::Idle { slot, generation, millis } => {
-                let front = Arc::clone(&front);
-                tokio::spawn(async move { front.end_idle_session(slot, generation, millis).await });
+                let to_end = Arc::clone(&front);
+                front.bridge.spawn(async move { to_end.end_idle_session(slot, generation, millis).await });
             }
             Word::Kill { slot, generation } => {
                 front.kill_client(slot, generation);
@@ -105,12 +105,12 @@ async fn hear(front: Arc<Front>, mut stream: UnixStream) {
                 let Some(words) = front.shared.slots.get(slot as usize) else { return };
                 let times = words.parts.fetch_add(1, Relaxed).min(16);
                 let pause = (LATER.0 * 2u32.pow(times)).min(LATER.1);
-                let front = Arc::clone(&front);
-                tokio::spawn(async move {
+                let to_arm = Arc::clone(&front);
+                front.bridge.spawn(async move {
                     tokio::time::sleep(pause).await;
-                    let seen = front.shared.slots[slot as usize].word.seen();
+                    let seen = to_arm.shared.slots[slot as usize].word.seen();
                     if seen.state() == State::Idle && seen.generation() == generation {
-                        front.seats.arm(slot, generation);
+                        to_arm.seats.arm(slot, generation);
                     }
                 });
             }

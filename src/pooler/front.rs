@@ -192,7 +192,7 @@ impl Front {
             pool.clients.fetch_sub(1, Relaxed);
         }
         let front = Arc::clone(self);
-        tokio::spawn(async move { front.free_slot(number, generation).await });
+        self.bridge.spawn(async move { front.free_slot(number, generation).await });
     }
 
     /// Main frees the client's texts before anybody else gets the slot.
@@ -256,7 +256,7 @@ impl Front {
             && matches!(seen.state(), State::Idle | State::Attached | State::Cancelling);
         if there {
             let front = Arc::clone(self);
-            tokio::spawn(async move { front.end_wherever_it_is(number, generation).await });
+            self.bridge.spawn(async move { front.end_wherever_it_is(number, generation).await });
         }
         there
     }

@@ -110,7 +110,7 @@ impl Pools {
         words.used.store(1, Release);
         let pool = Arc::new(pool);
         list.insert(key, Arc::clone(&pool));
-        tokio::spawn(keep(Arc::clone(front), Arc::clone(&pool)));
+        front.bridge.spawn(keep(Arc::clone(front), Arc::clone(&pool)));
         Ok(pool)
     }
 
@@ -260,7 +260,7 @@ async fn keep(front: Arc<Front>, pool: Arc<Pool>) {
                 look_at_time(&front, &pool);
                 let used = words.clients.load(Relaxed) > 0 || words.servers.load(Relaxed) > 0;
                 if used && !pool.asking.swap(true, Relaxed) {
-                    tokio::spawn(look_at_standing(Arc::clone(&front), Arc::clone(&pool)));
+                    front.bridge.spawn(look_at_standing(Arc::clone(&front), Arc::clone(&pool)));
                 }
                 // A paused pool is kept, or it would be forgotten that it is.
                 let empty = words.clients.load(Relaxed) == 0
@@ -336,8 +336,9 @@ fn has_newcomer(front: &Front, words: &shared::Pool) -> bool {
 
 fn start_opening(front: &Arc<Front>, pool: &Arc<Pool>) {
     *pool.opening.lock() = true;
+    let bridge = &front.bridge;
     let (front, pool) = (Arc::clone(front), Arc::clone(pool));
-    tokio::spawn(async move {
+    bridge.spawn(async move {
         if let Err(error) = open_one(&front, &pool).await {
             refuse(&front, &pool, &error);
             if matches!(&error, opening::Error::Server(code, _) if code == "53300") {
@@ -353,7 +354,7 @@ fn start_opening(front: &Arc<Front>, pool: &Arc<Pool>) {
             };
             *pool.failed.lock() = Some((Instant::now() + retry, error));
             let pool = Arc::clone(&pool);
-            tokio::spawn(async move {
+            front.bridge.spawn(async move {
                 tokio::time::sleep(retry).await;
                 pool.news.notify_one();
             });
@@ -454,8 +455,9 @@ async fn open_one(front: &Arc<Front>, pool: &Arc<Pool>) -> Result<(), opening::E
     let opened = tokio::time::timeout(limit, opening::open(&opening, &front.questions)).await;
     match opened.unwrap_or(Err(opening::Error::TooSlow)) {
         Ok(line) => {
+            let bridge = &front.bridge;
             let (front, pool) = (Arc::clone(front), Arc::clone(pool));
-            tokio::spawn(async move {
+            bridge.spawn(async move {
                 hear_the_end(line).await;
                 server_ended(&front, &pool, number as u32);
             });

@@ -3,7 +3,7 @@
 use super::conversation::{Conversation, OverTls};
 use super::front::{Front, random_words};
 use super::shared::{Order, Slot, now};
-use super::{cancel, console, console_client, replication};
+use super::{cancel, console, console_client, replication, sabotage};
 use crate::bridge::Level;
 use crate::login::{self, Arrival, Door, Login, Origin, Outcome, Question};
 use crate::net::linger;
@@ -46,7 +46,7 @@ impl Front {
                         tokio::task::yield_now().await;
                     }
                     let front = Arc::clone(&self);
-                    let login = tokio::spawn(async move {
+                    let login = self.bridge.spawn(async move {
                         front.shared.header.logins.fetch_add(1, Relaxed);
                         let _login = LoginCount(&front);
                         front.receive(accepted).await;
@@ -216,14 +216,16 @@ impl Front {
         if login.console.is_some() {
             match console_client::admit(self, origin, &login) {
                 // A task of its own: this one counts as a login and may be ended as such.
-                Ok(client) => drop(tokio::spawn(console_client::serve(Arc::clone(self), stream, client))),
+                Ok(client) => {
+                    drop(self.bridge.spawn(console_client::serve(Arc::clone(self), stream, client)));
+                }
                 Err(error) => self.turn_away(&mut stream, origin, error).await,
             }
             return;
         }
         if login.message.replication != Replication::No {
             let front = Arc::clone(self);
-            tokio::spawn(async move {
+            self.bridge.spawn(async move {
                 if let Err(error) = replication::serve(&front, &mut stream, &login).await {
                     front.turn_away(&mut stream, origin, error).await;
                 }
@@ -231,7 +233,7 @@ impl Front {
             return;
         }
         match self.admit(&mut stream, origin, login).await {
-            Ok(()) if stream.is_tls() => drop(tokio::spawn(stream.go_on())),
+            Ok(()) if stream.is_tls() => drop(self.bridge.spawn(stream.go_on())),
             Ok(()) => {}
             Err(error) => self.turn_away(&mut stream, origin, error).await,
         }
@@ -250,6 +252,7 @@ impl Front {
                 self.room.capacity
             ))
         };
+        sabotage::break_on_purpose(self, &login);
         if self.shared.header.orders.has(&login.message.database, Order::Disable) {
             // PgBouncer's words.
             let name = String::from_utf8_lossy(&login.message.database).into_owned();
@@ -329,7 +332,7 @@ impl Drop for Claim<'_> {
         }
         let (front, number, generation) = (Arc::clone(self.front), self.number, self.generation);
         if self.admitted {
-            tokio::spawn(async move { front.free_slot(number, generation).await });
+            self.front.bridge.spawn(async move { front.free_slot(number, generation).await });
         } else if front.shared.slots[number as usize].word.free(generation) {
             front.free.lock().push(number);
         }
