@@ -16,7 +16,7 @@ use crate::net::tls::Identity;
 use crate::wire::message::Report;
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::*};
 use std::time::Duration;
 
 /// The kind of the pooler's listeners.
@@ -31,6 +31,9 @@ const LISTENERS: Family = Family {
 
 /// How long a client that is to be ended may finish what it has running.
 const PROMPT: Duration = Duration::from_millis(50);
+
+/// How long the end of the front waits for the last words of backends to clients over TLS.
+const LAST_WORDS: Duration = Duration::from_millis(300);
 
 /// Everything that the front's threads share.
 pub struct Front {
@@ -52,6 +55,8 @@ pub struct Front {
     /// The postmaster's process id.
     pub postmaster: i32,
     pub consoles: Consoles,
+    /// Clients over TLS whose bytes pass here.
+    pub(super) pumped: AtomicU32,
     pub history: History,
     pub(super) free: Mutex<Vec<u32>>,
     pub(super) logins: Mutex<std::collections::VecDeque<(u64, tokio::task::AbortHandle)>>,
@@ -110,6 +115,7 @@ pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
         identity: Mutex::default(),
         postmaster,
         consoles: Consoles::default(),
+        pumped: AtomicU32::new(0),
         history: History::default(),
         free: Mutex::new((0..room.capacity).rev().collect()),
         logins: Mutex::default(),
@@ -129,7 +135,7 @@ pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
             history::turn(&front)
         );
         front.say_goodbye();
-        front.consoles.ended().await;
+        tokio::join!(front.consoles.ended(), front.pumps_ended());
     })?;
     Ok(threads)
 }
@@ -301,7 +307,8 @@ impl Front {
         slot.word.cancelled(generation, number);
     }
 
-    /// The front ends: idle clients hear why. Those that are served are their backends' affair.
+    /// The front ends: idle clients hear why, and those that are served hear it from their backends, which are told now: over TLS their
+    /// last words pass here.
     fn say_goodbye(self: &Arc<Self>) {
         let report = Report::fatal("57P01", "terminating connection due to administrator command");
         let bytes = report.to_bytes();
@@ -314,8 +321,17 @@ impl Front {
         }
         for server in self.shared.servers {
             if server.state() != ServerState::Free {
-                pools::retire(server);
+                server.retire.store(true, Release);
+                pools::signal(server, rustix::process::Signal::TERM);
             }
+        }
+    }
+
+    /// Until the last words of clients over TLS have passed. One that does not close its end then is left.
+    async fn pumps_ended(&self) {
+        let deadline = tokio::time::Instant::now() + LAST_WORDS;
+        while self.pumped.load(Relaxed) > 0 && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 }

@@ -233,7 +233,14 @@ impl Front {
             return;
         }
         match self.admit(&mut stream, origin, login).await {
-            Ok(()) if stream.is_tls() => drop(self.bridge.spawn(stream.go_on())),
+            Ok(()) if stream.is_tls() => {
+                let front = Arc::clone(self);
+                self.bridge.spawn(async move {
+                    front.pumped.fetch_add(1, Relaxed);
+                    let _pumped = Pumped(&front);
+                    stream.go_on().await;
+                });
+            }
             Ok(()) => {}
             Err(error) => self.turn_away(&mut stream, origin, error).await,
         }
@@ -344,6 +351,14 @@ struct LoginCount<'a>(&'a Front);
 impl Drop for LoginCount<'_> {
     fn drop(&mut self) {
         self.0.shared.header.logins.fetch_sub(1, Relaxed);
+    }
+}
+
+struct Pumped<'a>(&'a Front);
+
+impl Drop for Pumped<'_> {
+    fn drop(&mut self) {
+        self.0.pumped.fetch_sub(1, Relaxed);
     }
 }
 
