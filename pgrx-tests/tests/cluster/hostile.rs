@@ -185,8 +185,8 @@ fn runs(watcher: &mut postgres::Client, query: &str) -> Result<i32> {
     })
 }
 
-/// A query whose answer fits into no buffer between the two.
-const ENDLESS: &str = "select repeat('x', 1000) from generate_series(1, 100000000)";
+/// A query whose answer fits into no buffer between the two; its rows are made one by one.
+const ENDLESS: &str = "select repeat('x', 1000), generate_series(1, 100000000)";
 
 #[test]
 fn a_client_that_never_reads_holds_its_own_backend_only_and_can_be_ended() -> Result<()> {
@@ -353,5 +353,37 @@ fn a_client_that_vanishes_amid_anything_leaves_nothing() -> Result<()> {
     }
     let servers = cluster.sql("select count(*) from postern.servers")?;
     ensure!(servers.parse::<u32>()? <= 2, "{servers} server connections");
+    Ok(())
+}
+
+const SLOW: usize = 1000;
+
+#[test]
+fn a_thousand_clients_that_send_a_byte_at_a_time_hold_no_backend() -> Result<()> {
+    let cluster = with_pool("bytewise", 2, &[])?;
+    let mut slow = (0..SLOW).map(|_| client(&cluster)).collect::<Result<Vec<_>>>()?;
+    let mut others =
+        (0..3).map(|_| through(&cluster).connect(postgres::NoTls)).collect::<Result<Vec<_>, _>>()?;
+    let mut longest = Duration::ZERO;
+    for (number, byte) in Message::query(b"select 'slow'").bytes.iter().enumerate() {
+        for client in &mut slow {
+            client.send(&[*byte], None);
+        }
+        // For as long as it takes a backend to be asked for by each of the thousand again and again.
+        let tick = Instant::now();
+        while tick.elapsed() < Duration::from_millis(300) {
+            for other in &mut others {
+                let begun = Instant::now();
+                ensure!(text(other, "select 'well'")? == "well", "byte {number}");
+                longest = longest.max(begun.elapsed());
+            }
+        }
+    }
+    println!("the longest that another waited: {longest:?}");
+    ensure!(longest < Duration::from_secs(1), "another waited for {longest:?}");
+    for client in &mut slow {
+        ensure!(until(client, b'D')?.ends_with(b"slow"), "a slow client has lost its query");
+        until(client, b'Z')?;
+    }
     Ok(())
 }
