@@ -178,8 +178,8 @@ impl<F: Clone + Send + Sync + 'static> Bridge<F> {
         (self.inner.wake)();
     }
 
-    /// A task of the runtime that this is called in. Its panic is a failure of the worker: it may have left anything behind, and whoever waits for
-    /// it would wait for ever.
+    /// A task of the runtime that this is called in. Its panic is a failure of the worker: it may have left anything behind,
+    /// and whoever waits for it would wait for ever.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> tokio::task::JoinHandle<()> {
         let guard = PanicGuard(self.clone());
         tokio::spawn(async move {

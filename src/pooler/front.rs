@@ -307,8 +307,8 @@ impl Front {
         slot.word.cancelled(generation, number);
     }
 
-    /// The front ends: idle clients hear why, and those that are served hear it from their backends, which are told now: over TLS their
-    /// last words pass here.
+    /// The front ends: idle clients hear why, and those that are served hear it from their backends, which are told now: over
+    /// TLS their last words pass here.
     fn say_goodbye(self: &Arc<Self>) {
         let report = Report::fatal("57P01", "terminating connection due to administrator command");
         let bytes = report.to_bytes();

@@ -1,5 +1,5 @@
-//! A switch with which tests break the front as a defect would: an application_name, only in a library that was built with the feature
-//! `pg_test`. Network threads.
+//! A switch with which tests break the front as a defect would: an application_name, only in a library that was built with
+//! the feature `pg_test`. Network threads.
 
 use super::front::Front;
 use crate::login::Login;

@@ -176,8 +176,8 @@ impl SlotWord {
     }
 }
 
-/// Since when the front has seen the client ready with no backend for it, in microseconds since 1970; 0 when it has not, or a backend
-/// has taken it.
+/// Since when the front has seen the client ready with no backend for it, in microseconds since 1970; 0 when it has not, or
+/// a backend has taken it.
 #[repr(transparent)]
 #[derive(Default)]
 pub struct WaitingSince(AtomicI64);

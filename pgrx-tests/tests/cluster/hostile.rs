@@ -1,5 +1,5 @@
-//! Bad input and bad days of the pooler beyond the login: crowds that say nothing, a full disk, clients that do not read or vanish, a
-//! front that ends amid everything, and messages that have no business where they come.
+//! Bad input and bad days of the pooler beyond the login: crowds that say nothing, a full disk, clients that do not read or
+//! vanish, a front that ends amid everything, and messages that have no business where they come.
 
 mod ends;
 mod messages;
@@ -299,7 +299,8 @@ fn a_backend_that_is_terminated_amid_a_result_ends_its_own_client_with_a_whole_m
 
 #[test]
 fn a_client_that_vanishes_amid_anything_leaves_nothing() -> Result<()> {
-    let cluster = with_pool("vanishes", 2, &[])?;
+    // Fewer places than clients that come and go.
+    let cluster = with_pool("vanishes", 2, &[("postern.max_client_connections", "12")])?;
     cluster.create_extension()?;
     cluster.sql("create table rows_of_others (a int)")?;
     let mut other = through(&cluster).connect(postgres::NoTls)?;

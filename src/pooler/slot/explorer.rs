@@ -1,10 +1,10 @@
 //! Atomics with which tests explore every interleaving: each access is one step of the actor that makes it, and between two steps
 //! any other actor may come. Outside an exploration they are the processor's.
 //!
-//! An actor is ordinary code, and what it does depends only on what its accesses have returned. So its place is written down as these
-//! results, and its next step is made by running it again from its start: accesses of before return what they have returned, the next one is
-//! made, and where it would make another one it is unwound. States that have been seen are not explored again. Memory is sequentially
-//! consistent here: what a weaker order would let happen is not shown.
+//! An actor is ordinary code, and what it does depends only on what its accesses have returned. So its place is written down
+//! as these results, and its next step is made by running it again from its start: accesses of before return what they have
+//! returned, the next one is made, and where it would make another one it is unwound. States that have been seen are not
+//! explored again. Memory is sequentially consistent here: what a weaker order would let happen is not shown.
 
 use std::cell::RefCell;
 use std::collections::HashMap;

@@ -205,11 +205,9 @@ impl Scene {
     fn stay(&self, server: u32) {
         let Some(generation) = self.take(server) else { return };
         if self.doomed.load(SeqCst) != generation {
-            loop {
-                let here = here();
-                if self.latch.swap(0, SeqCst) == 1 && self.doomed.load(SeqCst) == generation {
-                    break;
-                }
+            let here = here();
+            let is_told = self.latch.swap(0, SeqCst) == 1 && self.doomed.load(SeqCst) == generation;
+            if !is_told {
                 back_to(here);
             }
         }

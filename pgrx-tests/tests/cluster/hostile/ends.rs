@@ -12,11 +12,13 @@ use rustix::process::Signal;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+type Reading = std::thread::JoinHandle<Result<Vec<(u8, Vec<u8>)>>>;
+
 /// Clients in every state that a session can be in, and a thread that reads what each hears last.
 struct Everything {
     idle: Raw,
     /// By what each is doing: the last message, or why there is none.
-    others: Vec<(&'static str, std::thread::JoinHandle<Result<Vec<(u8, Vec<u8>)>>>)>,
+    others: Vec<(&'static str, Reading)>,
     backends: Vec<i32>,
 }
 
