@@ -36,6 +36,7 @@ pub mod orders;
 pub mod pools;
 mod reception;
 pub mod replication;
+mod sabotage;
 pub mod seats;
 pub mod shared;
 pub mod shown;

@@ -202,6 +202,18 @@ impl Cluster {
         Ok(self)
     }
 
+    /// [`Cluster::start`] with a file of another's for what the server writes to its log: [`Cluster::log`] is empty.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`].
+    pub fn start_with_log(self, file: &Path) -> Result<Self> {
+        let mut command = self.program("postgres");
+        command.arg("-D").arg(self.data());
+        self.launch_by(command, file)?;
+        self.wait_ready()?;
+        Ok(self)
+    }
+
     /// Starts the server of a cluster that was stopped or killed, and waits until it takes connections.
     ///
     /// # Errors
@@ -218,7 +230,7 @@ impl Cluster {
     pub fn launch(&self) -> Result<()> {
         let mut command = self.program("postgres");
         command.arg("-D").arg(self.data());
-        self.launch_by(command)
+        self.launch_by(command, &self.log_file())
     }
 
     /// [`Cluster::launch`] with at most so many open files a process.
@@ -229,11 +241,11 @@ impl Cluster {
         let mut command = Command::new("sh");
         command.args(["-c", &format!("ulimit -n {most} && exec \"$@\""), "sh"]);
         command.arg(self.installation.bin.join("postgres")).arg("-D").arg(self.data());
-        self.launch_by(command)
+        self.launch_by(command, &self.log_file())
     }
 
-    fn launch_by(&self, mut command: Command) -> Result<()> {
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.log_file())?;
+    fn launch_by(&self, mut command: Command, log: &Path) -> Result<()> {
+        let log = fs::OpenOptions::new().create(true).append(true).open(log)?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         *self.server() = Some(process::start(command, Signal::QUIT)?);
         Ok(())

@@ -111,7 +111,7 @@ async fn hear(front: Arc<Front>, mut stream: UnixStream) {
                     let front = to_arm;
                     let seen = front.shared.slots[slot as usize].word.seen();
                     if seen.state() == State::Idle && seen.generation() == generation {
-                        front.seats.arm(slot, generation);
+                        to_arm.seats.arm(slot, generation);
                     }
                 });
             }

@@ -17,7 +17,7 @@ use crate::net::tls::Identity;
 use crate::wire::message::Report;
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::*};
 use std::time::Duration;
 
 /// The kind of the pooler's listeners.
@@ -32,6 +32,9 @@ const LISTENERS: Family = Family {
 
 /// How long a client that is to be ended may finish what it has running.
 const PROMPT: Duration = Duration::from_millis(50);
+
+/// How long the end of the front waits for the last words of backends to clients over TLS.
+const LAST_WORDS: Duration = Duration::from_millis(300);
 
 /// Everything that the front's threads share.
 pub struct Front {
@@ -276,7 +279,6 @@ impl Front {
     /// A backend that is told may let go of the client before it hears it: then the next look finds the client elsewhere.
     async fn end_wherever_it_is(self: Arc<Self>, number: u32, generation: u32) {
         let slot = &self.shared.slots[number as usize];
-        slot.doomed.store(generation, SeqCst);
         let report = Report::fatal("57P01", "terminating connection due to administrator command");
         let mut pause = Duration::from_millis(5);
         loop {
@@ -284,6 +286,8 @@ impl Front {
             if seen.generation() != generation {
                 return;
             }
+            // Said again each time: one that comes too late to end the client before may have said over it.
+            slot.doomed.store(generation, SeqCst);
             match seen.state() {
                 State::Free | State::Login | State::Closing => return,
                 State::Idle if self.end_idle(number, generation, &report) => return,
@@ -333,6 +337,14 @@ impl Front {
                     pools::signal(server, rustix::process::Signal::TERM);
                 }
             }
+        }
+    }
+
+    /// Until the last words of clients over TLS have passed. One that does not close its end then is left.
+    async fn pumps_ended(&self) {
+        let deadline = tokio::time::Instant::now() + LAST_WORDS;
+        while self.pumped.load(Relaxed) > 0 && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 }

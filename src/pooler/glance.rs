@@ -167,7 +167,7 @@ fn client(shared: &Shared, number: u32, slot: &Slot) -> Option<ClientGlance> {
         State::Attached | State::Cancelling => shared.servers.get(seen.server() as usize),
         State::Free | State::Login | State::Closing => return None,
     };
-    let waiting = slot.waiting_since.load(Relaxed);
+    let waiting = slot.waiting_since.get();
     let (state, state_since) = match server {
         None if waiting != 0 => (ClientState::Waiting, waiting),
         None => (ClientState::Idle, slot.since.load(Relaxed)),
@@ -309,7 +309,8 @@ mod tests {
         shared.servers[0].set_state(ServerState::Serving);
         shared.servers[1].set_state(ServerState::Pinned);
         shared.servers.iter().for_each(|server| server.pool.store(1, Relaxed));
-        shared.slots[3].waiting_since.store(now() - 2_000_000, Relaxed);
+        let seen = shared.slots[3].word.seen();
+        shared.slots[3].waiting_since.mark(&shared.slots[3].word, seen, now() - 2_000_000);
         let states: Vec<_> =
             clients(&shared).iter().map(|client| (client.state.name(), client.server)).collect();
         assert_eq!(states, [("active", Some(0)), ("idle", Some(1)), ("idle", None), ("waiting", None)]);

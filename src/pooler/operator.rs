@@ -342,7 +342,7 @@ impl Operator for Console<'_> {
                 });
                 open.count() as u64
             };
-            let longest = waiting().map(|client| ago(client.slot.waiting_since.load(Relaxed))).max();
+            let longest = waiting().map(|client| ago(client.slot.waiting_since.get())).max();
             PoolReport {
                 database: pool.database_name.text(),
                 user: pool.role_name.text(),
@@ -390,7 +390,7 @@ impl Operator for Console<'_> {
                 local_port,
                 connect_time: time(slot.connected_at.load(Relaxed)),
                 request_time: time(slot.since.load(Relaxed)),
-                wait: if client.waits { ago(slot.waiting_since.load(Relaxed)) } else { Duration::ZERO },
+                wait: if client.waits { ago(slot.waiting_since.get()) } else { Duration::ZERO },
                 close_needed: false,
                 remote_pid: 0,
                 tls: cipher(slot.tls.load(Relaxed))

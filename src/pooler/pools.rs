@@ -532,22 +532,10 @@ fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
             if seen.state() != State::Idle {
                 continue;
             }
-            // A backend that takes the client says that it waits no longer; it may be between our looks.
-            let still = || slot.word.seen() == seen;
             let generation = seen.generation();
             let fresh = slot.settings_hash.load(Relaxed) == 0 && slot.transactions.load(Relaxed) == 0;
             if queue && (fresh || front.seats.is_ready(index as u32, generation)) {
-                let since = match slot.waiting_since.load(Relaxed) {
-                    0 => {
-                        slot.waiting_since.store(now, SeqCst);
-                        if !still() {
-                            slot.waiting_since.store(0, Relaxed);
-                            continue;
-                        }
-                        now
-                    }
-                    since => since,
-                };
+                let Some(since) = slot.waiting_since.mark(&slot.word, seen, now) else { continue };
                 waiting += 1;
                 first = if first == 0 { since } else { since.min(first) };
                 let limit = settings.pooler.query_wait_timeout.map(micros);
@@ -561,7 +549,7 @@ fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
                     front.end_idle(index as u32, generation, &report);
                 }
             } else {
-                slot.waiting_since.store(0, Relaxed);
+                slot.waiting_since.clear();
                 if idle_limit.is_some_and(|limit| now - slot.since.load(Relaxed) >= limit) {
                     let report = Report::fatal("57P05", "client_idle_timeout")
                         .with_hint("The setting is postern.client_idle_timeout.");

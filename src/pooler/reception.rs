@@ -265,6 +265,7 @@ impl Front {
                 self.room.capacity
             ))
         };
+        sabotage::break_on_purpose(self, &login);
         if self.shared.header.orders.has(&login.message.database, Order::Disable) {
             // PgBouncer's words.
             let name = String::from_utf8_lossy(&login.message.database).into_owned();
@@ -415,6 +416,14 @@ impl Drop for LoginCount<'_> {
     }
 }
 
+struct Pumped<'a>(&'a Front);
+
+impl Drop for Pumped<'_> {
+    fn drop(&mut self) {
+        self.0.pumped.fetch_sub(1, Relaxed);
+    }
+}
+
 /// What the slot says of its client from the start.
 fn fill(slot: &Slot, origin: Origin, local: Origin, minor: u16) -> Result<(), Report> {
     let (family, address, port) = origin.words();
@@ -444,7 +453,7 @@ fn fill(slot: &Slot, origin: Origin, local: Origin, minor: u16) -> Result<(), Re
     }
     slot.connected_at.store(now(), Relaxed);
     slot.since.store(now(), Relaxed);
-    slot.waiting_since.store(0, Relaxed);
+    slot.waiting_since.clear();
     slot.application_name.set(b"");
     Ok(())
 }

@@ -3,7 +3,7 @@
 //!
 //! Written by the front's main thread and network threads and by the session agents; whose word it is stands at each.
 
-use super::slot::SlotWord;
+use super::slot::{SlotWord, WaitingSince};
 use crate::bridge::WorkerWords;
 use crate::net::slots::Slots;
 use std::sync::atomic::{
@@ -221,8 +221,7 @@ pub struct Slot {
     pub connected_at: AtomicI64,
     /// When a backend last took it or let it go.
     pub since: AtomicI64,
-    /// The front has seen it ready with no backend for it, since then; 0 when it has not, or a backend has taken it.
-    pub waiting_since: AtomicI64,
+    pub waiting_since: WaitingSince,
     pub transactions: AtomicU64,
     /// The text of its unnamed statement, with types; in the dynamic memory.
     pub unnamed: AtomicU64,

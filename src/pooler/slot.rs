@@ -13,7 +13,16 @@
 //! Whoever loses a swap lets go: it does not own the client. The generation tells a client from the one that had the slot
 //! before.
 
-use std::sync::atomic::{AtomicU64, Ordering::*};
+#[cfg(test)]
+mod explorer;
+#[cfg(test)]
+mod tests;
+
+#[cfg(test)]
+use explorer::{AtomicI64, AtomicU64};
+use std::sync::atomic::Ordering::*;
+#[cfg(not(test))]
+use std::sync::atomic::{AtomicI64, AtomicU64};
 
 /// Who has the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -167,110 +176,39 @@ impl SlotWord {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Since when the front has seen the client ready with no backend for it, in microseconds since 1970; 0 when it has not, or
+/// a backend has taken it.
+#[repr(transparent)]
+#[derive(Default)]
+pub struct WaitingSince(AtomicI64);
 
-    #[test]
-    fn a_client_goes_round_and_its_slot_comes_back_as_another_generation() {
-        let word = SlotWord::default();
-        let first = word.claim().unwrap();
-        assert!(word.claim().is_none());
-        assert!(word.enter(first) && word.take(first, 7));
-        assert_eq!((word.seen().state(), word.seen().server()), (State::Attached, 7));
-        assert!(!word.take(first, 8));
-        assert_eq!(word.release(first, 8), Release::Lost);
-        assert_eq!(word.release(first, 7), Release::Done);
-        assert!(word.close_idle(first) && word.free(first));
-        let second = word.claim().unwrap();
-        assert_ne!(first, second);
-        assert!(!word.enter(first), "an event of the client before does nothing");
+impl WaitingSince {
+    pub fn get(&self) -> i64 {
+        self.0.load(Relaxed)
     }
 
-    /// One thing that somebody does to the word, in one atomic step.
-    type Step = fn(&SlotWord, &mut Trace);
-
-    /// What the steps of one run have seen.
-    #[derive(Default, Clone, Debug)]
-    struct Trace {
-        /// Whom a cancel was sent to, and who was being served at that moment.
-        signalled: Option<u32>,
-        cancelling: Option<u32>,
-        /// Backend 1 and 2: whether it has the client.
-        has: [bool; 3],
-        closed: u32,
+    /// The client does not wait.
+    pub fn clear(&self) {
+        self.0.store(0, Relaxed);
     }
 
-    fn take(word: &SlotWord, trace: &mut Trace, server: u32) {
-        if word.take(1, server) {
-            assert!(trace.has.iter().all(|has| !has), "two backends have one client");
-            trace.has[server as usize] = true;
+    /// The front has seen an idle client ready, with no backend for it: since when. `None` when a backend has it meanwhile.
+    pub fn mark(&self, word: &SlotWord, seen: Seen, now: i64) -> Option<i64> {
+        let since = self.get();
+        if since != 0 {
+            return Some(since);
         }
+        // First the mark, then the look: a backend that takes the client takes the mark away after that.
+        self.0.store(now, SeqCst);
+        if word.seen() != seen {
+            self.clear();
+            return None;
+        }
+        Some(now)
     }
 
-    fn release(word: &SlotWord, trace: &mut Trace, server: u32) {
-        match word.release(1, server) {
-            Release::Done => trace.has[server as usize] = false,
-            Release::Later => assert!(trace.has[server as usize] && trace.cancelling == Some(server)),
-            Release::Lost => assert!(!trace.has[server as usize], "a backend lost its client"),
-        }
-    }
-
-    /// Every interleaving of the actors' steps, each actor's in its own order.
-    fn explore(actors: &[&[Step]], done: &[usize], path: &mut Vec<usize>, runs: &mut usize) {
-        let finished = actors.iter().zip(done).all(|(steps, done)| steps.len() == *done);
-        if finished {
-            let word = SlotWord::default();
-            let mut trace = Trace::default();
-            let generation = word.claim().unwrap();
-            assert!(generation == 1 && word.enter(1));
-            let mut next = vec![0; actors.len()];
-            for actor in path.iter() {
-                actors[*actor][next[*actor]](&word, &mut trace);
-                next[*actor] += 1;
-            }
-            assert!(trace.closed <= 1);
-            *runs += 1;
-            return;
-        }
-        for (actor, steps) in actors.iter().enumerate() {
-            if done[actor] < steps.len() {
-                let mut done = done.to_vec();
-                done[actor] += 1;
-                path.push(actor);
-                explore(actors, &done, path, runs);
-                path.pop();
-            }
-        }
-    }
-
-    #[test]
-    fn in_every_interleaving_one_owner_and_no_cancel_for_another() {
-        let one: &[Step] =
-            &[|w, t| take(w, t, 1), |w, t| release(w, t, 1), |w, t| release(w, t, 1), |w, t| take(w, t, 1)];
-        let two: &[Step] = &[|w, t| take(w, t, 2), |w, t| release(w, t, 2), |w, t| release(w, t, 2)];
-        let canceller: &[Step] = &[
-            |w, t| t.cancelling = w.start_cancel(1),
-            |_, t| {
-                if let Some(server) = t.cancelling {
-                    assert!(t.has[server as usize], "a cancel for a backend that serves somebody else");
-                    t.signalled = Some(server);
-                }
-            },
-            |w, t| {
-                if let Some(server) = t.cancelling.take() {
-                    w.cancelled(1, server);
-                }
-            },
-        ];
-        let closer: &[Step] = &[|w, t| {
-            if w.close_idle(1) {
-                assert!(t.has.iter().all(|has| !has), "closed under a backend");
-                t.closed += u32::from(w.free(1));
-            }
-        }];
-        let mut runs = 0;
-        explore(&[one, two, canceller, closer], &[0, 0, 0, 0], &mut Vec::new(), &mut runs);
-        assert_eq!(runs, 46_200, "11! / (4! 3! 3! 1!)");
+    /// A backend has taken the client: since when it has waited.
+    pub fn end(&self) -> i64 {
+        self.0.swap(0, SeqCst)
     }
 }

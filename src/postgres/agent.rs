@@ -757,7 +757,7 @@ impl Agent {
         self.enter(ServerState::Serving);
         let now = self.server.since.load(Relaxed);
         slot.since.store(now, Relaxed);
-        let waited_since = slot.waiting_since.swap(0, SeqCst);
+        let waited_since = slot.waiting_since.end();
         if waited_since != 0 {
             let waited = u64::try_from(now - waited_since).unwrap_or(0);
             self.pool.wait_micros.fetch_add(waited, Relaxed);

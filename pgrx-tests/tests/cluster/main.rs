@@ -6,6 +6,7 @@ mod console;
 mod drivers;
 mod failover;
 mod honest;
+mod hostile;
 mod http;
 mod lifecycle;
 mod login;

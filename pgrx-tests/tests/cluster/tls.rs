@@ -1,10 +1,13 @@
-//! TLS at the pooler's port, with libpq's own client: the server's certificate, channel binding, client certificates, reload.
+//! TLS at the pooler's port, with libpq's own client and openssl's: the server's certificate, channel binding, client certificates,
+//! revocation, versions, TLS from the first byte, reload, the front's end.
 
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::Cluster;
-use pgrx_tests::{machine, wait};
+use pgrx_tests::script::frontend::Message;
+use pgrx_tests::{machine, process, wait};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 /// A cluster with a certificate of an authority of its own, which also signs clients'.
 pub struct Secured {
@@ -282,5 +285,173 @@ fn a_reload_swaps_the_certificate_and_keeps_clients() -> Result<()> {
     secured.cluster.reload()?;
     secured.cluster.wait_log("the pooler's TLS settings were not loaded")?;
     ensure!(by("next"), "a mistake leaves the one of before in force");
+    Ok(())
+}
+
+/// openssl's own client at a port, which sends what it is given and shows what it hears.
+fn s_client(port: u16, options: &[&str]) -> Result<Child> {
+    let mut client = Command::new("openssl");
+    client.args(["s_client", "-quiet", "-connect", &format!("127.0.0.1:{port}")]).args(options);
+    client.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("openssl")
+}
+
+/// A startup packet and a query.
+fn first_query(role: &str) -> Vec<u8> {
+    let pairs = [("user", role), ("database", "postgres")];
+    let pairs = pairs.map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec()));
+    let query = Message::query(b"select 'by ' || current_user || ' on ' || inet_client_addr()");
+    [Message::startup((3, 0), &pairs).bytes, query.bytes].concat()
+}
+
+/// What such a client hears before the server closes, and what openssl says, for a query of `app` and a goodbye.
+fn asks_once(port: u16, options: &[&str]) -> Result<(String, String)> {
+    let mut client = s_client(port, options)?;
+    // It ends at the end of its input, perhaps before it has heard all.
+    let mut input = client.stdin.take().context("no input")?;
+    let _ = input.write_all(&[first_query("app"), Message::terminate().bytes].concat());
+    let output = client.wait_with_output()?;
+    drop(input);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).replace('\0', " ");
+    Ok((text(&output.stdout), text(&output.stderr)))
+}
+
+#[test]
+fn a_client_may_begin_with_tls_at_once_when_it_names_the_protocol() -> Result<()> {
+    let secured = Secured::start("tls-direct")?;
+    secured.cluster.set_hba("local all all trust\nhostssl all app all trust\nhost all all all reject\n")?;
+    secured.cluster.reload()?;
+    let port = secured.cluster.pooler_port;
+    let root = secured.file("ca.crt");
+    let verified = ["-CAfile", &root, "-verify_return_error", "-verify_hostname", "localhost"];
+    let with = |more: &[&str]| asks_once(port, &[&verified, more].concat());
+    wait::until("a direct client is served", || {
+        with(&["-alpn", "postgresql"]).is_ok_and(|(heard, _)| heard.contains("by app on 127.0.0.1"))
+    })?;
+    // Several protocols, the server's among them; and after SSLRequest, where none has to be named.
+    for how in [&["-alpn", "http/1.1,postgresql"][..], &["-starttls", "postgres"]] {
+        let (heard, said) = with(how)?;
+        ensure!(heard.contains("by app on 127.0.0.1"), "{how:?}: {heard} {said}");
+    }
+    // Without the name, or with another's, nobody gets in: the client could be one that was sent here by a trick (ALPACA).
+    let (heard, _) = with(&[])?;
+    ensure!(
+        heard.contains("C08P01")
+            && heard.contains("direct SSL connection request without ALPN protocol negotiation extension"),
+        "{heard}"
+    );
+    let (heard, said) = with(&["-alpn", "http/1.1"])?;
+    ensure!(heard.is_empty() && said.contains("no application protocol"), "{heard} {said}");
+    // A server that has no TLS says nothing to it.
+    secured.cluster.set("ssl", "off")?;
+    secured.cluster.reload()?;
+    wait::until("there is no TLS any more", || {
+        with(&["-alpn", "postgresql"]).is_ok_and(|(heard, _)| !heard.contains("by app"))
+    })
+}
+
+#[test]
+fn the_servers_settings_bound_the_versions_of_tls() -> Result<()> {
+    let secured = Secured::start("tls-versions")?;
+    secured.cluster.set_hba("local all all trust\nhostssl all app all trust\nhost all all all reject\n")?;
+    secured.cluster.set("ssl_min_protocol_version", "TLSv1.3")?;
+    secured.cluster.reload()?;
+    let version = |at_most: &str, at_least: &str| {
+        let options =
+            format!("sslmode=require ssl_max_protocol_version={at_most} ssl_min_protocol_version={at_least}");
+        secured.psql("app", &options, "SELECT 'in'")
+    };
+    wait::until("an older version is refused", || {
+        version("TLSv1.2", "TLSv1.2").is_ok_and(|(ok, said)| !ok && said.contains("protocol version"))
+    })?;
+    let (ok, said) = version("TLSv1.3", "TLSv1.2")?;
+    ensure!(ok && said == "in", "{said}");
+    secured.cluster.set("ssl_min_protocol_version", "TLSv1.2")?;
+    secured.cluster.set("ssl_max_protocol_version", "TLSv1.2")?;
+    secured.cluster.reload()?;
+    wait::until("the older version is taken", || {
+        version("TLSv1.2", "TLSv1.2").is_ok_and(|(ok, said)| ok && said == "in")
+    })?;
+    let (ok, said) = version("TLSv1.3", "TLSv1.3")?;
+    ensure!(!ok && said.contains("protocol version"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn a_revoked_certificate_lets_nobody_in() -> Result<()> {
+    let secured = Secured::start("tls-revoked")?;
+    for name in ["good", "bad"] {
+        signed(&secured.directory, "ca", name, "certified")?;
+        use std::os::unix::fs::PermissionsExt;
+        let key = secured.directory.join(format!("{name}.key"));
+        std::fs::set_permissions(key, std::fs::Permissions::from_mode(0o600))?;
+    }
+    secured
+        .cluster
+        .set_hba("local all all trust\nhostssl all certified all cert\nhost all all all reject\n")?;
+    secured.cluster.reload()?;
+    let with = |name: &str| {
+        let (certificate, key) = (secured.file(&format!("{name}.crt")), secured.file(&format!("{name}.key")));
+        secured.psql(
+            "certified",
+            &format!("sslmode=require sslcert={certificate} sslkey={key}"),
+            "SELECT 'in'",
+        )
+    };
+    wait::until("both get in", || {
+        ["good", "bad"].iter().all(|name| with(name).is_ok_and(|(ok, said)| ok && said == "in"))
+    })?;
+    let authority = "[ca]\ndefault_ca = own\n[own]\ndatabase = index.txt\ncertificate = ca.crt\nprivate_key = ca.key\n\
+                     default_md = sha256\ndefault_crl_days = 30\ncrlnumber = number.txt\n";
+    std::fs::write(secured.directory.join("ca.conf"), authority)?;
+    std::fs::write(secured.directory.join("index.txt"), "")?;
+    // With a number, the list is of version 2, as RFC 5280 wants it.
+    std::fs::write(secured.directory.join("number.txt"), "01\n")?;
+    openssl(&secured.directory, &["ca", "-config", "ca.conf", "-revoke", "bad.crt"])?;
+    openssl(&secured.directory, &["ca", "-config", "ca.conf", "-gencrl", "-out", "ca.crl"])?;
+    machine::give_to_server_user(&secured.directory.join("ca.crl"))?;
+    secured.cluster.set("ssl_crl_file", &secured.file("ca.crl"))?;
+    secured.cluster.reload()?;
+    wait::until("the revoked one is refused", || with("bad").is_ok_and(|(ok, _)| !ok))?;
+    let (ok, said) = with("bad")?;
+    ensure!(!ok && said.contains("revoked"), "{said}");
+    let (ok, said) = with("good")?;
+    ensure!(ok && said == "in", "{said}");
+    Ok(())
+}
+
+#[test]
+fn a_client_over_tls_hears_why_the_front_ends() -> Result<()> {
+    let secured = Secured::start("tls-end")?;
+    secured.cluster.set_hba("local all all trust\nhostssl all app all trust\nhost all all all reject\n")?;
+    secured.cluster.reload()?;
+    wait::until("a client gets in", || {
+        secured.psql("app", "sslmode=require", "SELECT 1").is_ok_and(|(ok, _)| ok)
+    })?;
+    let mut idle = s_client(secured.cluster.pooler_port, &["-alpn", "postgresql"])?;
+    idle.stdin.as_mut().context("no input")?.write_all(&first_query("app"))?;
+    let mut heard = Vec::new();
+    let mut output = idle.stdout.take().context("no output")?;
+    while !heard.ends_with(b"Z\0\0\0\x05I") || !heard.windows(6).any(|text| text == b"by app") {
+        let mut byte = [0];
+        output.read_exact(&mut byte)?;
+        heard.extend(byte);
+    }
+    std::thread::scope(|scope| {
+        let busy = scope.spawn(|| secured.psql("app", "sslmode=require", "SELECT pg_sleep(60)"));
+        let count =
+            "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)' AND usename = 'app'";
+        wait::until("it is being served", || secured.cluster.sql(count).is_ok_and(|count| count == "1"))?;
+        let children = process::children(secured.cluster.pid()?);
+        let front = children.into_iter().find(|(_, line)| line.contains("postern pooler"));
+        process::signal_pid(front.context("no front")?.0, rustix::process::Signal::TERM)?;
+        let (ok, said) = busy.join().map_err(|_| anyhow::anyhow!("a panic"))??;
+        ensure!(!ok && said.contains("terminating connection due to administrator command"), "{said}");
+        anyhow::Ok(())
+    })?;
+    let mut last = Vec::new();
+    output.read_to_end(&mut last)?;
+    let last = String::from_utf8_lossy(&last).replace('\0', " ");
+    ensure!(last.starts_with('E') && last.contains("C57P01"), "{last}");
+    idle.wait()?;
     Ok(())
 }
