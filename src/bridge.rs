@@ -178,29 +178,9 @@ impl<F: Clone + Send + Sync + 'static> Bridge<F> {
         (self.inner.wake)();
     }
 
-    /// A task of the runtime that this is called in. Its panic is a failure of the worker: it may have left anything behind,
-    /// and whoever waits for it would wait for ever.
-    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> tokio::task::JoinHandle<()> {
-        let guard = PanicGuard(self.clone());
-        tokio::spawn(async move {
-            let _guard = guard;
-            task.await;
-        })
-    }
-
     /// Cancelled when the worker ends; every task watches it.
     pub fn stop(&self) -> CancellationToken {
         self.inner.stop.clone()
-    }
-}
-
-struct PanicGuard<F: Clone + Send + Sync + 'static>(Bridge<F>);
-
-impl<F: Clone + Send + Sync + 'static> Drop for PanicGuard<F> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.fail("a task panicked");
-        }
     }
 }
 
@@ -249,18 +229,6 @@ mod tests {
         bridge(0, Settings::default(), dropped, move || {
             wakes.fetch_add(1, Ordering::SeqCst);
         })
-    }
-
-    #[tokio::test]
-    async fn a_panic_in_a_task_is_a_failure_of_the_worker() {
-        static WAKES: AtomicUsize = AtomicUsize::new(0);
-        static DROPPED: AtomicU64 = AtomicU64::new(0);
-        let (main, threads) = make(&WAKES, &DROPPED);
-        threads.spawn(async {}).await.unwrap();
-        assert_eq!(main.failure(), None);
-        assert!(threads.spawn(async { panic!("on purpose") }).await.is_err());
-        assert_eq!(main.failure().as_deref(), Some("a task panicked"));
-        assert!(threads.stop().is_cancelled());
     }
 
     #[test]

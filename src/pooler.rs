@@ -16,6 +16,7 @@
 //! - [`console_client`], [`operator`]: its clients, and what it sees and does
 //! - [`history`]: counts of databases
 //! - [`shown`]: what a client has shown of itself
+//! - `sabotage`: how tests break it
 //! - [`shared`], [`slot`], [`state`]: what stands in shared memory
 
 #![forbid(unsafe_code)]

@@ -108,8 +108,7 @@ async fn hear(front: Arc<Front>, mut stream: UnixStream) {
                 let to_arm = Arc::clone(&front);
                 front.spawn(async move {
                     tokio::time::sleep(pause).await;
-                    let front = to_arm;
-                    let seen = front.shared.slots[slot as usize].word.seen();
+                    let seen = to_arm.shared.slots[slot as usize].word.seen();
                     if seen.state() == State::Idle && seen.generation() == generation {
                         to_arm.seats.arm(slot, generation);
                     }

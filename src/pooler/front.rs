@@ -17,7 +17,7 @@ use crate::net::tls::Identity;
 use crate::wire::message::Report;
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::*};
+use std::sync::atomic::{AtomicBool, Ordering::*};
 use std::time::Duration;
 
 /// The kind of the pooler's listeners.
@@ -32,9 +32,6 @@ const LISTENERS: Family = Family {
 
 /// How long a client that is to be ended may finish what it has running.
 const PROMPT: Duration = Duration::from_millis(50);
-
-/// How long the end of the front waits for the last words of backends to clients over TLS.
-const LAST_WORDS: Duration = Duration::from_millis(300);
 
 /// Everything that the front's threads share.
 pub struct Front {
@@ -337,14 +334,6 @@ impl Front {
                     pools::signal(server, rustix::process::Signal::TERM);
                 }
             }
-        }
-    }
-
-    /// Until the last words of clients over TLS have passed. One that does not close its end then is left.
-    async fn pumps_ended(&self) {
-        let deadline = tokio::time::Instant::now() + LAST_WORDS;
-        while self.pumped.load(Relaxed) > 0 && tokio::time::Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 }

@@ -4,7 +4,7 @@ use super::conversation::{Conversation, OverTls};
 use super::front::{Front, random_words};
 use super::shared::{Order, Slot, now};
 use super::shown::{Authenticated, Shown};
-use super::{cancel, console, console_client, replication};
+use super::{cancel, console, console_client, replication, sabotage};
 use crate::auth::Challenge;
 use crate::bridge::Level;
 use crate::login::{self, Arrival, Door, Login, Method, Origin, Outcome, Question};
@@ -222,7 +222,7 @@ impl Front {
         login: Box<Login>,
         proof: Proof,
     ) {
-        panic_on_purpose(&login.message.database);
+        sabotage::break_on_purpose(self, &login);
         if login.console.is_some() {
             match console_client::admit(self, origin, &login) {
                 // A task of its own: this one counts as a login and may be ended as such.
@@ -265,7 +265,6 @@ impl Front {
                 self.room.capacity
             ))
         };
-        sabotage::break_on_purpose(self, &login);
         if self.shared.header.orders.has(&login.message.database, Order::Disable) {
             // PgBouncer's words.
             let name = String::from_utf8_lossy(&login.message.database).into_owned();
@@ -309,16 +308,6 @@ impl Front {
         pool.news.notify_one();
         Ok(())
     }
-}
-
-/// A switch with which tests break a thread as a defect would; only in a library that was built with the feature `pg_test`.
-fn panic_on_purpose(database: &[u8]) {
-    #[cfg(feature = "pg_test")]
-    if database == b"postern_test_panic" {
-        panic!("on purpose");
-    }
-    #[cfg(not(feature = "pg_test"))]
-    let _ = database;
 }
 
 /// A client that has shown who it is, on its way to the first thread.
@@ -413,14 +402,6 @@ struct LoginCount<'a>(&'a Front);
 impl Drop for LoginCount<'_> {
     fn drop(&mut self) {
         self.0.shared.header.logins.fetch_sub(1, Relaxed);
-    }
-}
-
-struct Pumped<'a>(&'a Front);
-
-impl Drop for Pumped<'_> {
-    fn drop(&mut self) {
-        self.0.pumped.fetch_sub(1, Relaxed);
     }
 }
 

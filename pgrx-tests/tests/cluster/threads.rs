@@ -193,7 +193,7 @@ fn a_panic_on_any_thread_starts_the_worker_again() -> Result<()> {
         })?;
         let before = (0..number).map(|_| through(cluster, "postgres")).collect::<Result<Vec<_>>>()?;
         let mut config = postgres::Config::new();
-        config.host("127.0.0.1").port(cluster.pooler_port).user("postgres").dbname("postern_test_panic");
+        config.host("127.0.0.1").port(cluster.pooler_port).user("postgres").application_name("test panic");
         ensure!(config.connect(NoTls).is_err());
         let name =
             if number == 0 { "postern front".to_owned() } else { format!("postern front{}", number + 1) };
