@@ -216,6 +216,13 @@ async fn keep(front: Arc<Front>, pool: Arc<Pool>) {
     let mut called_at: Option<Instant> = None;
     loop {
         let words = pool.words;
+        // Before anybody has to wait. After a failure only once a second, because nobody waits for it.
+        if words.servers.load(Relaxed) < least_of(&front, words)
+            && !*pool.opening.lock()
+            && pool.failed.lock().is_none()
+        {
+            start_opening(&front, &pool, For::Later);
+        }
         let may_grow = words.servers.load(Relaxed) < words.size.load(Relaxed) && !words.paused.load(Relaxed);
         let may_open = may_grow
             && !*pool.opening.lock()
@@ -241,7 +248,7 @@ async fn keep(front: Arc<Front>, pool: Arc<Pool>) {
             tokio::time::sleep(PATIENCE).await;
             let still = words.waiters.load(SeqCst) <= 0 && pool.has_ready_clients();
             if may_open && (still && called.is_none() || often) {
-                start_opening(&front, &pool);
+                start_opening(&front, &pool, For::Client);
             } else if !may_open {
                 // No more can be had at the moment; the backends that there are take turns.
                 tokio::time::sleep(TURN).await;
@@ -334,13 +341,30 @@ fn has_newcomer(front: &Front, words: &shared::Pool) -> bool {
     })
 }
 
-fn start_opening(front: &Arc<Front>, pool: &Arc<Pool>) {
+/// How many connections the pool is to have now, whether clients need them or not: as in PgBouncer, none are opened for a pool that
+/// has no client, because its role may be gone.
+fn least_of(front: &Front, words: &shared::Pool) -> u32 {
+    let wanted =
+        words.clients.load(Relaxed) > 0 && !words.paused.load(Relaxed) && !front.stopping.load(Relaxed);
+    if wanted { front.bridge.settings().pooler.min_pool_size.min(words.size.load(Relaxed)) } else { 0 }
+}
+
+/// For whom a connection is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum For {
+    /// A client waits for it.
+    Client,
+    /// `postern.min_pool_size` wants it; no connection of another pool is worth less.
+    Later,
+}
+
+fn start_opening(front: &Arc<Front>, pool: &Arc<Pool>, whom: For) {
     *pool.opening.lock() = true;
     let (front, pool) = (Arc::clone(front), Arc::clone(pool));
     tokio::spawn(async move {
         if let Err(error) = open_one(&front, &pool).await {
             refuse(&front, &pool, &error);
-            if matches!(&error, opening::Error::Server(code, _) if code == "53300") {
+            if whom == For::Client && matches!(&error, opening::Error::Server(code, _) if code == "53300") {
                 make_room(&front, &pool);
             }
             let retry = match &error {
@@ -571,8 +595,32 @@ fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
     }
     words.waiting.store(waiting, Relaxed);
     words.waiting_since.store(first, Relaxed);
+    let may_open = || {
+        !*pool.opening.lock() && pool.failed.lock().as_ref().is_none_or(|(until, _)| *until <= Instant::now())
+    };
+    let open = words.servers.load(Relaxed);
+    if open < least_of(front, words) && may_open() {
+        start_opening(front, pool, For::Later);
+    }
+    let reserve = words.size.load(Relaxed)..words.size.load(Relaxed) + settings.pooler.reserve_pool_size;
+    if waiting > 0
+        && settings.pooler.reserve_pool_timeout.is_some_and(|limit| now - first >= micros(limit))
+        && reserve.contains(&open)
+        && (open as usize) < POOL_SIZE_MAX
+        && !words.paused.load(Relaxed)
+        && may_open()
+    {
+        front.bridge.log(
+            Level::Warning,
+            format!("taking a connection from postern.reserve_pool_size for database {}", pool.title()),
+        );
+        start_opening(front, pool, For::Client);
+    }
     // Connections that nobody has used for a while, and old ones, busy or not: one at a time, so that a pool is not emptied at once.
     let mut renewed = false;
+    let retiring = |server: &&shared::Server| server.retire.load(Relaxed);
+    let mut spare = i64::from(open) - front.shared.connections(pool.number).filter(retiring).count() as i64;
+    spare -= i64::from(settings.pooler.min_pool_size.min(words.size.load(Relaxed)));
     for member in &words.members {
         let Some(number) = member.load(Acquire).checked_sub(1) else { continue };
         let Some(server) = front.shared.servers.get(number as usize) else { continue };
@@ -599,8 +647,9 @@ fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
         // One that was being opened when the pool was paused.
         let paused = words.paused.load(Relaxed);
         let renews = old && !renewed && server.state() != ServerState::Opening;
-        if ((idle && (unused || paused)) || renews) && !server.retire.load(Relaxed) {
+        if ((idle && (unused && spare > 0 || paused)) || renews) && !server.retire.load(Relaxed) {
             renewed |= old;
+            spare -= 1;
             retire(server);
         }
     }

@@ -28,6 +28,9 @@ static POOLER_LISTEN: GucSetting<Option<CString>> =
     GucSetting::<Option<CString>>::new(Some(c"localhost:6432"));
 static POOL_MODE: GucSetting<PoolMode> = GucSetting::<PoolMode>::new(PoolMode::transaction);
 static POOL_SIZE: GucSetting<i32> = GucSetting::<i32>::new(20);
+static MIN_POOL_SIZE: GucSetting<i32> = GucSetting::<i32>::new(0);
+static RESERVE_POOL_SIZE: GucSetting<i32> = GucSetting::<i32>::new(0);
+static RESERVE_POOL_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5);
 static MAX_CLIENT_CONNECTIONS: GucSetting<i32> = GucSetting::<i32>::new(10_000);
 static MAX_PREPARED_STATEMENTS: GucSetting<i32> = GucSetting::<i32>::new(200);
 static CLIENT_STATE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(256);
@@ -128,6 +131,25 @@ fn define_pooler() {
         GucFlags::default(),
     );
     number(
+        c"postern.min_pool_size",
+        c"Server connections that the pooler keeps open for a database and role.",
+        c"They are opened while the pool has a client, up to postern.pool_size, and are not closed for being unused. \
+          Takes effect on reload.",
+        &MIN_POOL_SIZE,
+        (0, 512),
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    number(
+        c"postern.reserve_pool_size",
+        c"Server connections for a database and role beyond postern.pool_size, for when clients wait too long.",
+        c"postern.reserve_pool_timeout says how long that is. Takes effect on reload.",
+        &RESERVE_POOL_SIZE,
+        (0, 512),
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    number(
         c"postern.max_client_connections",
         c"Clients that the pooler serves at once.",
         c"Sizes the table of clients in shared memory; takes effect at the server's start. The limit of open files may allow fewer.",
@@ -154,7 +176,7 @@ fn define_pooler() {
         GucContext::Sighup,
         GucFlags::UNIT_KB,
     );
-    let times: [(&CStr, &CStr, &'static GucSetting<i32>); 7] = [
+    let times: [(&CStr, &CStr, &'static GucSetting<i32>); 8] = [
         (
             c"postern.client_login_timeout",
             c"Time in which a client must have logged in.",
@@ -169,6 +191,11 @@ fn define_pooler() {
             c"postern.query_wait_timeout",
             c"Time that a client's query may wait for a server connection before the client is disconnected.",
             &QUERY_WAIT_TIMEOUT,
+        ),
+        (
+            c"postern.reserve_pool_timeout",
+            c"Time that a client must have waited before connections of postern.reserve_pool_size are opened.",
+            &RESERVE_POOL_TIMEOUT,
         ),
         (
             c"postern.server_idle_timeout",
@@ -233,6 +260,9 @@ fn pooler_settings() -> Result<PoolerSettings, crate::settings::Error> {
     Ok(PoolerSettings {
         listen: listen.with_sockets_in(directories.iter().copied()),
         pool_size: u32::try_from(POOL_SIZE.get()).unwrap_or(1),
+        min_pool_size: u32::try_from(MIN_POOL_SIZE.get()).unwrap_or(0),
+        reserve_pool_size: u32::try_from(RESERVE_POOL_SIZE.get()).unwrap_or(0),
+        reserve_pool_timeout: time(&RESERVE_POOL_TIMEOUT),
         pool_mode: POOL_MODE.get() as u32,
         max_clients: u32::try_from(MAX_CLIENT_CONNECTIONS.get()).unwrap_or(1),
         client_login_timeout: time(&CLIENT_LOGIN_TIMEOUT),

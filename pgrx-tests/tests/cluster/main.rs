@@ -8,6 +8,7 @@ mod failover;
 mod honest;
 mod http;
 mod lifecycle;
+mod limits;
 mod login;
 mod pgbouncer;
 mod pool_views;
