@@ -4,7 +4,7 @@ use crate::login::Origin;
 use crate::net::listener::Stream;
 use crate::net::tls::TlsStream;
 use crate::net::tls::pump::pump;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -17,6 +17,8 @@ pub(super) trait Conversation: AsyncRead + AsyncWrite + Unpin + Send {
     /// What a backend serves: the client's own socket, or the plain end of a pump.
     fn socket(&mut self) -> std::io::Result<OwnedFd>;
     fn is_tls(&self) -> bool;
+    /// The number of the client's own TCP connection, where a backend serves another socket.
+    fn wire(&self) -> Option<RawFd>;
     /// Our own end.
     fn local(&self) -> Origin;
     /// What is left to do while a backend serves it.
@@ -33,6 +35,10 @@ impl Conversation for Stream {
 
     fn is_tls(&self) -> bool {
         false
+    }
+
+    fn wire(&self) -> Option<RawFd> {
+        None
     }
 
     fn local(&self) -> Origin {
@@ -62,6 +68,13 @@ impl Conversation for OverTls {
 
     fn is_tls(&self) -> bool {
         true
+    }
+
+    fn wire(&self) -> Option<RawFd> {
+        match self.tls.get_ref().0 {
+            Either::Left(tcp) => Some(tcp.as_raw_fd()),
+            Either::Right(_) => None,
+        }
     }
 
     fn local(&self) -> Origin {

@@ -619,8 +619,10 @@ fn own_name(setting: &str) -> Option<&'static str> {
         "default_pool_size" => "postern.pool_size",
         "listen_addr" | "listen_port" => "postern.pooler_listen",
         "max_client_conn" => "postern.max_client_connections",
+        "idle_transaction_timeout" => "postern.idle_transaction_timeout",
         "min_pool_size" => "postern.min_pool_size",
         "pool_mode" => "postern.pool_mode",
+        "query_timeout" => "postern.query_timeout",
         "query_wait_timeout" => "postern.query_wait_timeout",
         "reserve_pool_size" => "postern.reserve_pool_size",
         "reserve_pool_timeout" => "postern.reserve_pool_timeout",
@@ -628,6 +630,7 @@ fn own_name(setting: &str) -> Option<&'static str> {
         "server_idle_timeout" => "postern.server_idle_timeout",
         "server_lifetime" => "postern.server_lifetime",
         "server_login_retry" => "postern.server_login_retry",
+        "transaction_timeout" => "postern.transaction_timeout",
         "unix_socket_dir" => "unix_socket_directories",
         _ => return None,
     })
@@ -651,6 +654,7 @@ fn settings(pooler: &PoolerSettings) -> Vec<SettingReport> {
         ("client_idle_timeout", time(pooler.client_idle_timeout), "0", true),
         ("client_login_timeout", time(pooler.client_login_timeout), "60", true),
         ("default_pool_size", pooler.pool_size.to_string(), "20", true),
+        ("idle_transaction_timeout", time(pooler.idle_transaction_timeout), "0", true),
         ("listen_addr", addresses.join(","), "", true),
         ("listen_port", port.unwrap_or(0).to_string(), "6432", true),
         ("max_client_conn", pooler.max_clients.to_string(), "10000", false),
@@ -658,6 +662,7 @@ fn settings(pooler: &PoolerSettings) -> Vec<SettingReport> {
         ("max_user_connections", "0".to_owned(), "0", false),
         ("min_pool_size", pooler.min_pool_size.to_string(), "0", true),
         ("pool_mode", mode(pooler.pool_mode).name().to_owned(), "transaction", true),
+        ("query_timeout", time(pooler.query_timeout), "0", true),
         ("query_wait_timeout", time(pooler.query_wait_timeout), "120", true),
         ("reserve_pool_size", pooler.reserve_pool_size.to_string(), "0", true),
         ("reserve_pool_timeout", time(pooler.reserve_pool_timeout), "5", true),
@@ -666,6 +671,7 @@ fn settings(pooler: &PoolerSettings) -> Vec<SettingReport> {
         ("server_lifetime", time(pooler.server_lifetime), "3600", true),
         ("server_login_retry", pooler.server_login_retry.as_secs().to_string(), "15", true),
         ("stats_period", super::history::PERIOD.as_secs().to_string(), "60", false),
+        ("transaction_timeout", time(pooler.transaction_timeout), "0", true),
         ("unix_socket_dir", pooler.door.socket_directory.clone(), "", false),
     ];
     let report = |(key, value, default, changeable): (&str, String, &str, bool)| SettingReport {

@@ -6,6 +6,7 @@
 
 use super::control::{FRONT_GONE, PARAMETER, token_text};
 use super::front::Front;
+use super::limits::{self, Reading};
 use super::opening::{self, Opening};
 use super::shared::{self, POOL_SIZE_MAX, ServerState, now};
 use super::slot::State;
@@ -51,6 +52,9 @@ pub struct Pool {
     opening: Mutex<bool>,
     /// Main has been asked what has become of the role and the database.
     asking: AtomicBool,
+    /// Main has been asked what the backends do that have been serving for a while; and which of these wait for the rest of a message.
+    pub watching: AtomicBool,
+    pub readings: Mutex<HashMap<u32, Reading>>,
     /// After a failed opening: when the next may be tried, and what the failure was.
     failed: Mutex<Option<(Instant, opening::Error)>>,
     /// Kept open for as long as the pool is.
@@ -139,6 +143,8 @@ impl Pool {
             news: Notify::new(),
             opening: Mutex::new(false),
             asking: AtomicBool::new(false),
+            watching: AtomicBool::new(false),
+            readings: Mutex::default(),
             failed: Mutex::new(None),
             _alive: (read, write),
         })
@@ -268,6 +274,9 @@ async fn keep(front: Arc<Front>, pool: Arc<Pool>) {
                 let used = words.clients.load(Relaxed) > 0 || words.servers.load(Relaxed) > 0;
                 if used && !pool.asking.swap(true, Relaxed) {
                     tokio::spawn(look_at_standing(Arc::clone(&front), Arc::clone(&pool)));
+                }
+                if limits::concern(&front, &pool) && !pool.watching.swap(true, Relaxed) {
+                    tokio::spawn(limits::look_at_backends(Arc::clone(&front), Arc::clone(&pool)));
                 }
                 // A paused pool is kept, or it would be forgotten that it is.
                 let empty = words.clients.load(Relaxed) == 0
@@ -449,6 +458,8 @@ async fn open_one(front: &Arc<Front>, pool: &Arc<Pool>) -> Result<(), opening::E
     server.pid.store(0, Relaxed);
     server.slot.store(0, Relaxed);
     server.retire.store(false, Relaxed);
+    server.ending.store(0, Relaxed);
+    server.status.store(0, Relaxed);
     server.transactions.store(0, Relaxed);
     server.swaps.store(0, Relaxed);
     server.pool.store(pool.number, Relaxed);
@@ -625,7 +636,8 @@ fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
         let Some(number) = member.load(Acquire).checked_sub(1) else { continue };
         let Some(server) = front.shared.servers.get(number as usize) else { continue };
         let done = server.transactions.load(Relaxed);
-        if server.seen_transactions.swap(done, Relaxed) != done {
+        let serves = server.state() == ServerState::Serving;
+        if server.seen_transactions.swap(done, Relaxed) != done && !serves {
             server.since.store(now, Relaxed);
         }
         let idle = server.state() == ServerState::Idle;

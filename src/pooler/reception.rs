@@ -282,7 +282,7 @@ impl Front {
         let broken =
             |error: std::io::Error| Report::fatal("53000", format!("no place for the client: {error}"));
         let socket = stream.socket().map_err(broken)?;
-        self.seats.seat(number, generation, &socket, &pool.epoll).map_err(broken)?;
+        self.seats.seat(number, generation, &socket, &pool.epoll, stream.wire()).map_err(broken)?;
         pool.words.clients.fetch_add(1, Relaxed);
         self.shared.header.counters.clients.fetch_add(1, Relaxed);
         claim.done = true;

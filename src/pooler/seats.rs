@@ -5,7 +5,7 @@ use parking_lot::Mutex;
 use rustix::event::epoll;
 use rustix::net::Shutdown;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 /// Descriptors that neither clients nor a server's own files need: listeners, pools, runtimes.
@@ -40,6 +40,9 @@ struct Seat {
     generation: u32,
     socket: OwnedFd,
     pool: Arc<OwnedFd>,
+    /// Where the client's bytes come in, if not on the socket itself. The number may have become another's when the client is
+    /// about to end.
+    wire: Option<RawFd>,
 }
 
 /// Every client's socket.
@@ -63,13 +66,14 @@ impl Seats {
         generation: u32,
         socket: &OwnedFd,
         pool: &Arc<OwnedFd>,
+        wire: Option<RawFd>,
     ) -> std::io::Result<()> {
         let number = i32::try_from(self.base + slot).map_err(|_| std::io::ErrorKind::InvalidInput)?;
         let socket = rustix::io::fcntl_dupfd_cloexec(socket, number)?;
         if socket.as_raw_fd() != number {
             return Err(std::io::Error::other("a client's descriptor is in use"));
         }
-        let seat = Seat { generation, socket, pool: Arc::clone(pool) };
+        let seat = Seat { generation, socket, pool: Arc::clone(pool), wire };
         *self.at(slot).ok_or(std::io::ErrorKind::InvalidInput)?.lock() = Some(seat);
         Ok(())
     }
@@ -130,6 +134,14 @@ impl Seats {
     pub fn is_ready(&self, slot: u32, generation: u32) -> bool {
         let ready = |seat: &Seat| seat.generation == generation && can_read(seat.socket.as_fd());
         self.with(slot, ready).unwrap_or(false)
+    }
+
+    /// The descriptor number on which the client's bytes come in.
+    pub fn wire(&self, slot: u32, generation: u32) -> Option<RawFd> {
+        let wire = |seat: &Seat| {
+            (seat.generation == generation).then(|| seat.wire.unwrap_or_else(|| seat.socket.as_raw_fd()))
+        };
+        self.with(slot, wire).flatten()
     }
 
     /// Sends a client that nobody serves its last words; what does not fit is dropped.

@@ -283,10 +283,14 @@ pub struct Server {
     pub token: [AtomicU64; 2],
     /// The client that it serves or serves next: slot number and 1; 0 is none.
     pub slot: AtomicU32,
+    /// Where the backend's entry of `pg_stat_activity` is: one address in every process of the server.
+    pub status: AtomicU64,
     /// It is to end at its next idle moment.
     pub retire: AtomicBool,
+    /// It has been told to end, with its client, because of this [`super::limits::Limit`]; 0 when it has not.
+    pub ending: AtomicU32,
     pub opened_at: AtomicI64,
-    /// When its state last changed.
+    /// When its state last changed, or the client's next transaction began that it had sent already.
     pub since: AtomicI64,
     pub transactions: AtomicU64,
     /// As the front last looked.

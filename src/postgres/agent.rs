@@ -4,6 +4,7 @@
 //!
 //! - `links`: what the front has given: sockets
 //! - `look`: what a client has sent
+//! - `farewell`: the last words of a backend that the front ends
 //! - `pins`: what holds a client here
 //! - `session`: beginning a client's session, and bringing the backend from one to another
 //! - `unnamed`: the unnamed statement
@@ -13,6 +14,7 @@
 //!
 //! Single-threaded, in somebody's session: no tokio, no thread. An error in here ends one client and nothing else.
 
+mod farewell;
 mod links;
 mod look;
 mod pins;
@@ -205,6 +207,8 @@ impl Agent {
                     && self.unnamed_of != self.seat
                     && shim::postern_unnamed_number() == self.unnamed_before;
                 if shim::postern_peek_input() != c_int::from(b'X') && !anothers {
+                    // The time of what follows begins now.
+                    self.server.since.store(now(), Relaxed);
                     return;
                 }
                 shim::postern_discard_input();
@@ -365,6 +369,9 @@ impl Agent {
             log!("postern: a pooled backend has found its role or database renamed");
             self.leave();
         }
+        // SAFETY: a word of this process.
+        self.server.status.store(unsafe { shim::postern_status() }, Release);
+        farewell::install(self.server);
         self.settings.after_login();
         self.pool.size.store(guc::pool_size(), Relaxed);
         self.pool.mode.store(guc::pool_mode() as u32 + 1, Relaxed);

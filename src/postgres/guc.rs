@@ -36,6 +36,10 @@ static MAX_PREPARED_STATEMENTS: GucSetting<i32> = GucSetting::<i32>::new(200);
 static CLIENT_STATE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(256);
 static CLIENT_LOGIN_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(60);
 static CLIENT_IDLE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(0);
+static CLIENT_MESSAGE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(30);
+static QUERY_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(0);
+static TRANSACTION_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(0);
+static IDLE_TRANSACTION_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(0);
 static QUERY_WAIT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(120);
 static SERVER_IDLE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(600);
 static SERVER_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(3600);
@@ -176,7 +180,7 @@ fn define_pooler() {
         GucContext::Sighup,
         GucFlags::UNIT_KB,
     );
-    let times: [(&CStr, &CStr, &'static GucSetting<i32>); 8] = [
+    let times: [(&CStr, &CStr, &'static GucSetting<i32>); 12] = [
         (
             c"postern.client_login_timeout",
             c"Time in which a client must have logged in.",
@@ -186,6 +190,26 @@ fn define_pooler() {
             c"postern.client_idle_timeout",
             c"Time after which an idle client is disconnected.",
             &CLIENT_IDLE_TIMEOUT,
+        ),
+        (
+            c"postern.client_message_timeout",
+            c"Time after which a client is disconnected that has sent a part of a message and not the rest.",
+            &CLIENT_MESSAGE_TIMEOUT,
+        ),
+        (
+            c"postern.query_timeout",
+            c"Time that a query of a client of the pooler may take before the client is disconnected.",
+            &QUERY_TIMEOUT,
+        ),
+        (
+            c"postern.transaction_timeout",
+            c"Time that a transaction of a client of the pooler may take before the client is disconnected.",
+            &TRANSACTION_TIMEOUT,
+        ),
+        (
+            c"postern.idle_transaction_timeout",
+            c"Time that a client of the pooler may be idle in a transaction before it is disconnected.",
+            &IDLE_TRANSACTION_TIMEOUT,
         ),
         (
             c"postern.query_wait_timeout",
@@ -267,6 +291,10 @@ fn pooler_settings() -> Result<PoolerSettings, crate::settings::Error> {
         max_clients: u32::try_from(MAX_CLIENT_CONNECTIONS.get()).unwrap_or(1),
         client_login_timeout: time(&CLIENT_LOGIN_TIMEOUT),
         client_idle_timeout: time(&CLIENT_IDLE_TIMEOUT),
+        client_message_timeout: time(&CLIENT_MESSAGE_TIMEOUT),
+        query_timeout: time(&QUERY_TIMEOUT),
+        transaction_timeout: time(&TRANSACTION_TIMEOUT),
+        idle_transaction_timeout: time(&IDLE_TRANSACTION_TIMEOUT),
         query_wait_timeout: time(&QUERY_WAIT_TIMEOUT),
         server_idle_timeout: time(&SERVER_IDLE_TIMEOUT),
         server_lifetime: time(&SERVER_LIFETIME),

@@ -24,6 +24,14 @@ pub struct PoolerSettings {
     pub client_login_timeout: Option<Duration>,
     /// `postern.client_idle_timeout`.
     pub client_idle_timeout: Option<Duration>,
+    /// `postern.client_message_timeout`.
+    pub client_message_timeout: Option<Duration>,
+    /// `postern.query_timeout`.
+    pub query_timeout: Option<Duration>,
+    /// `postern.transaction_timeout`.
+    pub transaction_timeout: Option<Duration>,
+    /// `postern.idle_transaction_timeout`.
+    pub idle_transaction_timeout: Option<Duration>,
     /// `postern.query_wait_timeout`.
     pub query_wait_timeout: Option<Duration>,
     /// `postern.server_idle_timeout`.

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// A cluster with a certificate of an authority of its own, which also signs clients'.
-struct Secured {
-    cluster: Cluster,
+pub struct Secured {
+    pub cluster: Cluster,
     directory: PathBuf,
 }
 
 impl Secured {
-    fn start(name: &str) -> Result<Self> {
+    pub fn start(name: &str) -> Result<Self> {
         let cluster = Cluster::new(name)?;
         let directory = cluster.data().join("certificates");
         std::fs::create_dir(&directory)?;
