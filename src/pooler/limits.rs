@@ -3,14 +3,16 @@
 //!
 //! Nothing of this is on a query's path: once a second the pool's keeper asks what those of its backends do that have been serving
 //! for a while, as the server's own tables show it, and a backend that is beyond a limit is told to end, with the reason beside its
-//! connection's words.
+//! connection's words. Clients that have sent a part of a message and have no backend are looked at here too.
 
 use super::front::Front;
+use super::glance::is_logged_in;
 use super::pools::{Pool, signal};
 use super::shared::{Server, ServerState, now};
 use super::slot::State;
 use crate::login::Question;
 use crate::settings::PoolerSettings;
+use crate::wire::message::Report;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
@@ -61,6 +63,10 @@ impl Limit {
                 c"terminating connection due to postern.client_message_timeout: the rest of a message has not come"
             }
         }
+    }
+
+    fn report(self) -> Report {
+        Report::fatal(self.sqlstate(), self.message().to_string_lossy())
     }
 }
 
@@ -246,6 +252,38 @@ fn end(front: &Front, busy: &Busy, limit: Limit) {
         signal(server, rustix::process::Signal::TERM);
     }
     word.cancelled(busy.generation, number);
+}
+
+/// Once a second: ends those who have sent a part of a message, too small for a backend to take them, and not the rest in time.
+pub(super) fn look_at_parts(front: &Arc<Front>, pool: &Pool) {
+    let limit = Limits::of(&front.bridge.settings().pooler).message;
+    let now = now();
+    let mut late = Vec::new();
+    pool.parts.lock().retain(|(number, generation)| {
+        let Some(slot) = front.shared.slots.get(*number as usize) else { return false };
+        let since = slot.part_since.load(Relaxed);
+        let there = slot.word.seen().generation() == *generation && is_logged_in(slot) && since != 0;
+        // A whole message that waits for a backend is not the client's fault.
+        if there && now.saturating_sub(since) >= limit && !has_message(front, *number, *generation) {
+            late.push((*number, *generation));
+        }
+        there
+    });
+    for (number, generation) in late {
+        // A backend may be looking at it just now; then it is the next look's.
+        front.end_idle(number, generation, &Limit::Message.report());
+    }
+}
+
+/// Whether the client has sent only a part of a message, as far as can be seen without a backend.
+pub(super) fn sends_a_part(front: &Front, number: u32, generation: u32) -> bool {
+    let slot = &front.shared.slots[number as usize];
+    slot.part_since.load(Relaxed) != 0 && !has_message(front, number, generation)
+}
+
+fn has_message(front: &Front, number: u32, generation: u32) -> bool {
+    let discard = front.shared.slots[number as usize].discard.load(Relaxed);
+    front.seats.has_message(number, generation, discard as usize)
 }
 
 #[cfg(test)]

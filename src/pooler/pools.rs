@@ -17,7 +17,7 @@ use crate::wire::message::Report;
 use crate::wire::startup::Replication;
 use parking_lot::Mutex;
 use rustix::event::epoll;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::*};
@@ -55,6 +55,8 @@ pub struct Pool {
     /// Main has been asked what the backends do that have been serving for a while; and which of these wait for the rest of a message.
     pub watching: AtomicBool,
     pub readings: Mutex<HashMap<u32, Reading>>,
+    /// Clients that have sent a part of a message, as slots and generations.
+    pub parts: Mutex<HashSet<(u32, u32)>>,
     /// After a failed opening: when the next may be tried, and what the failure was.
     failed: Mutex<Option<(Instant, opening::Error)>>,
     /// Kept open for as long as the pool is.
@@ -145,6 +147,7 @@ impl Pool {
             asking: AtomicBool::new(false),
             watching: AtomicBool::new(false),
             readings: Mutex::default(),
+            parts: Mutex::default(),
             failed: Mutex::new(None),
             _alive: (read, write),
         })
@@ -275,6 +278,7 @@ async fn keep(front: Arc<Front>, pool: Arc<Pool>) {
                 if used && !pool.asking.swap(true, Relaxed) {
                     tokio::spawn(look_at_standing(Arc::clone(&front), Arc::clone(&pool)));
                 }
+                limits::look_at_parts(&front, &pool);
                 if limits::concern(&front, &pool) && !pool.watching.swap(true, Relaxed) {
                     tokio::spawn(limits::look_at_backends(Arc::clone(&front), Arc::clone(&pool)));
                 }
@@ -570,7 +574,8 @@ fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
             let still = || slot.word.seen() == seen;
             let generation = seen.generation();
             let fresh = slot.settings_hash.load(Relaxed) == 0 && slot.transactions.load(Relaxed) == 0;
-            if queue && (fresh || front.seats.is_ready(index as u32, generation)) {
+            let part = limits::sends_a_part(front, index as u32, generation);
+            if queue && !part && (fresh || front.seats.is_ready(index as u32, generation)) {
                 let since = match slot.waiting_since.load(Relaxed) {
                     0 => {
                         slot.waiting_since.store(now, SeqCst);
@@ -596,7 +601,7 @@ fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
                 }
             } else {
                 slot.waiting_since.store(0, Relaxed);
-                if idle_limit.is_some_and(|limit| now - slot.since.load(Relaxed) >= limit) {
+                if !part && idle_limit.is_some_and(|limit| now - slot.since.load(Relaxed) >= limit) {
                     let report = Report::fatal("57P05", "client_idle_timeout")
                         .with_hint("The setting is postern.client_idle_timeout.");
                     front.end_idle(index as u32, generation, &report);

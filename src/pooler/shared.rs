@@ -226,8 +226,9 @@ pub struct Slot {
     pub idle_millis: AtomicU32,
     /// Bytes of its input that are still to be thrown away: the rest of a message of a COPY that has failed.
     pub discard: AtomicU32,
-    /// How often in a row only a part of a message was there.
+    /// How often in a row only a part of a message was there, and since when; 0 when a whole one is, or none.
     pub parts: AtomicU32,
+    pub part_since: AtomicI64,
     pub application_name: Name,
 }
 

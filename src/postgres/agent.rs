@@ -570,6 +570,7 @@ impl Agent {
         let slot = self.slot(seat);
         slot.since.store(self.server.since.load(Relaxed), Relaxed);
         slot.parts.store(0, Relaxed);
+        slot.part_since.store(0, Relaxed);
         let restored = self.restore_unnamed(seat);
         if !restored {
             self.dismiss(&Report::fatal("53000", "the session's unnamed statement could not be restored"));
@@ -738,11 +739,13 @@ impl Agent {
         if !fresh {
             match self.look(seat) {
                 Look::Ready => {}
-                Look::Nothing => {
+                Look::Nothing if slot.discard.load(Relaxed) == 0 => {
+                    slot.parts.store(0, Relaxed);
+                    slot.part_since.store(0, Relaxed);
                     self.let_go();
                     return false;
                 }
-                Look::Part => {
+                Look::Part | Look::Nothing => {
                     self.let_go_later();
                     return false;
                 }

@@ -232,11 +232,14 @@ fn who_does_not_send_the_rest_of_a_message_is_ended_and_holds_nobody_up_for_long
     let data = |bytes: &[u8]| Message::copy_data(bytes).bytes;
     let long_data = data(&[b'x'; 100_000]);
     // What is sent at first and answered up to a ReadyForQuery, and what behind it.
-    let cases: [(&str, Vec<Vec<u8>>, Vec<u8>); 5] = [
+    let cases: [(&str, Vec<Vec<u8>>, Vec<u8>); 8] = [
+        ("a part of a header", vec![], query[..3].to_vec()),
+        ("a part of a short message", vec![], query[..9].to_vec()),
         ("a part of a long message", vec![], long_query(100_000)[..5_000].to_vec()),
         ("a part in a transaction", vec![begin], query[..9].to_vec()),
         ("a part behind a query", vec![behind(&query, &query[..3])], vec![]),
         ("a long part behind a query", vec![behind(&query, &long_query(100_000)[..6_000])], vec![]),
+        ("what is left of a COPY", vec![behind(&copy, &data(b"no number\n"))], long_data[..5_000].to_vec()),
         (
             "what is left of a COPY behind the failing message",
             vec![[copy, data(b"no number\n"), long_data[..3_000].to_vec()].concat()],
@@ -364,4 +367,46 @@ fn a_slow_message_over_tls_is_not_taken_for_one_that_does_not_come() -> Result<(
     let _ = client.kill();
     client.wait()?;
     Ok(())
+}
+
+#[test]
+fn a_thousand_slow_senders_hold_nobody_up_and_are_ended() -> Result<()> {
+    const SLOW: usize = 1_000;
+    let cluster = with_pool("slow-senders", 2, &[("postern.client_message_timeout", "6s")])?;
+    let mut slow = (0..SLOW).map(|_| Raw::open(cluster.pooler_port)).collect::<Result<Vec<_>>>()?;
+    let done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let workers: Vec<_> = (0..4)
+        .map(|_| {
+            let (config, done) = (through(&cluster), std::sync::Arc::clone(&done));
+            Doing::start(move || -> Result<(u64, Duration)> {
+                let mut client = config.connect(postgres::NoTls)?;
+                let (mut count, mut longest) = (0, Duration::ZERO);
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    let asked = Instant::now();
+                    client.batch_execute("select 1")?;
+                    longest = longest.max(asked.elapsed());
+                    count += 1;
+                }
+                Ok((count, longest))
+            })
+        })
+        .collect();
+    let query = Message::query(b"select 'one byte a second'").bytes;
+    let begun = Instant::now();
+    for byte in query.chunks(1).take(9) {
+        let second = Instant::now();
+        slow.iter_mut().for_each(|client| client.send(byte));
+        std::thread::sleep(Duration::from_secs(1).saturating_sub(second.elapsed()));
+    }
+    for client in &mut slow {
+        let said = client.last_words()?;
+        ensure!(said.contains("C57P05") && said.contains("postern.client_message_timeout"), "{said}");
+    }
+    ensure!(begun.elapsed() < Duration::from_secs(30), "it took {:?}", begun.elapsed());
+    done.store(true, std::sync::atomic::Ordering::Relaxed);
+    for worker in workers {
+        let (count, longest) = worker.value()??;
+        ensure!(count > 100 && longest < Duration::from_secs(1), "{count} queries, the longest {longest:?}");
+    }
+    is_clean(&cluster, 0, 2)
 }
