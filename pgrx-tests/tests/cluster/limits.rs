@@ -220,6 +220,9 @@ fn long_query(length: usize) -> Vec<u8> {
     Message::query(text.as_bytes()).bytes
 }
 
+/// What is sent at first and answered up to a ReadyForQuery, and what behind it.
+type Started = (&'static str, Vec<Vec<u8>>, Vec<u8>);
+
 #[test]
 fn who_does_not_send_the_rest_of_a_message_is_ended_and_holds_nobody_up_for_longer() -> Result<()> {
     let cluster = with_pool("rest", 1, &[("postern.client_message_timeout", "2s")])?;
@@ -231,8 +234,7 @@ fn who_does_not_send_the_rest_of_a_message_is_ended_and_holds_nobody_up_for_long
     let copy = Message::query(b"copy numbers from stdin").bytes;
     let data = |bytes: &[u8]| Message::copy_data(bytes).bytes;
     let long_data = data(&[b'x'; 100_000]);
-    // What is sent at first and answered up to a ReadyForQuery, and what behind it.
-    let cases: [(&str, Vec<Vec<u8>>, Vec<u8>); 8] = [
+    let cases: [Started; 8] = [
         ("a part of a header", vec![], query[..3].to_vec()),
         ("a part of a short message", vec![], query[..9].to_vec()),
         ("a part of a long message", vec![], long_query(100_000)[..5_000].to_vec()),
