@@ -7,6 +7,7 @@
 //! - `reception`, `conversation`: a client from its first byte to its place
 //! - [`seats`]: the clients' sockets, each at its number
 //! - [`pools`]: when a server connection is opened and closed, who has waited too long
+//! - [`limits`]: time limits of clients that a backend serves
 //! - [`opening`]: logging in at the server
 //! - [`agents`], [`control`]: what the front and the session agents say to each other
 //! - [`cancel`]: cancel requests
@@ -31,6 +32,7 @@ pub mod front;
 pub mod glance;
 pub mod hands;
 pub mod history;
+pub mod limits;
 pub mod opening;
 pub mod operator;
 pub mod orders;

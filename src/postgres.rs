@@ -8,6 +8,7 @@
 //! - `shmem`: mapping the shared words
 //! - `worker`: the status worker's main loop
 //! - `front`: the pooler's main loop
+//! - `activity`: what a pooled backend does
 //! - `answers`: what logins ask of the catalogs and of pg_hba.conf
 //! - `sample`: taking facts from the server
 //! - `asker`, `libpq`: asking the primary
@@ -15,6 +16,7 @@
 //! - `pool_metrics`: what the status worker shows of the pooler
 //! - `versions`: every difference between major versions
 
+mod activity;
 mod agent;
 mod answers;
 mod asker;

@@ -2,6 +2,7 @@
 //! main.
 
 use crate::auth::{Challenge, Found};
+use crate::pooler::limits::Activity;
 use crate::pooler::state::Startup;
 use crate::wire::message::Report;
 use crate::wire::startup::Replication;
@@ -128,6 +129,8 @@ pub enum Question {
     Databases { reply: oneshot::Sender<Vec<Vec<u8>>> },
     /// What has become of a pool's role and database, by their OIDs?
     Standing { role: u32, database: u32, reply: oneshot::Sender<Standing> },
+    /// What does the backend of a server connection do? `None` when it is gone.
+    Activity { server: u32, reply: oneshot::Sender<Option<Activity>> },
     /// A client's slot is about to be free: its texts are not needed.
     Forget { slot: u32, reply: oneshot::Sender<()> },
 }

@@ -2,7 +2,7 @@
 
 use super::control::{ANSWER, RECORD, Word};
 use super::front::Front;
-use super::shared::ServerState;
+use super::shared::{ServerState, now};
 use super::slot::State;
 use crate::bridge::Level;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
@@ -103,7 +103,17 @@ async fn hear(front: Arc<Front>, mut stream: UnixStream) {
             Word::Look => front.pools.all().iter().for_each(|pool| pool.news.notify_one()),
             Word::Later { slot, generation } => {
                 let Some(words) = front.shared.slots.get(slot as usize) else { return };
+                if words.word.seen().generation() != generation {
+                    continue;
+                }
                 let times = words.parts.fetch_add(1, Relaxed).min(16);
+                // From the first part on: a backend that looks at it does not make it younger.
+                if words.part_since.load(Relaxed) == 0 {
+                    words.part_since.store(now(), Relaxed);
+                }
+                if let Some(pool) = &pool {
+                    pool.parts.lock().insert((slot, generation));
+                }
                 let pause = (LATER.0 * 2u32.pow(times)).min(LATER.1);
                 let to_arm = Arc::clone(&front);
                 front.spawn(async move {

@@ -6,7 +6,7 @@ use crate::login::Origin;
 use crate::net::listener::Stream;
 use crate::net::tls::pump::pump;
 use crate::net::tls::{TlsStream, session};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -21,6 +21,8 @@ pub(super) trait Conversation: AsyncRead + AsyncWrite + Unpin + Send {
     fn socket(&mut self) -> std::io::Result<OwnedFd>;
     /// The number of its TLS connection's cipher; 0 is no TLS.
     fn cipher(&self) -> u8;
+    /// The number of the client's own TCP connection, where a backend serves another socket.
+    fn wire(&self) -> Option<RawFd>;
     /// Our own end.
     fn local(&self) -> Origin;
     /// What is left to do while a backend serves it.
@@ -37,6 +39,10 @@ impl Conversation for Stream {
 
     fn cipher(&self) -> u8 {
         0
+    }
+
+    fn wire(&self) -> Option<RawFd> {
+        None
     }
 
     fn local(&self) -> Origin {
@@ -68,6 +74,13 @@ impl Conversation for OverTls {
 
     fn cipher(&self) -> u8 {
         session::number_of(&self.tls)
+    }
+
+    fn wire(&self) -> Option<RawFd> {
+        match self.tls.get_ref().0 {
+            Either::Left(tcp) => Some(tcp.as_raw_fd()),
+            Either::Right(_) => None,
+        }
     }
 
     fn local(&self) -> Origin {

@@ -5,6 +5,7 @@ use super::agents;
 use super::console_client::Consoles;
 use super::hands::Hands;
 use super::history::{self, History};
+use super::limits::Received;
 use super::pools::{self, Pools};
 use super::seats::{Room, Seats, raise_file_limit};
 use super::shared::{ServerState, Shared, Slot, now};
@@ -47,6 +48,8 @@ pub struct Front {
     pub user_name: fn(u32) -> Option<String>,
     /// The name of a host whose address is confirmed by it. May take its time.
     pub host_name: fn(std::net::IpAddr) -> Option<String>,
+    /// What has come over a TCP connection, by its descriptor's number, where the system says.
+    pub received: fn(std::os::fd::RawFd) -> Option<Received>,
     /// The server is stopping and waits for its sessions' end.
     pub stopping: AtomicBool,
     pub(super) identity: Mutex<Option<Arc<Identity>>>,
@@ -66,6 +69,7 @@ pub struct Start {
     pub system_user: String,
     pub user_name: fn(u32) -> Option<String>,
     pub host_name: fn(std::net::IpAddr) -> Option<String>,
+    pub received: fn(std::os::fd::RawFd) -> Option<Received>,
     pub postmaster: i32,
     /// Files that a server process may open for itself.
     pub own_files: u64,
@@ -76,7 +80,8 @@ pub struct Start {
 /// # Errors
 /// When the system gives no thread, or not the control socket's name.
 pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
-    let Start { shared, questions, system_user, user_name, host_name, postmaster, own_files } = start;
+    let Start { shared, questions, system_user, user_name, host_name, received, postmaster, own_files } =
+        start;
     let wanted = u32::try_from(shared.slots.len()).unwrap_or(u32::MAX);
     let limit = raise_file_limit();
     let room = Room::of(limit, own_files, wanted);
@@ -109,6 +114,7 @@ pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
         system_user,
         user_name,
         host_name,
+        received,
         identity: Mutex::default(),
         postmaster,
         consoles: Consoles::default(),

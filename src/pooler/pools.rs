@@ -6,6 +6,7 @@
 
 use super::control::{FRONT_GONE, PARAMETER, token_text};
 use super::front::Front;
+use super::limits::{self, Reading};
 use super::opening::{self, Opening};
 use super::shared::{self, POOL_SIZE_MAX, ServerState, now};
 use super::slot::State;
@@ -16,7 +17,7 @@ use crate::wire::message::Report;
 use crate::wire::startup::Replication;
 use parking_lot::Mutex;
 use rustix::event::epoll;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::*};
@@ -51,6 +52,11 @@ pub struct Pool {
     opening: Mutex<bool>,
     /// Main has been asked what has become of the role and the database.
     asking: AtomicBool,
+    /// Main has been asked what the backends do that have been serving for a while; and which of these wait for the rest of a message.
+    pub watching: AtomicBool,
+    pub readings: Mutex<HashMap<u32, Reading>>,
+    /// Clients that have sent a part of a message, as slots and generations.
+    pub parts: Mutex<HashSet<(u32, u32)>>,
     /// After a failed opening: when the next may be tried, and what the failure was.
     failed: Mutex<Option<(Instant, opening::Error)>>,
     /// Kept open for as long as the pool is.
@@ -139,6 +145,9 @@ impl Pool {
             news: Notify::new(),
             opening: Mutex::new(false),
             asking: AtomicBool::new(false),
+            watching: AtomicBool::new(false),
+            readings: Mutex::default(),
+            parts: Mutex::default(),
             failed: Mutex::new(None),
             _alive: (read, write),
         })
@@ -216,6 +225,13 @@ async fn keep(front: Arc<Front>, pool: Arc<Pool>) {
     let mut called_at: Option<Instant> = None;
     loop {
         let words = pool.words;
+        // Before anybody has to wait. After a failure only once a second, because nobody waits for it.
+        if words.servers.load(Relaxed) < least_of(&front, words)
+            && !*pool.opening.lock()
+            && pool.failed.lock().is_none()
+        {
+            start_opening(&front, &pool, For::Later);
+        }
         let may_grow = words.servers.load(Relaxed) < words.size.load(Relaxed) && !words.paused.load(Relaxed);
         let may_open = may_grow
             && !*pool.opening.lock()
@@ -241,7 +257,7 @@ async fn keep(front: Arc<Front>, pool: Arc<Pool>) {
             tokio::time::sleep(PATIENCE).await;
             let still = words.waiters.load(SeqCst) <= 0 && pool.has_ready_clients();
             if may_open && (still && called.is_none() || often) {
-                start_opening(&front, &pool);
+                start_opening(&front, &pool, For::Client);
             } else if !may_open {
                 // No more can be had at the moment; the backends that there are take turns.
                 tokio::time::sleep(TURN).await;
@@ -261,6 +277,10 @@ async fn keep(front: Arc<Front>, pool: Arc<Pool>) {
                 let used = words.clients.load(Relaxed) > 0 || words.servers.load(Relaxed) > 0;
                 if used && !pool.asking.swap(true, Relaxed) {
                     front.spawn(look_at_standing(Arc::clone(&front), Arc::clone(&pool)));
+                }
+                limits::look_at_parts(&front, &pool);
+                if limits::concern(&front, &pool) && !pool.watching.swap(true, Relaxed) {
+                    front.spawn(limits::look_at_backends(Arc::clone(&front), Arc::clone(&pool)));
                 }
                 // A paused pool is kept, or it would be forgotten that it is.
                 let empty = words.clients.load(Relaxed) == 0
@@ -334,14 +354,31 @@ fn has_newcomer(front: &Front, words: &shared::Pool) -> bool {
     })
 }
 
-fn start_opening(front: &Arc<Front>, pool: &Arc<Pool>) {
+/// How many connections the pool is to have now, whether clients need them or not: as in PgBouncer, none are opened for a pool that
+/// has no client, because its role may be gone.
+fn least_of(front: &Front, words: &shared::Pool) -> u32 {
+    let wanted =
+        words.clients.load(Relaxed) > 0 && !words.paused.load(Relaxed) && !front.stopping.load(Relaxed);
+    if wanted { front.bridge.settings().pooler.min_pool_size.min(words.size.load(Relaxed)) } else { 0 }
+}
+
+/// For whom a connection is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum For {
+    /// A client waits for it.
+    Client,
+    /// `postern.min_pool_size` wants it; no connection of another pool is worth less.
+    Later,
+}
+
+fn start_opening(front: &Arc<Front>, pool: &Arc<Pool>, whom: For) {
     *pool.opening.lock() = true;
     let (to_open, pool) = (Arc::clone(front), Arc::clone(pool));
     front.spawn(async move {
         let front = to_open;
         if let Err(error) = open_one(&front, &pool).await {
             refuse(&front, &pool, &error);
-            if matches!(&error, opening::Error::Server(code, _) if code == "53300") {
+            if whom == For::Client && matches!(&error, opening::Error::Server(code, _) if code == "53300") {
                 make_room(&front, &pool);
             }
             let retry = match &error {
@@ -426,6 +463,8 @@ async fn open_one(front: &Arc<Front>, pool: &Arc<Pool>) -> Result<(), opening::E
     server.pid.store(0, Relaxed);
     server.slot.store(0, Relaxed);
     server.retire.store(false, Relaxed);
+    server.ending.store(0, Relaxed);
+    server.status.store(0, Relaxed);
     server.transactions.store(0, Relaxed);
     server.swaps.store(0, Relaxed);
     server.pool.store(pool.number, Relaxed);
@@ -534,7 +573,8 @@ fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
             }
             let generation = seen.generation();
             let fresh = slot.settings_hash.load(Relaxed) == 0 && slot.transactions.load(Relaxed) == 0;
-            if queue && (fresh || front.seats.is_ready(index as u32, generation)) {
+            let part = limits::sends_a_part(front, index as u32, generation);
+            if queue && !part && (fresh || front.seats.is_ready(index as u32, generation)) {
                 let Some(since) = slot.waiting_since.mark(&slot.word, seen, now) else { continue };
                 waiting += 1;
                 first = if first == 0 { since } else { since.min(first) };
@@ -550,7 +590,7 @@ fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
                 }
             } else {
                 slot.waiting_since.clear();
-                if idle_limit.is_some_and(|limit| now - slot.since.load(Relaxed) >= limit) {
+                if !part && idle_limit.is_some_and(|limit| now - slot.since.load(Relaxed) >= limit) {
                     let report = Report::fatal("57P05", "client_idle_timeout")
                         .with_hint("The setting is postern.client_idle_timeout.");
                     front.end_idle(index as u32, generation, &report);
@@ -560,13 +600,38 @@ fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
     }
     words.waiting.store(waiting, Relaxed);
     words.waiting_since.store(first, Relaxed);
+    let may_open = || {
+        !*pool.opening.lock() && pool.failed.lock().as_ref().is_none_or(|(until, _)| *until <= Instant::now())
+    };
+    let open = words.servers.load(Relaxed);
+    if open < least_of(front, words) && may_open() {
+        start_opening(front, pool, For::Later);
+    }
+    let reserve = words.size.load(Relaxed)..words.size.load(Relaxed) + settings.pooler.reserve_pool_size;
+    if waiting > 0
+        && settings.pooler.reserve_pool_timeout.is_some_and(|limit| now - first >= micros(limit))
+        && reserve.contains(&open)
+        && (open as usize) < POOL_SIZE_MAX
+        && !words.paused.load(Relaxed)
+        && may_open()
+    {
+        front.bridge.log(
+            Level::Warning,
+            format!("taking a connection from postern.reserve_pool_size for database {}", pool.title()),
+        );
+        start_opening(front, pool, For::Client);
+    }
     // Connections that nobody has used for a while, and old ones, busy or not: one at a time, so that a pool is not emptied at once.
     let mut renewed = false;
+    let retiring = |server: &&shared::Server| server.retire.load(Relaxed);
+    let mut spare = i64::from(open) - front.shared.connections(pool.number).filter(retiring).count() as i64;
+    spare -= i64::from(settings.pooler.min_pool_size.min(words.size.load(Relaxed)));
     for member in &words.members {
         let Some(number) = member.load(Acquire).checked_sub(1) else { continue };
         let Some(server) = front.shared.servers.get(number as usize) else { continue };
         let done = server.transactions.load(Relaxed);
-        if server.seen_transactions.swap(done, Relaxed) != done {
+        let serves = server.state() == ServerState::Serving;
+        if server.seen_transactions.swap(done, Relaxed) != done && !serves {
             server.since.store(now, Relaxed);
         }
         let idle = server.state() == ServerState::Idle;
@@ -588,8 +653,9 @@ fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
         // One that was being opened when the pool was paused.
         let paused = words.paused.load(Relaxed);
         let renews = old && !renewed && server.state() != ServerState::Opening;
-        if ((idle && (unused || paused)) || renews) && !server.retire.load(Relaxed) {
+        if ((idle && (unused && spare > 0 || paused)) || renews) && !server.retire.load(Relaxed) {
             renewed |= old;
+            spare -= 1;
             retire(server);
         }
     }

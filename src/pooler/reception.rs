@@ -15,7 +15,7 @@ use crate::net::tls::{Identity, TlsStream};
 use crate::pooler::state::Startup;
 use crate::wire::message::Report;
 use crate::wire::startup::Replication;
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
 use std::time::Duration;
@@ -242,12 +242,12 @@ impl Front {
             });
             return;
         }
-        let (cipher, local) = (stream.cipher(), stream.local());
+        let (cipher, local, wire) = (stream.cipher(), stream.local(), stream.wire());
         let socket = match stream.socket() {
             Ok(socket) => socket,
             Err(error) => return self.turn_away(&mut stream, origin, no_place(error).into()).await,
         };
-        let newcomer = Newcomer { origin, local, cipher, socket, login, proof };
+        let newcomer = Newcomer { origin, local, cipher, wire, socket, login, proof };
         let front = Arc::clone(self);
         match self.on_first(async move { front.admit(newcomer).await }).await {
             Some(Ok(())) if cipher != 0 => drop(self.spawn(stream.go_on(self))),
@@ -258,7 +258,7 @@ impl Front {
 
     /// A place in a pool for a client that has shown who it is. On the first thread.
     async fn admit(self: &Arc<Self>, newcomer: Newcomer) -> Result<(), login::Error> {
-        let Newcomer { origin, local, cipher, socket, login, proof } = newcomer;
+        let Newcomer { origin, local, cipher, wire, socket, login, proof } = newcomer;
         let full = || {
             Report::fatal("53300", "sorry, too many clients already").with_detail(format!(
                 "The pooler has {} clients, as many as postern.max_client_connections and the limit of open files allow.",
@@ -296,7 +296,7 @@ impl Front {
         let names = (&login.message.user[..], &login.message.database[..]);
         let pool = self.pools.of(self, &admission, names, login.credential)?;
         slot.pool.store(pool.number as u16, Release);
-        self.seats.seat(number, generation, &socket, &pool.epoll).map_err(no_place)?;
+        self.seats.seat(number, generation, &socket, &pool.epoll, wire).map_err(no_place)?;
         pool.words.clients.fetch_add(1, Relaxed);
         self.shared.header.counters.clients.fetch_add(1, Relaxed);
         claim.done = true;
@@ -316,6 +316,8 @@ struct Newcomer {
     /// Our own end.
     local: Origin,
     cipher: u8,
+    /// The number of its own TCP connection, where a backend serves another socket.
+    wire: Option<RawFd>,
     /// What a backend is to serve.
     socket: OwnedFd,
     login: Box<Login>,
@@ -429,6 +431,7 @@ fn fill(slot: &Slot, origin: Origin, local: Origin, minor: u16) -> Result<(), Re
     slot.discard.store(0, Relaxed);
     slot.idle_timer.store(0, Relaxed);
     slot.parts.store(0, Relaxed);
+    slot.part_since.store(0, Relaxed);
     for word in [&slot.settings_hash, &slot.statements_hash, &slot.transactions] {
         word.store(0, Relaxed);
     }

@@ -1,15 +1,20 @@
 //! The clients' sockets as the front holds them: slot n at descriptor number base + n, the same as in every pooled backend, because
 //! an epoll instance knows a socket by file and number. Network threads.
 
+use crate::wire::frame;
 use parking_lot::Mutex;
 use rustix::event::epoll;
-use rustix::net::Shutdown;
+use rustix::net::{RecvFlags, Shutdown};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 /// Descriptors that neither clients nor a server's own files need: listeners, pools, runtimes.
 const SPARE: u64 = 256;
+
+/// A message of at most so many bytes is waited for as a whole before a backend takes its client; a longer one is taken when so much
+/// of it is there.
+pub const WHOLE: usize = 4096;
 
 /// Where clients' descriptors are, and how many clients the limit of open files allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +45,9 @@ struct Seat {
     generation: u32,
     socket: OwnedFd,
     pool: Arc<OwnedFd>,
+    /// Where the client's bytes come in, if not on the socket itself. The number may have become another's when the client is
+    /// about to end.
+    wire: Option<RawFd>,
 }
 
 /// Every client's socket.
@@ -63,13 +71,14 @@ impl Seats {
         generation: u32,
         socket: &OwnedFd,
         pool: &Arc<OwnedFd>,
+        wire: Option<RawFd>,
     ) -> std::io::Result<()> {
         let number = i32::try_from(self.base + slot).map_err(|_| std::io::ErrorKind::InvalidInput)?;
         let socket = rustix::io::fcntl_dupfd_cloexec(socket, number)?;
         if socket.as_raw_fd() != number {
             return Err(std::io::Error::other("a client's descriptor is in use"));
         }
-        let seat = Seat { generation, socket, pool: Arc::clone(pool) };
+        let seat = Seat { generation, socket, pool: Arc::clone(pool), wire };
         *self.at(slot).ok_or(std::io::ErrorKind::InvalidInput)?.lock() = Some(seat);
         Ok(())
     }
@@ -130,6 +139,36 @@ impl Seats {
     pub fn is_ready(&self, slot: u32, generation: u32) -> bool {
         let ready = |seat: &Seat| seat.generation == generation && can_read(seat.socket.as_fd());
         self.with(slot, ready).unwrap_or(false)
+    }
+
+    /// Whether a backend that took the client would have something to do: a message of which enough is there, or the client's end.
+    /// Of what it sends, so many bytes are still to be thrown away.
+    pub fn has_message(&self, slot: u32, generation: u32, discard: usize) -> bool {
+        let look = |seat: &Seat| {
+            let mut space = [std::mem::MaybeUninit::<u8>::uninit(); WHOLE];
+            let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+            let peeked = match rustix::net::recv(&seat.socket, &mut space[..], flags) {
+                Ok(((peeked, _), _)) => peeked,
+                Err(error) => return error != rustix::io::Errno::AGAIN,
+            };
+            let length = peeked.len();
+            match frame::first(peeked) {
+                _ if length == 0 => true,
+                _ if discard > 0 => length >= discard.min(WHOLE),
+                Ok(None) => false,
+                Ok(Some(first)) => first.is_complete() || length >= WHOLE,
+                Err(_) => true,
+            }
+        };
+        self.with(slot, |seat| seat.generation == generation && look(seat)).unwrap_or(false)
+    }
+
+    /// The descriptor number on which the client's bytes come in.
+    pub fn wire(&self, slot: u32, generation: u32) -> Option<RawFd> {
+        let wire = |seat: &Seat| {
+            (seat.generation == generation).then(|| seat.wire.unwrap_or_else(|| seat.socket.as_raw_fd()))
+        };
+        self.with(slot, wire).flatten()
     }
 
     /// Sends a client that nobody serves its last words; what does not fit is dropped.

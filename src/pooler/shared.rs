@@ -230,8 +230,9 @@ pub struct Slot {
     pub idle_millis: AtomicU32,
     /// Bytes of its input that are still to be thrown away: the rest of a message of a COPY that has failed.
     pub discard: AtomicU32,
-    /// How often in a row only a part of a message was there.
+    /// How often in a row only a part of a message was there, and since when; 0 when a whole one is, or none.
     pub parts: AtomicU32,
+    pub part_since: AtomicI64,
     pub application_name: Name,
 }
 
@@ -287,10 +288,14 @@ pub struct Server {
     pub token: [AtomicU64; 2],
     /// The client that it serves or serves next: slot number and 1; 0 is none.
     pub slot: AtomicU32,
+    /// Where the backend's entry of `pg_stat_activity` is: one address in every process of the server.
+    pub status: AtomicU64,
     /// It is to end at its next idle moment.
     pub retire: AtomicBool,
+    /// It has been told to end, with its client, because of this [`super::limits::Limit`]; 0 when it has not.
+    pub ending: AtomicU32,
     pub opened_at: AtomicI64,
-    /// When its state last changed.
+    /// When its state last changed, or the client's next transaction began that it had sent already.
     pub since: AtomicI64,
     pub transactions: AtomicU64,
     /// As the front last looked.

@@ -4,6 +4,7 @@
 //!
 //! - `links`: what the front has given: sockets
 //! - `look`: what a client has sent
+//! - `farewell`: the last words of a backend that the front ends
 //! - `pins`: what holds a client here
 //! - `session`: beginning a client's session, and bringing the backend from one to another
 //! - `unnamed`: the unnamed statement
@@ -13,6 +14,7 @@
 //!
 //! Single-threaded, in somebody's session: no tokio, no thread. An error in here ends one client and nothing else.
 
+mod farewell;
 mod links;
 mod look;
 mod pins;
@@ -245,6 +247,8 @@ impl Agent {
                     && self.unnamed_of != self.seat
                     && shim::postern_unnamed_number() == self.unnamed_before;
                 if shim::postern_peek_input() != c_int::from(b'X') && !anothers {
+                    // The time of what follows begins now.
+                    self.server.since.store(now(), Relaxed);
                     return;
                 }
                 shim::postern_discard_input();
@@ -405,6 +409,9 @@ impl Agent {
             log!("postern: a pooled backend has found its role or database renamed");
             self.leave();
         }
+        // SAFETY: a word of this process.
+        self.server.status.store(unsafe { shim::postern_status() }, Release);
+        farewell::install(self.server);
         self.settings.after_login();
         self.pool.size.store(guc::pool_size(), Relaxed);
         self.pool.mode.store(guc::pool_mode() as u32 + 1, Relaxed);
@@ -603,6 +610,7 @@ impl Agent {
         let slot = self.slot(seat);
         slot.since.store(self.server.since.load(Relaxed), Relaxed);
         slot.parts.store(0, Relaxed);
+        slot.part_since.store(0, Relaxed);
         let restored = self.restore_unnamed(seat);
         if !restored {
             self.dismiss(&Report::fatal("53000", "the session's unnamed statement could not be restored"));
@@ -776,11 +784,13 @@ impl Agent {
         if !fresh {
             match self.look(seat) {
                 Look::Ready => {}
-                Look::Nothing => {
+                Look::Nothing if slot.discard.load(Relaxed) == 0 => {
+                    slot.parts.store(0, Relaxed);
+                    slot.part_since.store(0, Relaxed);
                     self.let_go();
                     return false;
                 }
-                Look::Part => {
+                Look::Part | Look::Nothing => {
                     self.let_go_later();
                     return false;
                 }

@@ -2,8 +2,8 @@
 //! pooler's main thread.
 
 use super::agent::texts::Texts;
-use super::sample;
 use super::shim::{self, RawVerdict};
+use super::{activity, sample};
 use crate::auth::{Challenge, Found, Secret};
 use crate::login::{Admission, Arrival, Method, Origin, Question, Rights, Standing, Verdict};
 use crate::pooler::control::PARAMETER;
@@ -80,6 +80,9 @@ impl Answers {
                 if let Ok(standing) = guarded(|| Ok(standing(role.into(), database.into()))) {
                     let _ = reply.send(standing);
                 }
+            }
+            Question::Activity { server, reply } => {
+                let _ = reply.send(activity::of(self.shared, server));
             }
             Question::Forget { slot, reply } => {
                 self.admitted.remove(&slot);

@@ -12,6 +12,7 @@ use crate::bridge::{Level, LogLine, MainEnd, bridge};
 use crate::login::question::questions;
 use crate::login::{Question, Questions};
 use crate::pooler::front::{Start, start};
+use crate::pooler::limits::Received;
 use crate::pooler::shared::{ServerState, Shared};
 use crate::status::facts::ServerState as Server;
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
@@ -19,6 +20,7 @@ use pgrx::prelude::*;
 use std::ffi::{CStr, c_int};
 use std::sync::atomic::Ordering::*;
 use std::sync::mpsc::Receiver;
+use std::time::Duration;
 
 pub(super) const NAME: &str = "postern pooler";
 pub(super) const FUNCTION: &str = "postern_pooler_main";
@@ -105,6 +107,7 @@ fn begin(shared: Shared, questions: Questions) -> Start {
         system_user: user_name(rustix::process::geteuid().as_raw()).unwrap_or_default(),
         user_name,
         host_name,
+        received,
         // SAFETY: set for every process of the server.
         postmaster: unsafe { pg_sys::PostmasterPid },
         own_files,
@@ -306,6 +309,32 @@ fn host_name(ip: std::net::IpAddr) -> Option<String> {
     };
     let mut addresses = std::net::ToSocketAddrs::to_socket_addrs(&(&name[..], 0)).ok()?;
     addresses.any(|found| found.ip().to_canonical() == ip).then_some(name)
+}
+
+/// What has come over a TCP connection; `None` when the number is not one's, or the system does not say. A network thread's.
+fn received(descriptor: std::os::fd::RawFd) -> Option<Received> {
+    /// Where tcpi_bytes_received is in struct tcp_info (linux/tcp.h); the C library's struct ends before it.
+    const BYTES: usize = 128;
+    const QUIET: usize = std::mem::offset_of!(libc::tcp_info, tcpi_last_data_recv);
+    let mut info = [0u8; BYTES + 8];
+    let mut length = info.len() as libc::socklen_t;
+    // SAFETY: our own memory and its length, which the system fills as far as it goes.
+    let code = unsafe {
+        libc::getsockopt(
+            descriptor,
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if code != 0 || (length as usize) < info.len() {
+        return None;
+    }
+    Some(Received {
+        bytes: u64::from_ne_bytes(*info[BYTES..].first_chunk()?),
+        quiet: Duration::from_millis(u32::from_ne_bytes(*info[QUIET..].first_chunk()?).into()),
+    })
 }
 
 /// The system's name of a user; `None` when it has none. May ask a name service, so not on main.

@@ -28,12 +28,19 @@ static POOLER_LISTEN: GucSetting<Option<CString>> =
     GucSetting::<Option<CString>>::new(Some(c"localhost:6432"));
 static POOL_MODE: GucSetting<PoolMode> = GucSetting::<PoolMode>::new(PoolMode::transaction);
 static POOL_SIZE: GucSetting<i32> = GucSetting::<i32>::new(20);
+static MIN_POOL_SIZE: GucSetting<i32> = GucSetting::<i32>::new(0);
+static RESERVE_POOL_SIZE: GucSetting<i32> = GucSetting::<i32>::new(0);
+static RESERVE_POOL_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5);
 static MAX_CLIENT_CONNECTIONS: GucSetting<i32> = GucSetting::<i32>::new(10_000);
 static POOLER_THREADS: GucSetting<i32> = GucSetting::<i32>::new(1);
 static MAX_PREPARED_STATEMENTS: GucSetting<i32> = GucSetting::<i32>::new(200);
 static CLIENT_STATE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(256);
 static CLIENT_LOGIN_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(60);
 static CLIENT_IDLE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(0);
+static CLIENT_MESSAGE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(30);
+static QUERY_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(0);
+static TRANSACTION_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(0);
+static IDLE_TRANSACTION_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(0);
 static QUERY_WAIT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(120);
 static SERVER_IDLE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(600);
 static SERVER_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(3600);
@@ -129,6 +136,25 @@ fn define_pooler() {
         GucFlags::default(),
     );
     number(
+        c"postern.min_pool_size",
+        c"Server connections that the pooler keeps open for a database and role.",
+        c"They are opened while the pool has a client, up to postern.pool_size, and are not closed for being unused. \
+          Takes effect on reload.",
+        &MIN_POOL_SIZE,
+        (0, 512),
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    number(
+        c"postern.reserve_pool_size",
+        c"Server connections for a database and role beyond postern.pool_size, for when clients wait too long.",
+        c"postern.reserve_pool_timeout says how long that is. Takes effect on reload.",
+        &RESERVE_POOL_SIZE,
+        (0, 512),
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    number(
         c"postern.max_client_connections",
         c"Clients that the pooler serves at once.",
         c"Sizes the table of clients in shared memory; takes effect at the server's start. The limit of open files may allow fewer.",
@@ -164,7 +190,7 @@ fn define_pooler() {
         GucContext::Sighup,
         GucFlags::UNIT_KB,
     );
-    let times: [(&CStr, &CStr, &'static GucSetting<i32>); 7] = [
+    let times: [(&CStr, &CStr, &'static GucSetting<i32>); 12] = [
         (
             c"postern.client_login_timeout",
             c"Time in which a client must have logged in.",
@@ -176,9 +202,34 @@ fn define_pooler() {
             &CLIENT_IDLE_TIMEOUT,
         ),
         (
+            c"postern.client_message_timeout",
+            c"Time after which a client is disconnected that has sent a part of a message and not the rest.",
+            &CLIENT_MESSAGE_TIMEOUT,
+        ),
+        (
+            c"postern.query_timeout",
+            c"Time that a query of a client of the pooler may take before the client is disconnected.",
+            &QUERY_TIMEOUT,
+        ),
+        (
+            c"postern.transaction_timeout",
+            c"Time that a transaction of a client of the pooler may take before the client is disconnected.",
+            &TRANSACTION_TIMEOUT,
+        ),
+        (
+            c"postern.idle_transaction_timeout",
+            c"Time that a client of the pooler may be idle in a transaction before it is disconnected.",
+            &IDLE_TRANSACTION_TIMEOUT,
+        ),
+        (
             c"postern.query_wait_timeout",
             c"Time that a client's query may wait for a server connection before the client is disconnected.",
             &QUERY_WAIT_TIMEOUT,
+        ),
+        (
+            c"postern.reserve_pool_timeout",
+            c"Time that a client must have waited before connections of postern.reserve_pool_size are opened.",
+            &RESERVE_POOL_TIMEOUT,
         ),
         (
             c"postern.server_idle_timeout",
@@ -243,11 +294,18 @@ fn pooler_settings() -> Result<PoolerSettings, crate::settings::Error> {
     Ok(PoolerSettings {
         listen: listen.with_sockets_in(directories.iter().copied()),
         pool_size: u32::try_from(POOL_SIZE.get()).unwrap_or(1),
+        min_pool_size: u32::try_from(MIN_POOL_SIZE.get()).unwrap_or(0),
+        reserve_pool_size: u32::try_from(RESERVE_POOL_SIZE.get()).unwrap_or(0),
+        reserve_pool_timeout: time(&RESERVE_POOL_TIMEOUT),
         pool_mode: POOL_MODE.get() as u32,
         max_clients: u32::try_from(MAX_CLIENT_CONNECTIONS.get()).unwrap_or(1),
         threads: u32::try_from(POOLER_THREADS.get()).unwrap_or(1),
         client_login_timeout: time(&CLIENT_LOGIN_TIMEOUT),
         client_idle_timeout: time(&CLIENT_IDLE_TIMEOUT),
+        client_message_timeout: time(&CLIENT_MESSAGE_TIMEOUT),
+        query_timeout: time(&QUERY_TIMEOUT),
+        transaction_timeout: time(&TRANSACTION_TIMEOUT),
+        idle_transaction_timeout: time(&IDLE_TRANSACTION_TIMEOUT),
         query_wait_timeout: time(&QUERY_WAIT_TIMEOUT),
         server_idle_timeout: time(&SERVER_IDLE_TIMEOUT),
         server_lifetime: time(&SERVER_LIFETIME),

@@ -55,6 +55,18 @@ impl Default for RawVerdict {
     }
 }
 
+/// `PosternActivity` in shim.c.
+#[repr(C)]
+#[derive(Default)]
+pub(super) struct RawActivity {
+    pub reads: bool,
+    pub in_transaction: bool,
+    pub failed: bool,
+    pub runs_since: i64,
+    pub idles_since: i64,
+    pub transaction_since: i64,
+}
+
 unsafe extern "C" {
     pub(super) static mut postern_seen: Seen;
 
@@ -94,6 +106,8 @@ unsafe extern "C" {
     pub(super) fn postern_recount_statements();
     pub(super) fn postern_unnamed() -> *mut pg_sys::CachedPlanSource;
     pub(super) fn postern_unnamed_number() -> u64;
+    pub(super) fn postern_status() -> u64;
+    pub(super) fn postern_activity(number: c_int, status: u64, pid: c_int, out: *mut RawActivity) -> bool;
     pub(super) fn postern_wait_for_any(epoll: c_int, data: *mut u64) -> c_int;
 }
 

@@ -10,6 +10,12 @@ pub struct PoolerSettings {
     pub listen: ListenList,
     /// `postern.pool_size`: server connections a database and role.
     pub pool_size: u32,
+    /// `postern.min_pool_size`: connections that a pool keeps open.
+    pub min_pool_size: u32,
+    /// `postern.reserve_pool_size`: connections beyond `pool_size`, for clients that have waited for `reserve_pool_timeout`.
+    pub reserve_pool_size: u32,
+    /// `postern.reserve_pool_timeout`; none means that the reserve is never used.
+    pub reserve_pool_timeout: Option<Duration>,
     /// `postern.pool_mode`: 0 transaction, 1 session, 2 statement.
     pub pool_mode: u32,
     /// `postern.max_client_connections`.
@@ -20,6 +26,14 @@ pub struct PoolerSettings {
     pub client_login_timeout: Option<Duration>,
     /// `postern.client_idle_timeout`.
     pub client_idle_timeout: Option<Duration>,
+    /// `postern.client_message_timeout`.
+    pub client_message_timeout: Option<Duration>,
+    /// `postern.query_timeout`.
+    pub query_timeout: Option<Duration>,
+    /// `postern.transaction_timeout`.
+    pub transaction_timeout: Option<Duration>,
+    /// `postern.idle_transaction_timeout`.
+    pub idle_transaction_timeout: Option<Duration>,
     /// `postern.query_wait_timeout`.
     pub query_wait_timeout: Option<Duration>,
     /// `postern.server_idle_timeout`.

@@ -9,6 +9,7 @@ mod honest;
 mod hostile;
 mod http;
 mod lifecycle;
+mod limits;
 mod login;
 mod pgbouncer;
 mod pool_views;

@@ -59,10 +59,10 @@ fn words(error: &postgres::Error) -> String {
 }
 
 /// Runs something in a thread; its value when it ends in time.
-struct Doing<T>(std::sync::mpsc::Receiver<T>);
+pub struct Doing<T>(std::sync::mpsc::Receiver<T>);
 
 impl<T: Send + 'static> Doing<T> {
-    fn start(what: impl FnOnce() -> T + Send + 'static) -> Self {
+    pub fn start(what: impl FnOnce() -> T + Send + 'static) -> Self {
         let (sender, receiver) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             let _ = sender.send(what());
@@ -70,13 +70,13 @@ impl<T: Send + 'static> Doing<T> {
         Self(receiver)
     }
 
-    fn value(&self) -> Result<T> {
+    pub fn value(&self) -> Result<T> {
         self.0.recv_timeout(wait::LIMIT).context("a client's thread does not end")
     }
 }
 
 /// Server connections of the front, as the server shows them to a superuser on the server's own port.
-fn pooled(watcher: &mut postgres::Client) -> Result<Vec<i32>> {
+pub fn pooled(watcher: &mut postgres::Client) -> Result<Vec<i32>> {
     let rows = watcher.query(
         "select pid from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid() order by pid",
         &[],

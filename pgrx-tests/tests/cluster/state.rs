@@ -650,6 +650,17 @@ impl Raw {
         self.0.send(&Message::query(sql.as_bytes()).bytes, None);
     }
 
+    /// Sends bytes that need not be whole messages.
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.0.send(bytes, None);
+    }
+
+    /// Sends bytes, and returns the messages up to the next ReadyForQuery.
+    pub fn send_and_hear(&mut self, bytes: &[u8]) -> Result<Vec<(u8, Vec<u8>)>> {
+        self.send(bytes);
+        self.answer()
+    }
+
     /// What the server said last before it closed: the text of every message. The `postgres` crate loses it when the end comes
     /// with it.
     pub fn last_words(&mut self) -> Result<String> {

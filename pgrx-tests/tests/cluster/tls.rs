@@ -16,7 +16,7 @@ pub struct Secured {
 }
 
 impl Secured {
-    fn start(name: &str) -> Result<Self> {
+    pub fn start(name: &str) -> Result<Self> {
         Self::with(name, &[])
     }
 

@@ -1,15 +1,12 @@
 //! What a client has sent, without taking it: whether a backend is to serve it now. Pooled backends.
 
 use super::{Agent, Seat};
+use crate::pooler::seats::WHOLE;
 use crate::wire::frame;
 use crate::wire::message::Report;
 use rustix::net::RecvFlags;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering::*;
-
-/// A message of at most so many bytes is waited for as a whole before a backend takes its client; a longer one is taken when so much
-/// of it is there.
-const WHOLE: usize = 4096;
 
 /// What is known of a client's next message.
 pub(super) enum Look {
@@ -31,7 +28,8 @@ impl Agent {
         let Some(links) = &self.links else { return Look::Gone };
         let descriptor = links.descriptor(seat.slot);
         let mut space = [std::mem::MaybeUninit::<u8>::uninit(); WHOLE];
-        let discard = &self.slot(seat).discard;
+        let slot = self.slot(seat);
+        let discard = &slot.discard;
         loop {
             let rest = discard.load(Relaxed);
             let (most, flags) = match rest {
@@ -61,7 +59,12 @@ impl Agent {
             match first.tag {
                 b'X' => return Look::Gone,
                 // Left over from a COPY that has failed: the server would drop it and wait for more.
-                b'd' | b'c' | b'f' => discard.store(first.length as u32, Relaxed),
+                b'd' | b'c' | b'f' => {
+                    discard.store(first.length as u32, Relaxed);
+                    // Another message: one after the other comes whole.
+                    slot.parts.store(0, Relaxed);
+                    slot.part_since.store(0, Relaxed);
+                }
                 _ if first.is_complete() || length >= WHOLE => return Look::Ready,
                 _ => return part_of(descriptor),
             }

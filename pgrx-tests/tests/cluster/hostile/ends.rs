@@ -126,7 +126,11 @@ fn a_front_that_ends_tells_every_client_and_leaves_no_backend() -> Result<()> {
     }
     let log = cluster.log();
     ensure!(log.matches("database system is ready").count() == 1, "the server has not restarted");
-    ensure!(log.contains("pooler ends to be started again: a task of thread \"postern front\" panicked"), "{}", cluster.log_tail());
+    ensure!(
+        log.contains("pooler ends to be started again: a task of thread \"postern front\" panicked"),
+        "{}",
+        cluster.log_tail()
+    );
     Ok(())
 }
 
