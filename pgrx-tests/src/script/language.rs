@@ -9,6 +9,8 @@
 //! sees "work_mem"                   a text that a server's answers contain; may be repeated
 //! mask ports                        the ports of both ends are hidden in texts
 //! alone                             another client that plays the same script would disturb it, or it measures time
+//! undisturbed                       as alone, and no other client may make a schema meanwhile: then the server itself analyses every
+//!                                   statement of every session anew (PlanCacheSysCallback() in plancache.c)
 //! ```
 //!
 //! Then what clients do. A client is a capital letter in front of the line, `A` where there is none. It is connected, as
@@ -59,6 +61,7 @@ pub struct Script {
     pub sees: Vec<String>,
     pub masks_ports: bool,
     pub alone: bool,
+    pub undisturbed: bool,
     pub lines: Vec<Line>,
 }
 
@@ -138,6 +141,7 @@ impl Reader {
             sees: Vec::new(),
             masks_ports: false,
             alone: false,
+            undisturbed: false,
             lines: Vec::new(),
         };
         Self { script, piece: None, together: None }
@@ -165,6 +169,7 @@ impl Reader {
                 self.script.masks_ports = true;
             }
             "alone" => self.script.alone = true,
+            "undisturbed" => self.script.undisturbed = true,
             "split" => self.piece = Some(rest.parse()?),
             "together" => self.together = Some(('A', None)),
             "end" => {

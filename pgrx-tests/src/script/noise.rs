@@ -21,13 +21,13 @@ pub struct Noise {
 }
 
 impl Noise {
-    /// What can be played at any time beside anything: scripts without a setup that are not `alone`, with what they show at
+    /// What can be played at any time beside anything: scripts without a setup that are neither `alone` nor `undisturbed`, with what they show at
     /// `direct`.
     ///
     /// # Errors
     /// When one cannot be played there.
     pub fn rehearse(scripts: &[Script], direct: &Target) -> Result<Vec<(Script, Transcript)>> {
-        let fits = |script: &&Script| script.setup.is_empty() && !script.alone;
+        let fits = |script: &&Script| script.setup.is_empty() && !script.alone && !script.undisturbed;
         let play = |script: &Script| {
             let seen = replay(script, direct).with_context(|| script.name.clone())?;
             Ok((script.clone(), seen))

@@ -59,8 +59,10 @@ fn a_pool_keeps_min_pool_size_connections_while_it_has_a_client() -> Result<()> 
     ensure!(text(&mut client, "select 42")? == "42");
     watcher.batch_execute("alter system set postern.min_pool_size = 9")?;
     watcher.batch_execute("select pg_reload_conf()")?;
-    wait::until("not more than the pool's size", || pooled(&mut watcher).is_ok_and(|pids| pids.len() == 3))?;
-    stays("and no more", Duration::from_secs(2), || pooled(&mut watcher).is_ok_and(|pids| pids.len() == 3))?;
+    wait::until("as many as the pool may have", || pooled(&mut watcher).is_ok_and(|pids| pids.len() == 3))?;
+    // One that was idle for too long before may still be closed, and is replaced.
+    stays("and no more", Duration::from_secs(2), || pooled(&mut watcher).is_ok_and(|pids| pids.len() <= 3))?;
+    wait::until("all of them", || pooled(&mut watcher).is_ok_and(|pids| pids.len() == 3))?;
     // None is opened for a pool without clients.
     drop(client);
     wait::until("the client has gone", || {

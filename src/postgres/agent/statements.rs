@@ -178,6 +178,8 @@ impl Statements {
         let Some((at, (place, false))) = place.ok().and_then(|at| Some((at, *self.places.get(at)?))) else {
             return;
         };
+        // A plan source that was freed a moment ago may lie where the new one will.
+        self.forget_gone();
         let bytes = place.of(&self.listed).unwrap_or_default().to_vec();
         if let Some(statement) = state::statement_of(&bytes) {
             self.enter(&statement, environment, make_later);
