@@ -17,9 +17,11 @@ use crate::net::threads::Threads;
 use crate::net::tls::Identity;
 use crate::wire::message::Report;
 use parking_lot::Mutex;
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
 use std::time::Duration;
+use tokio::task::AbortHandle;
 
 /// The kind of the pooler's listeners.
 pub const POOLER: crate::net::slots::Kind = 4;
@@ -59,7 +61,9 @@ pub struct Front {
     pub hands: Arc<Hands>,
     pub history: History,
     pub(super) free: Mutex<Vec<u32>>,
-    pub(super) logins: Mutex<std::collections::VecDeque<(u64, tokio::task::AbortHandle)>>,
+    /// Logins under way, in the order in which they came.
+    pub(super) logins: Mutex<BTreeMap<u64, AbortHandle>>,
+    pub(super) login_number: AtomicU64,
 }
 
 /// What main knows when it starts the front.
@@ -122,6 +126,7 @@ pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
         history: History::default(),
         free: Mutex::new((0..room.capacity).rev().collect()),
         logins: Mutex::default(),
+        login_number: AtomicU64::new(0),
     });
     front.load_identity();
     let mut threads = Threads::new(bridge);
@@ -209,19 +214,32 @@ impl Front {
         if let Some(pool) = self.shared.pools.get(slot.pool.load(Acquire) as usize) {
             pool.clients.fetch_sub(1, Relaxed);
         }
-        let front = Arc::clone(self);
-        self.spawn(async move { front.free_slot(number, generation).await });
+        if slot.has_texts() {
+            let front = Arc::clone(self);
+            self.spawn(async move { front.forget(number, generation).await });
+        } else {
+            // Its last backend has freed them.
+            self.free_slot(number, generation);
+        }
     }
 
     /// Main frees the client's texts before anybody else gets the slot.
-    pub(super) async fn free_slot(&self, number: u32, generation: u32) {
+    pub(super) async fn forget(&self, number: u32, generation: u32) {
         while self.questions.ask(|reply| Question::Forget { slot: number, reply }).await.is_err() {
             if self.bridge.stop().is_cancelled() {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        if self.shared.slots[number as usize].word.free(generation) {
+        self.free_slot(number, generation);
+    }
+
+    /// A slot without texts is for the next client.
+    pub(super) fn free_slot(&self, number: u32, generation: u32) {
+        let slot = &self.shared.slots[number as usize];
+        slot.admitted_role.store(0, Relaxed);
+        slot.admitted_database.store(0, Relaxed);
+        if slot.word.free(generation) {
             self.free.lock().push(number);
         }
     }

@@ -21,6 +21,7 @@ use std::sync::atomic::Ordering::*;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::either::Either;
 
@@ -37,23 +38,20 @@ impl Front {
         listener: Listener,
         counts: &'static crate::net::slots::Slot,
     ) {
-        let mut number = 0u64;
         loop {
             match listener.accept().await {
                 Ok(accepted) => {
-                    number += 1;
                     counts.served.fetch_add(1, Relaxed);
                     if self.make_room_for_login() {
                         // A login that was told to go gives its descriptor back when it is next looked at: now.
                         tokio::task::yield_now().await;
                     }
-                    let front = Arc::clone(&self);
-                    let login = self.spawn_in_turn(async move {
-                        front.shared.header.logins.fetch_add(1, Relaxed);
-                        let _login = LoginCount(&front);
-                        front.receive(accepted).await;
-                    });
-                    self.logins.lock().push_back((number, login.abort_handle()));
+                    let login = Registered::next(&self);
+                    let number = login.number;
+                    // It is known before it can end.
+                    let mut logins = self.logins.lock();
+                    let task = self.spawn_in_turn(async move { login.front.receive(accepted).await });
+                    logins.insert(number, task.abort_handle());
                 }
                 Err(error) => {
                     counts.failed.fetch_add(1, Relaxed);
@@ -66,21 +64,19 @@ impl Front {
 
     /// Whoever has been logging in longest goes when there are too many; whether somebody had to.
     fn make_room_for_login(&self) -> bool {
-        let mut logins = self.logins.lock();
         // Their descriptors are below the clients' numbers.
         let most = LOGINS.min(self.room.base as usize / 4);
-        if logins.len() < most {
-            return false;
-        }
-        logins.retain(|(_, login)| !login.is_finished());
         let mut any = false;
-        while logins.len() >= most {
-            if let Some((_, oldest)) = logins.pop_front() {
-                oldest.abort();
-                any = true;
-            }
+        while let Some(oldest) = self.oldest_beyond(most) {
+            oldest.abort();
+            any = true;
         }
         any
+    }
+
+    fn oldest_beyond(&self, most: usize) -> Option<AbortHandle> {
+        let mut logins = self.logins.lock();
+        if logins.len() < most { None } else { logins.pop_first().map(|(_, oldest)| oldest) }
     }
 
     /// A client from its first byte to its place in a pool.
@@ -391,19 +387,32 @@ impl Drop for Claim<'_> {
         }
         let (front, number, generation) = (Arc::clone(self.front), self.number, self.generation);
         if self.admitted {
+            // Main may be at it just now.
             let to_free = Arc::clone(&front);
-            front.spawn(async move { to_free.free_slot(number, generation).await });
-        } else if front.shared.slots[number as usize].word.free(generation) {
-            front.free.lock().push(number);
+            front.spawn(async move { to_free.forget(number, generation).await });
+        } else {
+            front.free_slot(number, generation);
         }
     }
 }
 
-struct LoginCount<'a>(&'a Front);
+/// A login under way, known to the front until its task has ended: whoever keeps a task's handle keeps its memory.
+struct Registered {
+    front: Arc<Front>,
+    number: u64,
+}
 
-impl Drop for LoginCount<'_> {
+impl Registered {
+    fn next(front: &Arc<Front>) -> Self {
+        front.shared.header.logins.fetch_add(1, Relaxed);
+        Self { front: Arc::clone(front), number: front.login_number.fetch_add(1, Relaxed) }
+    }
+}
+
+impl Drop for Registered {
     fn drop(&mut self) {
-        self.0.shared.header.logins.fetch_sub(1, Relaxed);
+        self.front.logins.lock().remove(&self.number);
+        self.front.shared.header.logins.fetch_sub(1, Relaxed);
     }
 }
 

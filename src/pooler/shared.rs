@@ -212,6 +212,9 @@ pub struct Slot {
     /// The client's settings and statements: addresses in the dynamic shared memory, of whoever owns the slot. 0 is none.
     pub settings: AtomicU64,
     pub statements: AtomicU64,
+    /// OIDs of the role and the database for which main has let it in: the limits of connections count these. 0 before and after.
+    pub admitted_role: AtomicU32,
+    pub admitted_database: AtomicU32,
     /// What it has shown of itself ([`super::shown::Shown`]), in the same memory. Written by the front's main thread, at its login.
     pub shown: AtomicU64,
     /// Tells the contents of the two apart without reading them.
@@ -234,6 +237,17 @@ pub struct Slot {
     pub parts: AtomicU32,
     pub part_since: AtomicI64,
     pub application_name: Name,
+}
+
+impl Slot {
+    /// The words that point into the dynamic shared memory.
+    pub fn texts(&self) -> [&AtomicU64; 4] {
+        [&self.settings, &self.statements, &self.unnamed, &self.shown]
+    }
+
+    pub fn has_texts(&self) -> bool {
+        self.texts().iter().any(|word| word.load(Relaxed) != 0)
+    }
 }
 
 /// Why a client stays with its backend: bits of [`Slot::pins`].

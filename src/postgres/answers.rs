@@ -21,8 +21,8 @@ use std::sync::atomic::Ordering::*;
 pub(super) struct Answers {
     shared: Shared,
     texts: Texts,
-    /// Role and database of every admitted client, by slot, until the slot is forgotten: the limits of connections count these.
-    admitted: HashMap<u32, (pg_sys::Oid, pg_sys::Oid)>,
+    /// OIDs of databases by the names that they had when they were last looked for.
+    databases: HashMap<Vec<u8>, pg_sys::Oid>,
 }
 
 /// A role as pg_authid has it.
@@ -45,7 +45,7 @@ impl Answers {
         if watched.is_err() {
             warning!("postern: the pooler does not notice changed memberships of roles");
         }
-        Self { shared, texts, admitted: HashMap::new() }
+        Self { shared, texts, databases: HashMap::new() }
     }
 
     /// Answers one question. An error of the server's is an answer too.
@@ -85,11 +85,8 @@ impl Answers {
                 let _ = reply.send(activity::of(self.shared, server));
             }
             Question::Forget { slot, reply } => {
-                self.admitted.remove(&slot);
                 if let Some(slot) = self.shared.slots.get(slot as usize) {
-                    for word in [&slot.settings, &slot.statements, &slot.unnamed, &slot.shown] {
-                        self.texts.free(word);
-                    }
+                    slot.texts().iter().for_each(|word| self.texts.free(word));
                 }
                 let _ = reply.send(());
             }
@@ -175,15 +172,8 @@ impl Answers {
         }
         let database_name = String::from_utf8_lossy(&arrival.database).into_owned();
         let missing = || Report::fatal("3D000", format!("database \"{database_name}\" does not exist"));
-        let wanted = text(&arrival.database);
-        let (mut database, mut allowed, mut limit) = (pg_sys::InvalidOid, false, -1);
-        // SAFETY: in a transaction; a catalog lookup by a terminated name, and words to fill.
-        let found = unsafe {
-            shim::postern_database(wanted.as_ptr(), &raw mut database, &raw mut allowed, &raw mut limit)
-        };
-        if !found {
-            return Err(missing());
-        }
+        let Database { oid: database, allowed, limit } =
+            self.database_of(&arrival.database).ok_or_else(missing)?;
         // SAFETY: in a transaction, by OIDs.
         let may_connect = unsafe { super::versions::may_connect(database, role.oid) };
         if !allowed {
@@ -217,8 +207,37 @@ impl Answers {
             return Err(Report::fatal("53200", "out of memory")
                 .with_detail("There is no shared memory for the client."));
         }
-        self.admitted.insert(arrival.slot, (role.oid, database));
+        slot.admitted_role.store(role.oid.to_u32(), Relaxed);
+        slot.admitted_database.store(database.to_u32(), Relaxed);
         Ok(Admission { role: role.oid.to_u32(), database: database.to_u32() })
+    }
+
+    /// A database by its name. In a transaction.
+    ///
+    /// Without a database of its own a process has no index to find one by its name with, but it has the cache of those that it has
+    /// found before, by OID.
+    fn database_of(&mut self, name: &[u8]) -> Option<Database> {
+        if let Some(oid) = self.databases.get(name) {
+            if let Some(found) = database_with(*oid, name) {
+                return Some(found);
+            }
+            self.databases.remove(name);
+        }
+        let wanted = text(name);
+        let mut found = Database { oid: pg_sys::InvalidOid, allowed: false, limit: -1 };
+        // SAFETY: in a transaction; a catalog lookup by a terminated name, and words to fill.
+        let is_there = unsafe {
+            shim::postern_database(
+                wanted.as_ptr(),
+                &raw mut found.oid,
+                &raw mut found.allowed,
+                &raw mut found.limit,
+            )
+        };
+        if is_there {
+            self.databases.insert(name.to_vec(), found.oid);
+        }
+        is_there.then_some(found)
     }
 
     /// Sessions that count against a limit: clients of the pooler, and backends that are not the pooler's.
@@ -234,7 +253,12 @@ impl Answers {
         let counts = |its_role: pg_sys::Oid, its_database: pg_sys::Oid| {
             role.is_none_or(|oid| oid == its_role) && database.is_none_or(|oid| oid == its_database)
         };
-        let clients = self.admitted.values().filter(|(role, database)| counts(*role, *database)).count();
+        let clients = self.shared.slots.iter().filter(|slot| {
+            let role = pg_sys::Oid::from(slot.admitted_role.load(Relaxed));
+            role != pg_sys::InvalidOid
+                && counts(role, pg_sys::Oid::from(slot.admitted_database.load(Relaxed)))
+        });
+        let clients = clients.count();
         let pooled = self.shared.servers.iter().filter(|server| {
             let pid = server.pid.load(Acquire);
             if pid <= 1 {
@@ -247,6 +271,31 @@ impl Answers {
             }
         });
         backends + clients as i32 - pooled.count() as i32
+    }
+}
+
+/// A database as pg_database has it.
+struct Database {
+    oid: pg_sys::Oid,
+    allowed: bool,
+    limit: i32,
+}
+
+/// The database, if it still has that name. In a transaction.
+fn database_with(oid: pg_sys::Oid, name: &[u8]) -> Option<Database> {
+    // SAFETY: a catalog lookup by OID; what is kept is copied before the tuple is released.
+    unsafe {
+        pg_sys::AcceptInvalidationMessages();
+        let cache = pg_sys::SysCacheIdentifier::DATABASEOID as c_int;
+        let tuple = pg_sys::SearchSysCache1(cache, pg_sys::Datum::from(oid));
+        if tuple.is_null() {
+            return None;
+        }
+        let form = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_database>();
+        let same = CStr::from_ptr(form.datname.data.as_ptr()).to_bytes() == name;
+        let found = same.then_some(Database { oid, allowed: form.datallowconn, limit: form.datconnlimit });
+        pg_sys::ReleaseSysCache(tuple);
+        found
     }
 }
 

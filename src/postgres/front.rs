@@ -199,9 +199,9 @@ fn clear(shared: Shared) {
         if slot.word.seen().generation() != 0 {
             slot.word.reset();
             // The area that held them is gone.
-            for word in [&slot.settings, &slot.statements, &slot.unnamed, &slot.shown] {
-                word.store(0, Relaxed);
-            }
+            slot.texts().iter().for_each(|word| word.store(0, Relaxed));
+            slot.admitted_role.store(0, Relaxed);
+            slot.admitted_database.store(0, Relaxed);
         }
     }
     for pool in shared.pools.iter().filter(|pool| pool.used.load(Relaxed) != 0) {
