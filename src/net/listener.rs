@@ -83,6 +83,20 @@ impl Listener {
         Ok(Self { socket, file })
     }
 
+    /// Clients' connections as a server has them (StreamConnection() in pqcomm.c): TCP_NODELAY and SO_KEEPALIVE, which Linux hands down
+    /// from the listening socket.
+    ///
+    /// # Errors
+    /// What setsockopt(2) says.
+    pub fn keep_clients_alive(&self) -> io::Result<()> {
+        let socket = self.socket.get_ref();
+        if self.file.is_none() {
+            socket.set_tcp_nodelay(true)?;
+            socket.set_keepalive(true)?;
+        }
+        Ok(())
+    }
+
     /// Waits for the next client.
     ///
     /// # Errors

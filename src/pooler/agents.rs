@@ -11,7 +11,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, Interest};
+use tokio::io::{AsyncReadExt, BufReader, Interest};
 use tokio::net::{UnixListener, UnixStream};
 
 /// How long a client that has sent a part of a message is left alone: doubled each time up to the second figure.
@@ -57,10 +57,13 @@ pub async fn serve(front: Arc<Front>, listener: std::os::unix::net::UnixListener
     }
 }
 
-async fn hear(front: Arc<Front>, mut stream: UnixStream) {
+async fn hear(front: Arc<Front>, stream: UnixStream) {
     let mut pool = None;
     let mut record = [0; RECORD];
-    while stream.read_exact(&mut record).await.is_ok() {
+    // A read that leaves room tells the runtime that nothing is left, and saves it another one.
+    let mut words = BufReader::with_capacity(4 * RECORD, stream);
+    while words.read_exact(&mut record).await.is_ok() {
+        let stream = words.get_ref();
         let Some(word) = Word::from_bytes(&record) else { return };
         match word {
             Word::Hello { server, epoch } => {
@@ -73,7 +76,7 @@ async fn hear(front: Arc<Front>, mut stream: UnixStream) {
                 });
                 pool = known.and_then(|words| front.pools.by_number(words.pool.load(Acquire)));
                 let Some(pool) = &pool else { return };
-                if give(&stream, pool.epoll.as_fd()).await.is_err() {
+                if give(stream, pool.epoll.as_fd()).await.is_err() {
                     return;
                 }
             }
@@ -83,7 +86,7 @@ async fn hear(front: Arc<Front>, mut stream: UnixStream) {
                     // The agent waits for an answer: an end is one.
                     return;
                 };
-                if give(&stream, socket.as_fd()).await.is_err() {
+                if give(stream, socket.as_fd()).await.is_err() {
                     return;
                 }
             }

@@ -38,6 +38,9 @@ impl Front {
         listener: Listener,
         counts: &'static crate::net::slots::Slot,
     ) {
+        if let Err(error) = listener.keep_clients_alive() {
+            self.bridge.log(Level::Warning, format!("a listener of the pooler: {error}"));
+        }
         loop {
             match listener.accept().await {
                 Ok(accepted) => {
@@ -84,10 +87,6 @@ impl Front {
         let limit = self.bridge.settings().pooler.client_login_timeout.unwrap_or(Duration::from_secs(86_400));
         let deadline = Instant::now() + limit;
         let origin = origin_of(&accepted.socket);
-        if let Origin::Tcp(_) = origin {
-            let _ = rustix::net::sockopt::set_tcp_nodelay(&accepted.socket, true);
-            let _ = rustix::net::sockopt::set_socket_keepalive(&accepted.socket, true);
-        }
         let Ok(mut stream) = accepted.into_stream() else { return };
         // As a server, which offers TLS over TCP only.
         let identity = match &stream {
