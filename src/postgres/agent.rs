@@ -44,6 +44,9 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering::*;
 
+/// How long a backend serves client after client before it lets others of the machine run: microseconds.
+const TURN: i64 = 200;
+
 /// The one agent of the process.
 struct Place(UnsafeCell<Option<Box<Agent>>>);
 
@@ -170,6 +173,10 @@ struct Agent {
     /// Whose the session's unnamed statement is, and which it was when the client was seated.
     unnamed_of: Option<Seat>,
     unnamed_before: u64,
+    /// Since when it has not waited for a client: microseconds since 1970.
+    awake_since: i64,
+    /// The type of the client's first message and the first byte of its body, when it is ready.
+    first: Option<(u8, Option<u8>)>,
     /// Messages of our own are being answered; the socket to go back to.
     injecting: Option<OwnedFd>,
     parked: c_int,
@@ -213,6 +220,8 @@ impl Agent {
             environment: Environment::default(),
             unnamed_of: None,
             unnamed_before: 0,
+            awake_since: 0,
+            first: None,
             injecting: None,
             // SAFETY: a word of this process.
             parked: unsafe { shim::postern_socket() },
@@ -725,10 +734,20 @@ impl Agent {
             }
             return false;
         }
-        let mut data = 0;
+        // The others of the pool that have taken a client and wait for a processor go first now and then: whoever has one would
+        // serve client after client for as long as the system lets it, and theirs would wait for many times a query's time.
+        if self.server.since.load(Relaxed) - self.awake_since > TURN {
+            std::thread::yield_now();
+            self.awake_since = now();
+        }
+        let (mut data, mut slept) = (0, false);
         self.pool.waiters.fetch_add(1, SeqCst);
-        // SAFETY: the pool's epoll instance, and a word of ours.
-        let found = unsafe { shim::postern_wait_for_any(links.epoll.as_raw_fd(), &raw mut data) };
+        // SAFETY: the pool's epoll instance, and words of ours.
+        let found =
+            unsafe { shim::postern_wait_for_any(links.epoll.as_raw_fd(), &raw mut data, &raw mut slept) };
+        if slept {
+            self.awake_since = now();
+        }
         if self.pool.waiters.fetch_sub(1, SeqCst) <= 1 {
             self.nobody_waits();
         }

@@ -509,29 +509,36 @@ postern_wait_on_none(void)
 }
 
 /*
- * Waits for any client of the pool: 1 and what the client was added with, 0 when a signal came, -1 when the postmaster is gone. Signals are let in by the
- * wait itself, so that none is missed between the look and the sleep.
+ * Waits for any client of the pool: 1 and what the client was added with, 0 when a signal came, -1 when the postmaster is gone. slept
+ * tells whether nobody was ready. Signals are let in by the wait itself, so that none is missed between the look and the sleep.
  */
 int
-postern_wait_for_any(int epoll, uint64 *data)
+postern_wait_for_any(int epoll, uint64 *data, bool *slept)
 {
 	struct epoll_event event;
-	int			n;
+	int			n = 0;
 
+	*slept = false;
+	if (!InterruptPending && !ConfigReloadPending && !MyLatch->is_set)
+		n = epoll_wait(epoll, &event, 1, 0);
+	if (n < 1)
+	{
+		*slept = true;
 #if PG_VERSION_NUM >= 160000
-	sigprocmask(SIG_SETMASK, &BlockSig, NULL);
+		sigprocmask(SIG_SETMASK, &BlockSig, NULL);
 #else
-	PG_SETMASK(&BlockSig);
+		PG_SETMASK(&BlockSig);
 #endif
-	if (InterruptPending || ConfigReloadPending || MyLatch->is_set)
-		n = 0;
-	else
-		n = epoll_pwait(epoll, &event, 1, -1, &UnBlockSig);
+		if (InterruptPending || ConfigReloadPending || MyLatch->is_set)
+			n = 0;
+		else
+			n = epoll_pwait(epoll, &event, 1, -1, &UnBlockSig);
 #if PG_VERSION_NUM >= 160000
-	sigprocmask(SIG_SETMASK, &UnBlockSig, NULL);
+		sigprocmask(SIG_SETMASK, &UnBlockSig, NULL);
 #else
-	PG_SETMASK(&UnBlockSig);
+		PG_SETMASK(&UnBlockSig);
 #endif
+	}
 	if (n < 1)
 		return PostmasterIsAlive() ? 0 : -1;
 	*data = event.data.u64;

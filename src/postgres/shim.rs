@@ -108,7 +108,7 @@ unsafe extern "C" {
     pub(super) fn postern_unnamed_number() -> u64;
     pub(super) fn postern_status() -> u64;
     pub(super) fn postern_activity(number: c_int, status: u64, pid: c_int, out: *mut RawActivity) -> bool;
-    pub(super) fn postern_wait_for_any(epoll: c_int, data: *mut u64) -> c_int;
+    pub(super) fn postern_wait_for_any(epoll: c_int, data: *mut u64, slept: *mut bool) -> c_int;
 }
 
 /// Functions that may raise an error: a wrapper each, through which the error comes out as a panic and no jump crosses Rust.

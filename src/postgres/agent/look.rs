@@ -24,7 +24,8 @@ pub(super) enum Look {
 
 impl Agent {
     /// What the client has sent, without taking it.
-    pub(super) fn look(&self, seat: Seat) -> Look {
+    pub(super) fn look(&mut self, seat: Seat) -> Look {
+        self.first = None;
         let Some(links) = &self.links else { return Look::Gone };
         let descriptor = links.descriptor(seat.slot);
         let mut space = [std::mem::MaybeUninit::<u8>::uninit(); WHOLE];
@@ -65,7 +66,10 @@ impl Agent {
                     slot.parts.store(0, Relaxed);
                     slot.part_since.store(0, Relaxed);
                 }
-                _ if first.is_complete() || length >= WHOLE => return Look::Ready,
+                _ if first.is_complete() || length >= WHOLE => {
+                    self.first = Some((first.tag, first.body.first().copied()));
+                    return Look::Ready;
+                }
                 _ => return part_of(descriptor),
             }
         }

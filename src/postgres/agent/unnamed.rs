@@ -4,8 +4,8 @@
 use super::super::{guc, shim};
 use super::{Agent, Seat, statements};
 use crate::pooler::state::{self, Settings};
-use crate::wire::{frame, message};
-use rustix::net::{RecvFlags, SendFlags};
+use crate::wire::message;
+use rustix::net::SendFlags;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::Ordering::*;
 
@@ -51,12 +51,7 @@ impl Agent {
         if (self.unnamed_of == Some(seat) && there == wanted) || (!there && !wanted) {
             return true;
         }
-        let mut peeked = [0; 64];
-        let descriptor = links.descriptor(seat.slot);
-        let length = rustix::net::recv(descriptor, &mut peeked, RecvFlags::PEEK | RecvFlags::DONTWAIT)
-            .map_or(0, |(length, _)| length);
-        let first = frame::first(&peeked[..length]).ok().flatten();
-        let replaces = first.is_some_and(|f| f.tag == b'Q' || (f.tag == b'P' && f.body.first() == Some(&0)));
+        let replaces = matches!(self.first, Some((b'Q', _) | (b'P', Some(0))));
         if replaces {
             return true;
         }
