@@ -1,10 +1,14 @@
 //! A raw connection: bytes out, whole backend messages in. Runs in test programs.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, crypto};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Between the pieces of a message that is sent in pieces: long enough that they arrive one by one.
@@ -16,12 +20,22 @@ pub enum Target {
     Tcp(SocketAddr),
     /// The path of the socket.
     Unix(PathBuf),
+    /// TCP with TLS, after an SSLRequest; `localhost`'s certificate must be of that authority.
+    Tls {
+        address: SocketAddr,
+        authority: PathBuf,
+    },
 }
 
 impl Target {
     /// A port on this machine.
     pub fn tcp(port: u16) -> Self {
         Self::Tcp(([127, 0, 0, 1], port).into())
+    }
+
+    /// The same with TLS; the authority's certificate as a PEM file.
+    pub fn tls(port: u16, authority: &Path) -> Self {
+        Self::Tls { address: ([127, 0, 0, 1], port).into(), authority: authority.to_owned() }
     }
 
     /// PostgreSQL's name for the socket of a port.
@@ -31,7 +45,7 @@ impl Target {
 
     pub fn port(&self) -> Option<u16> {
         match self {
-            Self::Tcp(address) => Some(address.port()),
+            Self::Tcp(address) | Self::Tls { address, .. } => Some(address.port()),
             Self::Unix(path) => path.extension()?.to_str()?.parse().ok(),
         }
     }
@@ -40,7 +54,7 @@ impl Target {
     pub fn config(&self) -> postgres::Config {
         let mut config = postgres::Config::new();
         match self {
-            Self::Tcp(address) => config.host(&address.ip().to_string()),
+            Self::Tcp(address) | Self::Tls { address, .. } => config.host(&address.ip().to_string()),
             Self::Unix(path) => config.host_path(path.parent().unwrap_or(path)),
         };
         config.port(self.port().unwrap_or_default()).user("postgres").dbname("postgres");
@@ -49,7 +63,7 @@ impl Target {
     }
 }
 
-/// A stream of bytes whose reads end when nothing comes; TLS is to be one more of them.
+/// A stream of bytes whose reads end when nothing comes.
 pub trait Wire: Read + Write + Send {
     /// How long a read waits before it fails with `WouldBlock` or `TimedOut`.
     ///
@@ -77,6 +91,66 @@ impl Wire for UnixStream {
     fn set_patience(&self, patience: Duration) -> io::Result<()> {
         self.set_read_timeout(Some(patience))
     }
+}
+
+/// TLS whose end is the connection's, as the server has it: it often closes without a close_notify.
+struct TlsStream(StreamOwned<ClientConnection, TcpStream>);
+
+impl Read for TlsStream {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        match self.0.read(bytes) {
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(0),
+            read => read,
+        }
+    }
+}
+
+impl Write for TlsStream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+impl Wire for TlsStream {
+    fn set_patience(&self, patience: Duration) -> io::Result<()> {
+        self.0.sock.set_read_timeout(Some(patience))
+    }
+
+    fn local_port(&self) -> Option<u16> {
+        Wire::local_port(&self.0.sock)
+    }
+}
+
+fn plain(address: &SocketAddr) -> Result<TcpStream> {
+    let stream = TcpStream::connect(address).with_context(|| address.to_string())?;
+    stream.set_nodelay(true)?;
+    stream.set_write_timeout(Some(Duration::from_secs(20)))?;
+    Ok(stream)
+}
+
+fn over_tls(address: &SocketAddr, authority: &Path) -> Result<TlsStream> {
+    let mut stream = plain(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    stream.write_all(&[0, 0, 0, 8, 4, 210, 22, 47])?;
+    let mut answer = [0];
+    stream.read_exact(&mut answer)?;
+    ensure!(answer == *b"S", "there is no TLS at {address}");
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(authority).context("the authority's certificate")?)?;
+    let config = ClientConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let session = ClientConnection::new(Arc::new(config), ServerName::try_from("localhost")?)?;
+    let mut stream = StreamOwned::new(session, stream);
+    while stream.conn.is_handshaking() {
+        stream.conn.complete_io(&mut stream.sock)?;
+    }
+    Ok(TlsStream(stream))
 }
 
 /// What a read gives.
@@ -114,12 +188,8 @@ impl Connection {
     /// When nobody listens there.
     pub fn open(target: &Target) -> Result<Self> {
         let wire: Box<dyn Wire> = match target {
-            Target::Tcp(address) => {
-                let stream = TcpStream::connect(address).with_context(|| address.to_string())?;
-                stream.set_nodelay(true)?;
-                stream.set_write_timeout(Some(Duration::from_secs(20)))?;
-                Box::new(stream)
-            }
+            Target::Tcp(address) => Box::new(plain(address)?),
+            Target::Tls { address, authority } => Box::new(over_tls(address, authority)?),
             Target::Unix(path) => {
                 let stream = UnixStream::connect(path).with_context(|| path.display().to_string())?;
                 stream.set_write_timeout(Some(Duration::from_secs(20)))?;

@@ -1,6 +1,7 @@
 //! What a client sees at the pooler's port equals, byte for byte, what it sees at the server's: the scripts of
 //! `pgrx-tests/corpus`, replayed at both.
 
+use crate::tls::Secured;
 use anyhow::{Context, Result, bail, ensure};
 use pgrx_tests::cluster::Cluster;
 use pgrx_tests::script::{self, Noise, Script, Target, staged};
@@ -22,15 +23,17 @@ fn front(cluster: &Cluster) -> u16 {
 /// start: its settings show in a pooled backend once any client has used it.
 fn start() -> Result<Cluster> {
     let cluster = Cluster::new("corpus")?;
-    for (setting, value) in [
-        ("max_prepared_transactions", "0"),
-        ("log_min_messages", "log"),
-        ("session_preload_libraries", "plpgsql"),
-    ] {
+    for (setting, value) in SETTINGS {
         cluster.set(setting, value)?;
     }
     cluster.start()
 }
+
+const SETTINGS: [(&str, &str); 3] = [
+    ("max_prepared_transactions", "0"),
+    ("log_min_messages", "log"),
+    ("session_preload_libraries", "plpgsql"),
+];
 
 fn scripts() -> Result<Vec<Script>> {
     let mut scripts = script::corpus()?;
@@ -96,6 +99,20 @@ fn a_client_over_a_unix_socket_sees_the_same_through_the_front() -> Result<()> {
     let cluster = start()?;
     let at = |port| Target::unix(cluster.socket_directory(), port);
     compare(&cluster, scripts()?, &at(cluster.port), &at(front(&cluster)))
+}
+
+/// What is about a plain TCP connection: a request for TLS that is refused, and the socket's own tcp_keepalives_* and tcp_user_timeout,
+/// which the README lists.
+const PLAIN: [&str; 3] = ["startup_ssl_refused", "rules_of_show", "set_all_settings"];
+
+#[test]
+fn a_client_over_tls_sees_the_same_through_the_front() -> Result<()> {
+    let secured = Secured::with("corpus-tls", &SETTINGS)?;
+    let at = |port| Target::tls(port, std::path::Path::new(&secured.file("ca.crt")));
+    let cluster = &secured.cluster;
+    let mut scripts = scripts()?;
+    scripts.retain(|script| !PLAIN.contains(&&script.name[..]));
+    compare(cluster, scripts, &at(cluster.port), &at(front(cluster)))
 }
 
 #[test]
