@@ -119,6 +119,7 @@ impl Bench {
             cluster.set("postern.pooler_listen", &format!("127.0.0.1:{port}"))?;
             cluster.set("postern.pool_size", &options.pool.to_string())?;
             cluster.set("postern.pooler_threads", &options.threads.to_string())?;
+            cluster.set("postern.max_prepared_statements", &options.statements.to_string())?;
             let most = (options.idle_clients + 1000).max(10_000);
             cluster.set("postern.max_client_connections", &most.to_string())?;
         }
@@ -148,7 +149,8 @@ impl Bench {
 
     /// PgBouncer as all parts have it; to be changed.
     fn pgbouncer_options(&self) -> pgbouncer::Options {
-        pgbouncer::Options { pool_size: self.options.pool, ..pgbouncer::Options::default() }
+        let more = vec![("max_prepared_statements".to_owned(), self.options.statements.to_string())];
+        pgbouncer::Options { pool_size: self.options.pool, more, ..pgbouncer::Options::default() }
     }
 
     fn direct(&self) -> Target {

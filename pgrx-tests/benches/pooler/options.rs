@@ -20,6 +20,8 @@ pub struct Options {
     /// The most clients with which a direct connection is measured.
     pub direct_most: usize,
     pub idle_clients: usize,
+    /// Prepared statements that both poolers keep for a server connection.
+    pub statements: u32,
     pub without_postern: bool,
     /// One more round of each cell, in which perf counts system calls.
     pub syscalls: bool,
@@ -28,7 +30,7 @@ pub struct Options {
 const USAGE: &str = "\
 parts: cells tls connect sessions idle
 options: --rounds=3 --seconds=3 --scale=10 --pool=20 --threads=1 --clients=1,16,200,1000
-         --protocols=simple,extended,prepared --direct-most=200 --idle-clients=8000 --without-postern --syscalls";
+         --protocols=simple,extended,prepared --direct-most=200 --idle-clients=8000 --statements=200 --without-postern --syscalls";
 
 impl Options {
     pub fn read(arguments: impl Iterator<Item = String>) -> Result<Self> {
@@ -43,6 +45,7 @@ impl Options {
             protocols: ["simple", "extended", "prepared"].map(str::to_owned).to_vec(),
             direct_most: 200,
             idle_clients: 8000,
+            statements: 200,
             without_postern: false,
             syscalls: false,
         };
@@ -65,6 +68,7 @@ impl Options {
             "--clients" => self.clients = value.split(',').map(str::parse).collect::<Result<_, _>>()?,
             "--protocols" => self.protocols = value.split(',').map(str::to_owned).collect(),
             "--direct-most" => self.direct_most = value.parse()?,
+            "--statements" => self.statements = value.parse()?,
             "--idle-clients" => self.idle_clients = value.parse()?,
             "--without-postern" => self.without_postern = true,
             "--syscalls" => self.syscalls = true,
