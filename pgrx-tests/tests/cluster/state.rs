@@ -82,7 +82,7 @@ pub fn same_as_directly(cluster: &Cluster, scripts: &[(&str, &str)]) -> Result<(
     Ok(())
 }
 
-const SETTINGS: [(&str, &str); 21] = [
+const SETTINGS: [(&str, &str); 22] = [
     (
         "set",
         r#"
@@ -181,6 +181,29 @@ const SETTINGS: [(&str, &str); 21] = [
         > Sync
         ~
         > Query "show timezone"
+        "#,
+    ),
+    (
+        "one value over two defaults",
+        r#"
+        A startup user=postgres database=postgres options="-c work_mem=1MB"
+        B startup user=postgres database=postgres options="-c work_mem=2MB"
+        > Query "set work_mem = '5MB'"
+        B> Query "set work_mem = '5MB'"
+        C startup user=postgres database=postgres
+        C> Query "set work_mem = '5MB'"
+        ~
+        > Query "show work_mem"
+        B> Query "show work_mem"
+        > Query "show work_mem"
+        C> Query "show work_mem"
+        B> Query "show work_mem"
+        C> Query "show work_mem; reset work_mem; show work_mem"
+        > Query "reset work_mem; show work_mem"
+        B> Query "reset work_mem; show work_mem"
+        ~
+        > Query "show work_mem"
+        B> Query "show work_mem"
         "#,
     ),
     (

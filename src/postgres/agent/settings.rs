@@ -248,12 +248,19 @@ impl SessionSettings {
         let mut back: Vec<_> = from_session.iter().filter(|s| !stays(s, to_session)).collect();
         back.retain(|s| !OF_A_TRANSACTION.contains(&s.name) && s.source != KNOWN);
         back.sort_by_key(|s| !is_identity(s.name));
-        let mut forth: Vec<_> = to_session.iter().filter(|s| !stays(s, from_session)).collect();
-        forth.retain(|s| !OF_A_TRANSACTION.contains(&s.name));
-        forth.sort_by_key(|s| identity_order(s.name));
         let lower: Vec<_> = from_base.iter().filter(|s| !stays(s, to_base)).collect();
         let mut raise: Vec<_> = to_base.iter().filter(|s| !stays(s, from_base)).collect();
         raise.sort_by_key(|s| identity_order(s.name));
+        // A covered value may have changed in postgresql.conf while it was covered.
+        let stale = reload_time() != self.reloaded_at;
+        let kept: Vec<_> =
+            if stale { from_base.iter().filter(|s| stays(s, to_base)).collect() } else { Vec::new() };
+        // What stands over a base value goes with it when that is taken off.
+        let rebased = |s: &Setting<'_>| [&lower, &raise, &kept].into_iter().flatten().any(|b| b.name == s.name);
+        let mut forth: Vec<_> =
+            to_session.iter().filter(|s| !stays(s, from_session) || rebased(s)).collect();
+        forth.retain(|s| !OF_A_TRANSACTION.contains(&s.name));
+        forth.sort_by_key(|s| identity_order(s.name));
         // A change of identity undoes and redoes the other: session_authorization resets role.
         let identity = back.iter().chain(&forth).any(|s| is_identity(s.name));
         if identity {
@@ -271,9 +278,6 @@ impl SessionSettings {
                 !(forth.iter().any(|f| f.name == s.name && f.source != KNOWN) && is_alone(s.name))
             });
         }
-        // A covered value may have changed in postgresql.conf while it was covered.
-        let stale = reload_time() != self.reloaded_at;
-        let kept = if stale { from_base.iter().filter(|s| stays(s, to_base)).collect() } else { Vec::new() };
         Steps { back, lower, kept, stale, raise, forth }
     }
 
