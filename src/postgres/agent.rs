@@ -117,13 +117,39 @@ pub extern "C-unwind" fn postern_agent_all_names() {
 fn with_names(what: impl FnOnce(&mut Statements, Environment)) {
     let Some(agent) = agent() else { return };
     if let Some(statements) = &mut agent.statements {
-        // Entering a name looks it up.
-        // SAFETY: a flag of shim.c, on the only thread.
-        unsafe { shim::postern_seen.nameless = false };
+        let mut asked = Asked::begin();
         what(statements, agent.environment);
-        let nameless = statements.has_nameless();
+        asked.nameless = statements.has_nameless();
+    }
+}
+
+/// While names are entered: looking them up asks for none, and what their texts have to say, the client has heard when it prepared
+/// them.
+struct Asked {
+    nameless: bool,
+    client_min_messages: c_int,
+}
+
+impl Asked {
+    fn begin() -> Self {
+        // SAFETY: a flag of shim.c and a setting, on the only thread.
+        unsafe {
+            shim::postern_seen.nameless = false;
+            let client_min_messages = pg_sys::client_min_messages;
+            pg_sys::client_min_messages = PgLogLevel::ERROR as c_int;
+            Self { nameless: true, client_min_messages }
+        }
+    }
+}
+
+/// After an error as well, which may be caught in the client's own code: then it goes on to look for names.
+impl Drop for Asked {
+    fn drop(&mut self) {
         // SAFETY: as above.
-        unsafe { shim::postern_seen.nameless = nameless };
+        unsafe {
+            pg_sys::client_min_messages = self.client_min_messages;
+            shim::postern_seen.nameless = self.nameless;
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use crate::state::same_as_directly;
 use anyhow::{Context, Result, ensure};
 use std::time::{Duration, Instant};
 
-const STATEMENTS: [(&str, &str); 14] = [
+const STATEMENTS: [(&str, &str); 15] = [
     (
         "one name, two texts",
         r#"
@@ -107,6 +107,23 @@ const STATEMENTS: [(&str, &str); 14] = [
         > Query "discard all"
         ~
         > Query "select count(*) from pg_prepared_statements"
+        "#,
+    ),
+    (
+        "a text that the parser has a word about",
+        r#"
+        > Parse "n" "select 1 as a_column_whose_name_is_longer_than_sixty_three_bytes_and_so_is_cut_with_a_notice"
+        > Sync
+        > Query "prepare pn as select 2 as a_column_whose_name_is_longer_than_sixty_three_bytes_and_so_is_cut_with_a_notice"
+        ~
+        > Bind "" "n" []
+        > Execute ""
+        > Sync
+        ~
+        > Query "execute pn"
+        ~
+        > Describe statement "n"
+        > Sync
         "#,
     ),
     (
