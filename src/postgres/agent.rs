@@ -104,6 +104,8 @@ pub extern "C-unwind" fn postern_agent_ready() {
 pub unsafe extern "C-unwind" fn postern_agent_name(name: *const c_char) {
     // SAFETY: a terminated string, as the server's own lookup wants it.
     let name = unsafe { CStr::from_ptr(name) }.to_bytes();
+    // The table has names as long as they may be, and compares no more of any.
+    let name = &name[..name.len().min(pg_sys::NAMEDATALEN as usize - 1)];
     with_names(|statements, environment| statements.name(name, environment));
 }
 

@@ -5,7 +5,7 @@ use crate::state::same_as_directly;
 use anyhow::{Context, Result, ensure};
 use std::time::{Duration, Instant};
 
-const STATEMENTS: [(&str, &str); 15] = [
+const STATEMENTS: [(&str, &str); 17] = [
     (
         "one name, two texts",
         r#"
@@ -110,6 +110,34 @@ const STATEMENTS: [(&str, &str); 15] = [
         "#,
     ),
     (
+        "names longer than a name may be",
+        r#"
+        errors 42P05 26000
+        > Parse "a_name_of_a_statement_that_is_longer_than_sixty_three_bytes_so_it_is_cut" "select 1 as cut"
+        > Sync
+        > Query "prepare another_name_of_a_statement_that_is_longer_than_sixty_three_bytes as select 2"
+        ~
+        > Bind "" "a_name_of_a_statement_that_is_longer_than_sixty_three_bytes_so_it_is_cut" []
+        > Execute ""
+        > Sync
+        ~
+        > Describe statement "a_name_of_a_statement_that_is_longer_than_sixty_three_bytes_so_it_is_none_other"
+        > Sync
+        ~
+        > Query "execute another_name_of_a_statement_that_is_longer_than_sixty_three_bytes"
+        ~
+        > Parse "a_name_of_a_statement_that_is_longer_than_sixty_three_bytes_so_it_is_cut" "select 2"
+        > Sync
+        ~
+        > Close statement "a_name_of_a_statement_that_is_longer_than_sixty_three_bytes_so_it_is_cut"
+        > Sync
+        ~
+        > Bind "" "a_name_of_a_statement_that_is_longer_than_sixty_three_bytes_so_it_is_cut" []
+        > Sync
+        > Query "select name, statement from pg_prepared_statements order by 1"
+        "#,
+    ),
+    (
         "a text that the parser has a word about",
         r#"
         > Parse "n" "select 1 as a_column_whose_name_is_longer_than_sixty_three_bytes_and_so_is_cut_with_a_notice"
@@ -123,6 +151,21 @@ const STATEMENTS: [(&str, &str); 15] = [
         > Query "execute pn"
         ~
         > Describe statement "n"
+        > Sync
+        "#,
+    ),
+    (
+        "an empty statement under a path that nobody has looked along",
+        r#"
+        > Parse "empty" ""
+        > Sync
+        > Query "set search_path = pg_temp, '$user', information_schema"
+        ~
+        > Bind "" "empty" []
+        > Execute ""
+        > Sync
+        ~
+        > Describe statement "empty"
         > Sync
         "#,
     ),
