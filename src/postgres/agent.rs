@@ -198,6 +198,8 @@ struct Agent {
     now_settings: Vec<u8>,
     now_statements: Vec<u8>,
     environment: Environment,
+    /// As of which reading of postgresql.conf.
+    environment_as_of: i64,
     /// Whose the session's unnamed statement is, and which it was when the client was seated.
     unnamed_of: Option<Seat>,
     unnamed_before: u64,
@@ -246,6 +248,7 @@ impl Agent {
             now_settings: Vec::new(),
             now_statements: Vec::new(),
             environment: Environment::default(),
+            environment_as_of: 0,
             unnamed_of: None,
             unnamed_before: 0,
             awake_since: 0,
@@ -453,6 +456,7 @@ impl Agent {
         self.pool.size.store(guc::pool_size(), Relaxed);
         self.pool.mode.store(guc::pool_mode() as u32 + 1, Relaxed);
         self.now_settings = self.settings.read(&[]);
+        self.look_around();
         self.now_statements.clear();
         let links = if self.statements.is_some() { Links::open(self) } else { Err("no table of statements") };
         match links {
@@ -479,8 +483,19 @@ impl Agent {
         }
     }
 
+    /// After postgresql.conf was read again; whether literals are read otherwise since.
+    fn look_around(&mut self) -> bool {
+        let now = settings::reload_time();
+        if std::mem::replace(&mut self.environment_as_of, now) == now {
+            return false;
+        }
+        let before = std::mem::replace(&mut self.environment, self.settings.environment());
+        before.literals != self.environment.literals
+    }
+
     /// Writes down what the client has now.
     fn settle(&mut self) {
+        let reloaded = self.look_around();
         let (Some(seat), Some(links)) = (self.seat, &self.links) else { return };
         let slot = &self.shared.slots[seat.slot as usize];
         for count in [&slot.transactions, &self.server.transactions, &self.pool.transactions] {
@@ -498,6 +513,7 @@ impl Agent {
         let most = guc::client_state_size();
         let mut pins = 0;
         let names_before = names;
+        names |= reloaded;
         if settings || told {
             let bytes = self.settings.read(&self.now_settings);
             if bytes != self.now_settings {
@@ -513,7 +529,7 @@ impl Agent {
         }
         let kept_pins = slot.pins.load(Relaxed);
         if names && let Some(statements) = &mut self.statements {
-            let (bytes, fixed) = statements.read(self.environment, settings && names_before);
+            let (bytes, fixed) = statements.read(self.environment, (settings || reloaded) && names_before);
             if fixed {
                 pins |= Pin::StatementNotMovable as u32;
             }
@@ -739,7 +755,6 @@ impl Agent {
 
     /// Waits until a client of the pool is ready, and seats it. False: look again.
     fn wait_for_any(&mut self) -> bool {
-        let Some(links) = &self.links else { return false };
         self.enter(ServerState::Idle);
         // SAFETY: the session's own interrupts, at its top, with no client attached.
         unsafe {
@@ -749,6 +764,7 @@ impl Agent {
             shim::postern_notify_interrupts(false);
             if shim::postern_reload_pending() {
                 shim::postern_reload();
+                self.look_around();
             }
         }
         if self.server.retire.load(Relaxed) {
@@ -768,6 +784,7 @@ impl Agent {
             std::thread::yield_now();
             self.awake_since = now();
         }
+        let Some(links) = &self.links else { return false };
         let (mut data, mut slept) = (0, false);
         self.pool.waiters.fetch_add(1, SeqCst);
         // SAFETY: the pool's epoll instance, and words of ours.

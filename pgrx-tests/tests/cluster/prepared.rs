@@ -576,6 +576,29 @@ fn hundreds_of_statements_a_client_follow_it() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn literals_are_read_by_the_settings_of_after_a_reload() -> Result<()> {
+    let cluster = with_pool("prepared-reload", 1, &[])?;
+    let config = through(&cluster);
+    let (mut before, mut after) = (config.connect(postgres::NoTls)?, config.connect(postgres::NoTls)?);
+    let prepare = "prepare s as select coalesce((1 = null)::text, 'null')";
+    before.batch_execute(prepare)?;
+    after.batch_execute("select 1")?;
+    cluster.connect()?.batch_execute("alter system set transform_null_equals = on")?;
+    cluster.connect()?.batch_execute("select pg_reload_conf()")?;
+    let limit = Instant::now() + Duration::from_secs(5);
+    while text(&mut after, "show transform_null_equals")? != "on" {
+        ensure!(Instant::now() < limit, "the reload does not come");
+    }
+    after.batch_execute(prepare)?;
+    for _ in 0..3 {
+        ensure!(text(&mut after, "execute s")? == "false");
+        let seen = text(&mut before, "execute s")?;
+        ensure!(seen == "null", "{seen} for what was read before");
+    }
+    Ok(())
+}
+
 /// Numbers that look random, the same on every run.
 struct Dice(u64);
 

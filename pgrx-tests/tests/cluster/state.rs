@@ -629,6 +629,29 @@ fn settings_are_exact_with_others_on_the_only_backend() -> Result<()> {
     same_as_directly(&cluster, &scripts)
 }
 
+#[test]
+fn what_stands_over_a_default_outlives_a_reload() -> Result<()> {
+    let cluster = with_pool("state-reload", 1, &[])?;
+    let mut clients: Vec<_> = (0..2)
+        .map(|_| through(&cluster).options("-c work_mem=1MB").connect(postgres::NoTls))
+        .collect::<Result<_, _>>()?;
+    for (number, client) in clients.iter_mut().enumerate() {
+        client.batch_execute(&format!("set work_mem = '5MB'; set state.number = '{number}'"))?;
+    }
+    cluster.connect()?.batch_execute("alter system set transform_null_equals = on")?;
+    cluster.connect()?.batch_execute("select pg_reload_conf()")?;
+    let limit = Instant::now() + Duration::from_secs(5);
+    while text(&mut clients[0], "show transform_null_equals")? != "on" {
+        ensure!(Instant::now() < limit, "the reload does not come");
+    }
+    for client in clients.iter_mut().rev() {
+        ensure!(text(client, "show work_mem")? == "5MB");
+        client.batch_execute("reset work_mem")?;
+        ensure!(text(client, "show work_mem")? == "1MB");
+    }
+    Ok(())
+}
+
 /// A raw client, logged in.
 pub struct Raw(Connection);
 

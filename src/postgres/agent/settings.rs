@@ -6,7 +6,7 @@
 //! kept for each setting that a base may cover, because the server forgets it.
 
 use super::super::{shim, versions};
-use crate::pooler::state::{Setting, Settings, Startup};
+use crate::pooler::state::{Setting, Settings, Startup, Statement};
 use pgrx::prelude::*;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int};
@@ -62,6 +62,11 @@ impl Environment {
     /// by all settings of [`LITERALS_BY`].
     pub fn of(self, text: &[u8]) -> Self {
         Self { literals: if Self::has_literals(text) { self.literals } else { 0 }, names: self.names }
+    }
+
+    /// As far as a statement depends on it that has been read before.
+    pub fn at(self, statement: &Statement<'_>) -> Self {
+        Self { literals: statement.literals, names: self.names }
     }
 
     pub fn has_literals(text: &[u8]) -> bool {
@@ -726,7 +731,7 @@ fn give(
 const GUC_NEEDS_REPORT: c_int = 0x0004;
 
 /// When this process last read postgresql.conf.
-fn reload_time() -> i64 {
+pub(super) fn reload_time() -> i64 {
     // SAFETY: a word of the process.
     unsafe { pg_sys::PgReloadTime }
 }
