@@ -82,7 +82,7 @@ pub fn same_as_directly(cluster: &Cluster, scripts: &[(&str, &str)]) -> Result<(
     Ok(())
 }
 
-const SETTINGS: [(&str, &str); 22] = [
+const SETTINGS: [(&str, &str); 23] = [
     (
         "set",
         r#"
@@ -204,6 +204,33 @@ const SETTINGS: [(&str, &str); 22] = [
         ~
         > Query "show work_mem"
         B> Query "show work_mem"
+        "#,
+    ),
+    (
+        "one role over two defaults",
+        r#"
+        setup create role state_a; create role state_b; grant state_b to state_a
+        teardown drop role state_a; drop role state_b
+        A startup user=postgres database=postgres options="-c role=state_a -c work_mem=1MB"
+        B startup user=postgres database=postgres options="-c role=state_b"
+        C startup user=postgres database=postgres
+        > Query "set role state_b"
+        B> Query "set role state_b; set work_mem = '5MB'"
+        C> Query "set session authorization state_a; set role state_b; set work_mem = '5MB'"
+        ~
+        > Query "select current_user, session_user; show is_superuser; show work_mem"
+        B> Query "select current_user, session_user; show is_superuser; show work_mem"
+        > Query "select current_user, session_user; show role"
+        C> Query "select current_user, session_user; show is_superuser; show work_mem"
+        B> Query "select current_user, session_user; show role"
+        C> Query "select current_user, session_user; reset role; select current_user"
+        > Query "reset role; select current_user, session_user"
+        C> Query "reset session authorization; select current_user, session_user; show is_superuser"
+        B> Query "reset role; select current_user, session_user; show work_mem"
+        ~
+        > Query "select current_user, session_user; set role none; select current_user; show is_superuser"
+        C> Query "select current_user, session_user; show is_superuser"
+        B> Query "select current_user, session_user; show work_mem"
         "#,
     ),
     (
