@@ -5,7 +5,7 @@ use crate::state::same_as_directly;
 use anyhow::{Context, Result, ensure};
 use std::time::{Duration, Instant};
 
-const STATEMENTS: [(&str, &str); 17] = [
+const STATEMENTS: [(&str, &str); 18] = [
     (
         "one name, two texts",
         r#"
@@ -152,6 +152,60 @@ const STATEMENTS: [(&str, &str); 17] = [
         ~
         > Describe statement "n"
         > Sync
+        "#,
+    ),
+    (
+        "names looked up from within",
+        r#"
+        setup create function state_within(text) returns text language plpgsql as $$ declare r text; begin begin execute 'execute ' || $1 into r; if $1 = 'd' then raise exception 'rolled back'; end if; exception when raise_exception then execute 'execute ' || $1 into r; r := r || ' again'; end; return r; end $$; create function state_names() returns setof text language sql as $$ select name from pg_prepared_statements order by 1 $$
+        teardown drop function state_within(text); drop function state_names()
+        errors 26000 0A000 42P05
+        sees "prepare: prepare d"
+        > Query "prepare d as select 4 as d; prepare e as select 5 as e; prepare g as select 4 as d"
+        > Parse "h" "execute d"
+        > Parse "i" "select 6 as i"
+        > Parse "" "execute e"
+        > Sync
+        ~
+        > Bind "" "" []
+        > Describe portal ""
+        > Execute ""
+        > Sync
+        ~
+        > Query "select state_within('d'), state_within('e'), state_within('g')"
+        ~
+        > Query "select state_within('none')"
+        ~
+        > Query "begin; declare c cursor for select name from pg_prepared_statements order by 1; deallocate g; fetch all from c"
+        > Query "savepoint a; execute d; rollback to a; execute d; execute e; rollback"
+        ~
+        > Query "select state_names()"
+        ~
+        > FunctionCall 2510 [] in=0 out=0
+        ~
+        > Bind "p" "i" []
+        > Close statement "i"
+        > Execute "p"
+        > Sync
+        ~
+        > Query "begin; create table state_within_table as execute d; rollback"
+        ~
+        > Describe statement "h"
+        > Bind "" "h" []
+        > Execute ""
+        > Sync
+        ~
+        > Query "set log_statement = 'all'; set client_min_messages = 'log'"
+        ~
+        > Query "execute d"
+        ~
+        > Query "do $$ begin execute 'prepare e as select 7'; exception when others then execute 'deallocate d'; raise; end $$"
+        ~
+        > Query "set log_statement = 'ddl'"
+        ~
+        > Query "execute e"
+        ~
+        > Query "select state_names()"
         "#,
     ),
     (

@@ -594,8 +594,11 @@ fn make_now(statement: &Statement<'_>) -> Plan {
             complete_later(plan, statement);
         } else {
             complete(plan, queries.unwrap_or(std::ptr::null_mut()), &statement.types);
-            if later && columns_of((*plan).resultDesc) != statement.columns {
+            if columns_of((*plan).resultDesc) != statement.columns {
                 expect(plan, statement);
+                // A utility statement is not analysed again: an EXECUTE has the columns that its statement had when it was prepared,
+                // which may not be in the table now.
+                (*plan).is_valid = !later;
             }
         }
         pg_sys::SaveCachedPlan(plan);
