@@ -261,9 +261,9 @@ impl SessionSettings {
         let kept: Vec<_> =
             if stale { from_base.iter().filter(|s| stays(s, to_base)).collect() } else { Vec::new() };
         // What stands over a base value goes with it when that is taken off.
-        let rebased = |s: &Setting<'_>| [&lower, &raise, &kept].into_iter().flatten().any(|b| b.name == s.name);
-        let mut forth: Vec<_> =
-            to_session.iter().filter(|s| !stays(s, from_session) || rebased(s)).collect();
+        let rebased =
+            |s: &Setting<'_>| [&lower, &raise, &kept].into_iter().flatten().any(|b| b.name == s.name);
+        let mut forth: Vec<_> = to_session.iter().filter(|s| !stays(s, from_session) || rebased(s)).collect();
         forth.retain(|s| !OF_A_TRANSACTION.contains(&s.name));
         forth.sort_by_key(|s| identity_order(s.name));
         // A change of identity undoes and redoes the other: session_authorization resets role.

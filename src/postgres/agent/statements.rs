@@ -216,7 +216,10 @@ impl Statements {
                 let at = self.places.binary_search_by(|(place, _)| self.name_at(*place).cmp(name_of(entry)));
                 if let Some(at) = at.ok()
                     && let Some(statement) = self.places[at].0.of(&self.listed).and_then(state::statement_of)
-                    && self.kept.get(&(plan as usize)).is_some_and(|k| k.is_for(&statement, environment.at(&statement)))
+                    && self
+                        .kept
+                        .get(&(plan as usize))
+                        .is_some_and(|k| k.is_for(&statement, environment.at(&statement)))
                     && (*entry).from_sql == statement.from_sql
                     && columns_of((*plan).resultDesc) == statement.columns
                 {
