@@ -104,6 +104,8 @@ pub extern "C-unwind" fn postern_agent_ready() {
 pub unsafe extern "C-unwind" fn postern_agent_name(name: *const c_char) {
     // SAFETY: a terminated string, as the server's own lookup wants it.
     let name = unsafe { CStr::from_ptr(name) }.to_bytes();
+    // The table has names as long as they may be, and compares no more of any.
+    let name = &name[..name.len().min(pg_sys::NAMEDATALEN as usize - 1)];
     with_names(|statements, environment| statements.name(name, environment));
 }
 
@@ -117,13 +119,39 @@ pub extern "C-unwind" fn postern_agent_all_names() {
 fn with_names(what: impl FnOnce(&mut Statements, Environment)) {
     let Some(agent) = agent() else { return };
     if let Some(statements) = &mut agent.statements {
-        // Entering a name looks it up.
-        // SAFETY: a flag of shim.c, on the only thread.
-        unsafe { shim::postern_seen.nameless = false };
+        let mut asked = Asked::begin();
         what(statements, agent.environment);
-        let nameless = statements.has_nameless();
+        asked.nameless = statements.has_nameless();
+    }
+}
+
+/// While names are entered: looking them up asks for none, and what their texts have to say, the client has heard when it prepared
+/// them.
+struct Asked {
+    nameless: bool,
+    client_min_messages: c_int,
+}
+
+impl Asked {
+    fn begin() -> Self {
+        // SAFETY: a flag of shim.c and a setting, on the only thread.
+        unsafe {
+            shim::postern_seen.nameless = false;
+            let client_min_messages = pg_sys::client_min_messages;
+            pg_sys::client_min_messages = PgLogLevel::ERROR as c_int;
+            Self { nameless: true, client_min_messages }
+        }
+    }
+}
+
+/// After an error as well, which may be caught in the client's own code: then it goes on to look for names.
+impl Drop for Asked {
+    fn drop(&mut self) {
         // SAFETY: as above.
-        unsafe { shim::postern_seen.nameless = nameless };
+        unsafe {
+            pg_sys::client_min_messages = self.client_min_messages;
+            shim::postern_seen.nameless = self.nameless;
+        }
     }
 }
 
@@ -170,6 +198,8 @@ struct Agent {
     now_settings: Vec<u8>,
     now_statements: Vec<u8>,
     environment: Environment,
+    /// As of which reading of postgresql.conf.
+    environment_as_of: i64,
     /// Whose the session's unnamed statement is, and which it was when the client was seated.
     unnamed_of: Option<Seat>,
     unnamed_before: u64,
@@ -218,6 +248,7 @@ impl Agent {
             now_settings: Vec::new(),
             now_statements: Vec::new(),
             environment: Environment::default(),
+            environment_as_of: 0,
             unnamed_of: None,
             unnamed_before: 0,
             awake_since: 0,
@@ -425,6 +456,7 @@ impl Agent {
         self.pool.size.store(guc::pool_size(), Relaxed);
         self.pool.mode.store(guc::pool_mode() as u32 + 1, Relaxed);
         self.now_settings = self.settings.read(&[]);
+        self.look_around();
         self.now_statements.clear();
         let links = if self.statements.is_some() { Links::open(self) } else { Err("no table of statements") };
         match links {
@@ -451,8 +483,19 @@ impl Agent {
         }
     }
 
+    /// After postgresql.conf was read again; whether literals are read otherwise since.
+    fn look_around(&mut self) -> bool {
+        let now = settings::reload_time();
+        if std::mem::replace(&mut self.environment_as_of, now) == now {
+            return false;
+        }
+        let before = std::mem::replace(&mut self.environment, self.settings.environment());
+        before.literals != self.environment.literals
+    }
+
     /// Writes down what the client has now.
     fn settle(&mut self) {
+        let reloaded = self.look_around();
         let (Some(seat), Some(links)) = (self.seat, &self.links) else { return };
         let slot = &self.shared.slots[seat.slot as usize];
         for count in [&slot.transactions, &self.server.transactions, &self.pool.transactions] {
@@ -470,6 +513,7 @@ impl Agent {
         let most = guc::client_state_size();
         let mut pins = 0;
         let names_before = names;
+        names |= reloaded;
         if settings || told {
             let bytes = self.settings.read(&self.now_settings);
             if bytes != self.now_settings {
@@ -485,7 +529,7 @@ impl Agent {
         }
         let kept_pins = slot.pins.load(Relaxed);
         if names && let Some(statements) = &mut self.statements {
-            let (bytes, fixed) = statements.read(self.environment, settings && names_before);
+            let (bytes, fixed) = statements.read(self.environment, (settings || reloaded) && names_before);
             if fixed {
                 pins |= Pin::StatementNotMovable as u32;
             }
@@ -711,7 +755,6 @@ impl Agent {
 
     /// Waits until a client of the pool is ready, and seats it. False: look again.
     fn wait_for_any(&mut self) -> bool {
-        let Some(links) = &self.links else { return false };
         self.enter(ServerState::Idle);
         // SAFETY: the session's own interrupts, at its top, with no client attached.
         unsafe {
@@ -721,6 +764,7 @@ impl Agent {
             shim::postern_notify_interrupts(false);
             if shim::postern_reload_pending() {
                 shim::postern_reload();
+                self.look_around();
             }
         }
         if self.server.retire.load(Relaxed) {
@@ -740,6 +784,7 @@ impl Agent {
             std::thread::yield_now();
             self.awake_since = now();
         }
+        let Some(links) = &self.links else { return false };
         let (mut data, mut slept) = (0, false);
         self.pool.waiters.fetch_add(1, SeqCst);
         // SAFETY: the pool's epoll instance, and words of ours.

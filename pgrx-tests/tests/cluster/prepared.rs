@@ -5,7 +5,7 @@ use crate::state::same_as_directly;
 use anyhow::{Context, Result, ensure};
 use std::time::{Duration, Instant};
 
-const STATEMENTS: [(&str, &str); 14] = [
+const STATEMENTS: [(&str, &str); 18] = [
     (
         "one name, two texts",
         r#"
@@ -107,6 +107,120 @@ const STATEMENTS: [(&str, &str); 14] = [
         > Query "discard all"
         ~
         > Query "select count(*) from pg_prepared_statements"
+        "#,
+    ),
+    (
+        "names longer than a name may be",
+        r#"
+        errors 42P05 26000
+        > Parse "a_name_of_a_statement_that_is_longer_than_sixty_three_bytes_so_it_is_cut" "select 1 as cut"
+        > Sync
+        > Query "prepare another_name_of_a_statement_that_is_longer_than_sixty_three_bytes as select 2"
+        ~
+        > Bind "" "a_name_of_a_statement_that_is_longer_than_sixty_three_bytes_so_it_is_cut" []
+        > Execute ""
+        > Sync
+        ~
+        > Describe statement "a_name_of_a_statement_that_is_longer_than_sixty_three_bytes_so_it_is_none_other"
+        > Sync
+        ~
+        > Query "execute another_name_of_a_statement_that_is_longer_than_sixty_three_bytes"
+        ~
+        > Parse "a_name_of_a_statement_that_is_longer_than_sixty_three_bytes_so_it_is_cut" "select 2"
+        > Sync
+        ~
+        > Close statement "a_name_of_a_statement_that_is_longer_than_sixty_three_bytes_so_it_is_cut"
+        > Sync
+        ~
+        > Bind "" "a_name_of_a_statement_that_is_longer_than_sixty_three_bytes_so_it_is_cut" []
+        > Sync
+        > Query "select name, statement from pg_prepared_statements order by 1"
+        "#,
+    ),
+    (
+        "a text that the parser has a word about",
+        r#"
+        > Parse "n" "select 1 as a_column_whose_name_is_longer_than_sixty_three_bytes_and_so_is_cut_with_a_notice"
+        > Sync
+        > Query "prepare pn as select 2 as a_column_whose_name_is_longer_than_sixty_three_bytes_and_so_is_cut_with_a_notice"
+        ~
+        > Bind "" "n" []
+        > Execute ""
+        > Sync
+        ~
+        > Query "execute pn"
+        ~
+        > Describe statement "n"
+        > Sync
+        "#,
+    ),
+    (
+        "names looked up from within",
+        r#"
+        setup create function state_within(text) returns text language plpgsql as $$ declare r text; begin begin execute 'execute ' || $1 into r; if $1 = 'd' then raise exception 'rolled back'; end if; exception when raise_exception then execute 'execute ' || $1 into r; r := r || ' again'; end; return r; end $$; create function state_names() returns setof text language sql as $$ select name from pg_prepared_statements order by 1 $$
+        teardown drop function state_within(text); drop function state_names()
+        errors 26000 0A000 42P05
+        sees "prepare: prepare d"
+        > Query "prepare d as select 4 as d; prepare e as select 5 as e; prepare g as select 4 as d"
+        > Parse "h" "execute d"
+        > Parse "i" "select 6 as i"
+        > Parse "" "execute e"
+        > Sync
+        ~
+        > Bind "" "" []
+        > Describe portal ""
+        > Execute ""
+        > Sync
+        ~
+        > Query "select state_within('d'), state_within('e'), state_within('g')"
+        ~
+        > Query "select state_within('none')"
+        ~
+        > Query "begin; declare c cursor for select name from pg_prepared_statements order by 1; deallocate g; fetch all from c"
+        > Query "savepoint a; execute d; rollback to a; execute d; execute e; rollback"
+        ~
+        > Query "select state_names()"
+        ~
+        > FunctionCall 2510 [] in=0 out=0
+        ~
+        > Bind "p" "i" []
+        > Close statement "i"
+        > Execute "p"
+        > Sync
+        ~
+        > Query "begin; create table state_within_table as execute d; rollback"
+        ~
+        > Describe statement "h"
+        > Bind "" "h" []
+        > Execute ""
+        > Sync
+        ~
+        > Query "set log_statement = 'all'; set client_min_messages = 'log'"
+        ~
+        > Query "execute d"
+        ~
+        > Query "do $$ begin execute 'prepare e as select 7'; exception when others then execute 'deallocate d'; raise; end $$"
+        ~
+        > Query "set log_statement = 'ddl'"
+        ~
+        > Query "execute e"
+        ~
+        > Query "select state_names()"
+        "#,
+    ),
+    (
+        "an empty statement under a path that nobody has looked along",
+        r#"
+        > Parse "empty" ""
+        > Sync
+        > Query "set search_path = pg_temp, '$user', information_schema"
+        ~
+        > Bind "" "empty" []
+        > Execute ""
+        > Sync
+        ~
+        > Describe statement "empty"
+        > Sync
         "#,
     ),
     (
@@ -512,6 +626,29 @@ fn hundreds_of_statements_a_client_follow_it() -> Result<()> {
         .collect();
     for thread in threads {
         thread.join().map_err(|_| anyhow::anyhow!("a client panicked"))??;
+    }
+    Ok(())
+}
+
+#[test]
+fn literals_are_read_by_the_settings_of_after_a_reload() -> Result<()> {
+    let cluster = with_pool("prepared-reload", 1, &[])?;
+    let config = through(&cluster);
+    let (mut before, mut after) = (config.connect(postgres::NoTls)?, config.connect(postgres::NoTls)?);
+    let prepare = "prepare s as select coalesce((1 = null)::text, 'null')";
+    before.batch_execute(prepare)?;
+    after.batch_execute("select 1")?;
+    cluster.connect()?.batch_execute("alter system set transform_null_equals = on")?;
+    cluster.connect()?.batch_execute("select pg_reload_conf()")?;
+    let limit = Instant::now() + Duration::from_secs(5);
+    while text(&mut after, "show transform_null_equals")? != "on" {
+        ensure!(Instant::now() < limit, "the reload does not come");
+    }
+    after.batch_execute(prepare)?;
+    for _ in 0..3 {
+        ensure!(text(&mut after, "execute s")? == "false");
+        let seen = text(&mut before, "execute s")?;
+        ensure!(seen == "null", "{seen} for what was read before");
     }
     Ok(())
 }

@@ -82,7 +82,7 @@ pub fn same_as_directly(cluster: &Cluster, scripts: &[(&str, &str)]) -> Result<(
     Ok(())
 }
 
-const SETTINGS: [(&str, &str); 21] = [
+const SETTINGS: [(&str, &str); 23] = [
     (
         "set",
         r#"
@@ -181,6 +181,56 @@ const SETTINGS: [(&str, &str); 21] = [
         > Sync
         ~
         > Query "show timezone"
+        "#,
+    ),
+    (
+        "one value over two defaults",
+        r#"
+        A startup user=postgres database=postgres options="-c work_mem=1MB"
+        B startup user=postgres database=postgres options="-c work_mem=2MB"
+        > Query "set work_mem = '5MB'"
+        B> Query "set work_mem = '5MB'"
+        C startup user=postgres database=postgres
+        C> Query "set work_mem = '5MB'"
+        ~
+        > Query "show work_mem"
+        B> Query "show work_mem"
+        > Query "show work_mem"
+        C> Query "show work_mem"
+        B> Query "show work_mem"
+        C> Query "show work_mem; reset work_mem; show work_mem"
+        > Query "reset work_mem; show work_mem"
+        B> Query "reset work_mem; show work_mem"
+        ~
+        > Query "show work_mem"
+        B> Query "show work_mem"
+        "#,
+    ),
+    (
+        "one role over two defaults",
+        r#"
+        setup create role state_a; create role state_b; grant state_b to state_a
+        teardown drop role state_a; drop role state_b
+        A startup user=postgres database=postgres options="-c role=state_a -c work_mem=1MB"
+        B startup user=postgres database=postgres options="-c role=state_b"
+        C startup user=postgres database=postgres
+        > Query "set role state_b"
+        B> Query "set role state_b; set work_mem = '5MB'"
+        C> Query "set session authorization state_a; set role state_b; set work_mem = '5MB'"
+        ~
+        > Query "select current_user, session_user; show is_superuser; show work_mem"
+        B> Query "select current_user, session_user; show is_superuser; show work_mem"
+        > Query "select current_user, session_user; show role"
+        C> Query "select current_user, session_user; show is_superuser; show work_mem"
+        B> Query "select current_user, session_user; show role"
+        C> Query "select current_user, session_user; reset role; select current_user"
+        > Query "reset role; select current_user, session_user"
+        C> Query "reset session authorization; select current_user, session_user; show is_superuser"
+        B> Query "reset role; select current_user, session_user; show work_mem"
+        ~
+        > Query "select current_user, session_user; set role none; select current_user; show is_superuser"
+        C> Query "select current_user, session_user; show is_superuser"
+        B> Query "select current_user, session_user; show work_mem"
         "#,
     ),
     (
@@ -604,6 +654,29 @@ fn settings_are_exact_with_others_on_the_only_backend() -> Result<()> {
     ];
     let scripts: Vec<_> = SETTINGS.into_iter().filter(|(name, _)| !pinned.contains(name)).collect();
     same_as_directly(&cluster, &scripts)
+}
+
+#[test]
+fn what_stands_over_a_default_outlives_a_reload() -> Result<()> {
+    let cluster = with_pool("state-reload", 1, &[])?;
+    let mut clients: Vec<_> = (0..2)
+        .map(|_| through(&cluster).options("-c work_mem=1MB").connect(postgres::NoTls))
+        .collect::<Result<_, _>>()?;
+    for (number, client) in clients.iter_mut().enumerate() {
+        client.batch_execute(&format!("set work_mem = '5MB'; set state.number = '{number}'"))?;
+    }
+    cluster.connect()?.batch_execute("alter system set transform_null_equals = on")?;
+    cluster.connect()?.batch_execute("select pg_reload_conf()")?;
+    let limit = Instant::now() + Duration::from_secs(5);
+    while text(&mut clients[0], "show transform_null_equals")? != "on" {
+        ensure!(Instant::now() < limit, "the reload does not come");
+    }
+    for client in clients.iter_mut().rev() {
+        ensure!(text(client, "show work_mem")? == "5MB");
+        client.batch_execute("reset work_mem")?;
+        ensure!(text(client, "show work_mem")? == "1MB");
+    }
+    Ok(())
 }
 
 /// A raw client, logged in.

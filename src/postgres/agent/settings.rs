@@ -6,7 +6,7 @@
 //! kept for each setting that a base may cover, because the server forgets it.
 
 use super::super::{shim, versions};
-use crate::pooler::state::{Setting, Settings, Startup};
+use crate::pooler::state::{Setting, Settings, Startup, Statement};
 use pgrx::prelude::*;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int};
@@ -62,6 +62,11 @@ impl Environment {
     /// by all settings of [`LITERALS_BY`].
     pub fn of(self, text: &[u8]) -> Self {
         Self { literals: if Self::has_literals(text) { self.literals } else { 0 }, names: self.names }
+    }
+
+    /// As far as a statement depends on it that has been read before.
+    pub fn at(self, statement: &Statement<'_>) -> Self {
+        Self { literals: statement.literals, names: self.names }
     }
 
     pub fn has_literals(text: &[u8]) -> bool {
@@ -248,12 +253,19 @@ impl SessionSettings {
         let mut back: Vec<_> = from_session.iter().filter(|s| !stays(s, to_session)).collect();
         back.retain(|s| !OF_A_TRANSACTION.contains(&s.name) && s.source != KNOWN);
         back.sort_by_key(|s| !is_identity(s.name));
-        let mut forth: Vec<_> = to_session.iter().filter(|s| !stays(s, from_session)).collect();
-        forth.retain(|s| !OF_A_TRANSACTION.contains(&s.name));
-        forth.sort_by_key(|s| identity_order(s.name));
         let lower: Vec<_> = from_base.iter().filter(|s| !stays(s, to_base)).collect();
         let mut raise: Vec<_> = to_base.iter().filter(|s| !stays(s, from_base)).collect();
         raise.sort_by_key(|s| identity_order(s.name));
+        // A covered value may have changed in postgresql.conf while it was covered.
+        let stale = reload_time() != self.reloaded_at;
+        let kept: Vec<_> =
+            if stale { from_base.iter().filter(|s| stays(s, to_base)).collect() } else { Vec::new() };
+        // What stands over a base value goes with it when that is taken off.
+        let rebased =
+            |s: &Setting<'_>| [&lower, &raise, &kept].into_iter().flatten().any(|b| b.name == s.name);
+        let mut forth: Vec<_> = to_session.iter().filter(|s| !stays(s, from_session) || rebased(s)).collect();
+        forth.retain(|s| !OF_A_TRANSACTION.contains(&s.name));
+        forth.sort_by_key(|s| identity_order(s.name));
         // A change of identity undoes and redoes the other: session_authorization resets role.
         let identity = back.iter().chain(&forth).any(|s| is_identity(s.name));
         if identity {
@@ -271,9 +283,6 @@ impl SessionSettings {
                 !(forth.iter().any(|f| f.name == s.name && f.source != KNOWN) && is_alone(s.name))
             });
         }
-        // A covered value may have changed in postgresql.conf while it was covered.
-        let stale = reload_time() != self.reloaded_at;
-        let kept = if stale { from_base.iter().filter(|s| stays(s, to_base)).collect() } else { Vec::new() };
         Steps { back, lower, kept, stale, raise, forth }
     }
 
@@ -722,7 +731,7 @@ fn give(
 const GUC_NEEDS_REPORT: c_int = 0x0004;
 
 /// When this process last read postgresql.conf.
-fn reload_time() -> i64 {
+pub(super) fn reload_time() -> i64 {
     // SAFETY: a word of the process.
     unsafe { pg_sys::PgReloadTime }
 }

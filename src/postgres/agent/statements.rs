@@ -216,7 +216,10 @@ impl Statements {
                 let at = self.places.binary_search_by(|(place, _)| self.name_at(*place).cmp(name_of(entry)));
                 if let Some(at) = at.ok()
                     && let Some(statement) = self.places[at].0.of(&self.listed).and_then(state::statement_of)
-                    && self.kept.get(&(plan as usize)).is_some_and(|k| k.is_for(&statement, environment))
+                    && self
+                        .kept
+                        .get(&(plan as usize))
+                        .is_some_and(|k| k.is_for(&statement, environment.at(&statement)))
                     && (*entry).from_sql == statement.from_sql
                     && columns_of((*plan).resultDesc) == statement.columns
                 {
@@ -266,9 +269,12 @@ impl Statements {
         environment: Environment,
         make: impl FnOnce(&Statement<'_>) -> Plan,
     ) {
-        let plan = self.free_plan(statement, environment).unwrap_or_else(|| {
+        // Read by settings that are no more (postgresql.conf has changed since), it cannot be made again: then as they are now.
+        let (own, now) = (environment.at(statement), environment.of(statement.text));
+        let free = self.free_plan(statement, own).or_else(|| self.free_plan(statement, now));
+        let plan = free.unwrap_or_else(|| {
             let plan = make(statement);
-            self.keep(plan, statement, environment.of(statement.text), false);
+            self.keep(plan, statement, now, false);
             plan
         });
         self.clock += 1;
@@ -348,7 +354,7 @@ impl Statements {
 
     /// A kept plan source for the statement that no name points at.
     fn free_plan(&self, statement: &Statement<'_>, environment: Environment) -> Option<Plan> {
-        let plans = self.by_key.get(&key_of(statement, environment.of(statement.text)))?;
+        let plans = self.by_key.get(&key_of(statement, environment))?;
         let free = |kept: &&Kept| !kept.in_use && kept.is_for(statement, environment);
         let kept = plans.iter().filter_map(|plan| self.kept.get(plan)).find(free)?;
         // SAFETY: in our keeping, so alive. A result of other columns than this client knows is not for it: the server must
@@ -393,7 +399,7 @@ impl Statements {
 impl Kept {
     fn is_for(&self, statement: &Statement<'_>, environment: Environment) -> bool {
         !self.unsure
-            && self.environment == environment.of(statement.text)
+            && self.environment == environment
             && self.types == statement.types
             && self.from_sql == statement.from_sql
             && self.location == statement.location
@@ -591,8 +597,11 @@ fn make_now(statement: &Statement<'_>) -> Plan {
             complete_later(plan, statement);
         } else {
             complete(plan, queries.unwrap_or(std::ptr::null_mut()), &statement.types);
-            if later && columns_of((*plan).resultDesc) != statement.columns {
+            if columns_of((*plan).resultDesc) != statement.columns {
                 expect(plan, statement);
+                // A utility statement is not analysed again: an EXECUTE has the columns that its statement had when it was prepared,
+                // which may not be in the table now.
+                (*plan).is_valid = !later;
             }
         }
         pg_sys::SaveCachedPlan(plan);
