@@ -62,7 +62,7 @@ pub struct Front {
     pub history: History,
     pub(super) free: Mutex<Vec<u32>>,
     /// Logins under way, in the order in which they came.
-    pub(super) logins: Mutex<BTreeMap<u64, AbortHandle>>,
+    pub(super) logins: Mutex<BTreeMap<u64, Option<AbortHandle>>>,
     pub(super) login_number: AtomicU64,
 }
 

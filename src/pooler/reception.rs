@@ -51,10 +51,12 @@ impl Front {
                     }
                     let login = Registered::next(&self);
                     let number = login.number;
-                    // It is known before it can end.
-                    let mut logins = self.logins.lock();
+                    // It is known before it can end, and its end looks here.
+                    self.logins.lock().insert(number, None);
                     let task = self.spawn_in_turn(async move { login.front.receive(accepted).await });
-                    logins.insert(number, task.abort_handle());
+                    if let Some(handle) = self.logins.lock().get_mut(&number) {
+                        *handle = Some(task.abort_handle());
+                    }
                 }
                 Err(error) => {
                     counts.failed.fetch_add(1, Relaxed);
@@ -79,7 +81,7 @@ impl Front {
 
     fn oldest_beyond(&self, most: usize) -> Option<AbortHandle> {
         let mut logins = self.logins.lock();
-        if logins.len() < most { None } else { logins.pop_first().map(|(_, oldest)| oldest) }
+        if logins.len() < most { None } else { logins.pop_first().and_then(|(_, oldest)| oldest) }
     }
 
     /// A client from its first byte to its place in a pool.

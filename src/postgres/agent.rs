@@ -707,11 +707,11 @@ impl Agent {
     fn hang_up(&mut self) {
         let Some(seat) = self.seat else { return };
         let pins = self.slot(seat).pins.load(Relaxed);
-        if let Some(links) = &self.links {
-            // Here and now, so that the front need not have main do it.
+        let ours = self.release(true).is_some();
+        if ours && let Some(links) = &self.links {
+            // Here and now, so that the front need not have main do it. Until it hears of the end, nobody else gets the slot.
             self.slot(seat).texts().iter().for_each(|word| links.texts.free(word));
         }
-        self.release(true);
         self.wait_on_no(seat.slot);
         if let Some(links) = &mut self.links {
             links.forget(seat);

@@ -131,10 +131,11 @@ impl Statements {
                 let literals = kept.map_or(own.literals, |kept| kept.environment.literals);
                 // Parsed again by other settings, its literals would be others.
                 let unsure = kept.map_or(changed_meanwhile && own.literals != 0, |kept| kept.unsure);
-                // What is only wrapped needs no catalog, but an earlier server has it look for one (IsTransactionStmtPlan).
-                let utility = !raw.is_null()
-                    && !pg_sys::analyze_requires_snapshot(raw)
-                    && (*(*raw).stmt).type_ != pg_sys::NodeTag::T_TransactionStmt;
+                // What is only wrapped, and an empty text, needs no catalog, but an earlier server has it look for one
+                // (IsTransactionStmtPlan).
+                let utility = raw.is_null()
+                    || (!pg_sys::analyze_requires_snapshot(raw)
+                        && (*(*raw).stmt).type_ != pg_sys::NodeTag::T_TransactionStmt);
                 let statement = Statement {
                     name: name_of(entry),
                     text,
