@@ -839,6 +839,10 @@ impl Agent {
             self.pool.wait_micros.fetch_add(waited, Relaxed);
         }
         self.seat = Some(seat);
+        if self.last == Some(seat) && self.last_count != slot.transactions.load(Relaxed) {
+            // Another backend has served it since. Also when it is let go again at once, what the session has is not the client's.
+            self.last = None;
+        }
         if self.wait_set.is_some_and(|waited| waited != seat) {
             // If that client has gone, this one may have its slot and close its descriptor.
             self.wait_on_no(seat.slot);
@@ -891,8 +895,9 @@ impl Agent {
             self.welcome(seat);
             return false;
         }
-        let as_it_left = self.last == Some(seat) && self.last_count == slot.transactions.load(Relaxed);
-        if !as_it_left && let Err(Refused(why)) = self.swap(seat) {
+        if self.last != Some(seat)
+            && let Err(Refused(why)) = self.swap(seat)
+        {
             self.last = None;
             // A session that cannot be brought from one client to another serves nobody any more.
             self.server.retire.store(true, Relaxed);

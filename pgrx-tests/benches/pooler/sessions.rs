@@ -1,8 +1,9 @@
-//! Clients with a state of their own. Two hundred of them run prepared statements, in three states:
+//! Clients with a state of their own. Two hundred of them run prepared statements, in four states:
 //!
 //! - `plain`: no settings; the same twenty statements in every client
+//! - `settings`: the same twenty statements, and four settings of its own, none of which changes what a statement means
 //! - `statements`: no settings; twenty statements of its own
-//! - `settings`: twenty statements of its own, and four settings
+//! - `both`: twenty statements of its own, and four settings, a search_path among them
 //!
 //! What is compared is the rate with that state and without. Who does not carry the settings over is quick, and wrong:
 //! at the end every client looks whether it still has its own.
@@ -23,12 +24,38 @@ const THREADS: usize = 2;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Plain,
-    Statements,
     Settings,
+    Statements,
+    Both,
 }
 
-const STATES: [(State, &str); 3] =
-    [(State::Plain, "plain"), (State::Statements, "statements"), (State::Settings, "settings")];
+const STATES: [(State, &str); 4] = [
+    (State::Plain, "plain"),
+    (State::Settings, "settings"),
+    (State::Statements, "statements"),
+    (State::Both, "both"),
+];
+
+impl State {
+    /// The four settings of a client: name and value, as SHOW shows it (an even number of kB could be shown as MB).
+    fn settings(self, number: usize) -> Vec<(&'static str, String)> {
+        let third = match self {
+            Self::Plain | Self::Statements => return Vec::new(),
+            Self::Settings => ("statement_timeout", format!("{}ms", 100_001 + number)),
+            Self::Both => ("search_path", format!("client_{number}, public")),
+        };
+        vec![
+            ("application_name", format!("client {number}")),
+            third,
+            ("work_mem", format!("{}kB", 5001 + 2 * number)),
+            ("TimeZone", format!("Etc/GMT+{}", number % 12)),
+        ]
+    }
+
+    fn has_own_statements(self) -> bool {
+        matches!(self, Self::Statements | Self::Both)
+    }
+}
 
 #[derive(Default)]
 struct Outcome {
@@ -99,24 +126,12 @@ fn round(bench: &Bench, target: &Target, state: State) -> Result<Figures> {
     Ok(Figures { rate: all.done as f64 / time.as_secs_f64(), failed: all.failed, wrong: all.wrong })
 }
 
-/// The four settings of a client: name and value, as SHOW shows it (an even number of kB could be shown as MB).
-fn settings(number: usize) -> [(&'static str, String); 4] {
-    [
-        ("application_name", format!("client {number}")),
-        ("search_path", format!("client_{number}, public")),
-        ("work_mem", format!("{}kB", 5001 + 2 * number)),
-        ("TimeZone", format!("Etc/GMT+{}", number % 12)),
-    ]
-}
-
 fn connect(port: u16, number: usize, state: State) -> Result<Client> {
     let mut client = Client::connect(port)?;
-    if state == State::Settings {
-        for (name, value) in settings(number) {
-            client.query(&format!("SELECT set_config('{name}', '{value}', false)")).context("settings")?;
-        }
+    for (name, value) in state.settings(number) {
+        client.query(&format!("SELECT set_config('{name}', '{value}', false)")).context("settings")?;
     }
-    let own = if state == State::Plain { String::new() } else { format!(" of client {number}") };
+    let own = if state.has_own_statements() { format!(" of client {number}") } else { String::new() };
     for i in 0..STATEMENTS {
         let sql = format!("SELECT abalance FROM pgbench_accounts WHERE aid = $1 /* statement {i}{own} */");
         client.prepare(&statement(i), &sql).context("statements")?;
@@ -180,17 +195,17 @@ fn drive(mut clients: Vec<(usize, Client)>, state: State, rows: i32, time: Durat
         }
     }
     outcome.failed += under_way as u64;
-    if state == State::Settings && under_way == 0 {
+    if under_way == 0 {
         for ((number, client), _) in clients.iter_mut().zip(lost).filter(|(_, lost)| !lost) {
             client.stream.set_nonblocking(false)?;
-            outcome.wrong += u64::from(!has_own_settings(*number, client)?);
+            outcome.wrong += u64::from(!has_own_settings(state, *number, client)?);
         }
     }
     Ok(outcome)
 }
 
-fn has_own_settings(number: usize, client: &mut Client) -> Result<bool> {
-    for (name, value) in settings(number) {
+fn has_own_settings(state: State, number: usize, client: &mut Client) -> Result<bool> {
+    for (name, value) in state.settings(number) {
         if client.query(&format!("SELECT current_setting('{name}')"))? != [value] {
             return Ok(false);
         }

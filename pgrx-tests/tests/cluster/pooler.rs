@@ -288,3 +288,31 @@ fn hundreds_of_clients_that_go_at_once_hold_up_no_login() -> Result<()> {
     raw(&cluster)?;
     Ok(())
 }
+
+#[test]
+fn a_client_of_whom_a_backend_has_only_seen_a_part_is_not_as_it_left_it() -> Result<()> {
+    let cluster = Cluster::new("part")?;
+    cluster.set("postern.pool_size", "2")?;
+    let cluster = cluster.start()?;
+    let (mut first, mut second) = (through(&cluster)?, through(&cluster)?);
+    first.batch_execute("BEGIN")?;
+    second.batch_execute("BEGIN; COMMIT")?;
+    first.batch_execute("COMMIT")?;
+    drop((first, second));
+    let mut client = raw(&cluster)?;
+    let mut ask = |sql: &str| -> Result<String> {
+        let query = message(b'Q', &[sql.as_bytes(), b"\0"].concat());
+        // In pieces, so that either of the two backends has the client and lets it go again before one of them serves it.
+        for piece in query.chunks(query.len().div_ceil(4)) {
+            client.write_all(piece)?;
+            std::thread::sleep(Duration::from_millis(3));
+        }
+        Ok(String::from_utf8_lossy(&answer(&mut client)?).into_owned())
+    };
+    for turn in 100..300 {
+        ask(&format!("SET work_mem = '{turn}kB'"))?;
+        let said = ask("SHOW work_mem")?;
+        ensure!(said.contains(&format!("{turn}kB")), "turn {turn}: {said:?}");
+    }
+    Ok(())
+}
