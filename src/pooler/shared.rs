@@ -27,7 +27,7 @@ pub struct Header {
     pub worker: WorkerWords,
     /// The postmaster had no place for the worker.
     pub no_worker_slot: AtomicU32,
-    /// Counts the starts of the front: what an earlier one left is not taken for this one's.
+    /// Counts the starts and ends of the front: what an earlier one left is not taken for this one's.
     pub epoch: AtomicU32,
     /// The number of the descriptor of slot 0, in the front and in every pooled backend.
     pub base: AtomicU32,

@@ -171,6 +171,8 @@ struct Seat {
 
 struct Agent {
     shared: Shared,
+    /// The front's, when the front had this backend made.
+    epoch: u32,
     number: u32,
     server: &'static Server,
     pool: &'static Pool,
@@ -229,6 +231,7 @@ impl Agent {
             server.proc.store(shim::postern_proc_number(), Release);
         }
         Some(Self {
+            epoch: shared.header.epoch.load(Acquire),
             shared,
             number,
             server,
@@ -263,8 +266,20 @@ impl Agent {
         &self.shared.slots[seat.slot as usize]
     }
 
+    /// The front that had this backend made has ended: the words in shared memory are the next one's, or will be. The backend has been
+    /// sent a SIGTERM, which it notices when it reads on; its client hears it then.
+    fn is_orphan(&self) -> bool {
+        self.shared.header.epoch.load(Acquire) != self.epoch
+    }
+
     /// After ReadyForQuery with status I. Returns when PostgresMain() is to read a client's message.
     fn ready(&mut self) {
+        if self.is_orphan() {
+            if self.seat.is_none() {
+                self.leave();
+            }
+            return;
+        }
         if self.injecting.take().is_some() {
             let injected = AssertUnwindSafe(|| {
                 self.injected();
@@ -603,6 +618,9 @@ impl Agent {
                 }
                 shim::postern_wait_for_client(pinned)
             };
+            if self.is_orphan() {
+                return true;
+            }
             if events & pg_sys::WL_POSTMASTER_DEATH != 0 {
                 self.leave();
             }
@@ -790,6 +808,9 @@ impl Agent {
         // SAFETY: the pool's epoll instance, and words of ours.
         let found =
             unsafe { shim::postern_wait_for_any(links.epoll.as_raw_fd(), &raw mut data, &raw mut slept) };
+        if self.is_orphan() {
+            self.leave();
+        }
         if slept {
             self.awake_since = now();
         }

@@ -232,6 +232,8 @@ fn tell_servers(shared: Shared) {
 #[pg_guard]
 unsafe extern "C-unwind" fn ended(_code: c_int, _arg: pg_sys::Datum) {
     if let Some(shared) = shmem::pooler() {
+        // From here on no backend of ours writes a word that the next front may have given away.
+        shared.header.epoch.fetch_add(1, AcqRel);
         shared.header.worker.ended();
         tell_servers(shared);
     }

@@ -204,3 +204,33 @@ fn a_front_that_is_killed_takes_the_server_through_recovery_and_all_is_back() ->
     }
     Ok(())
 }
+
+#[test]
+fn a_backend_that_outlives_its_front_touches_nothing_of_the_next_one() -> Result<()> {
+    let cluster = with_pool("front-outlived", 1, &[])?;
+    cluster.create_extension()?;
+    let mut watcher = cluster.connect()?;
+    is_served(&cluster)?;
+    let old: i32 = watcher.query_one("select pid from postern.servers", &[])?.get(0);
+    let front = front_of(&cluster)?;
+    process::signal_pid(old, Signal::STOP)?;
+    process::signal_pid(front, Signal::TERM)?;
+    let mut holder = wait::for_value("another front serves", || {
+        ensure!(front_of(&cluster)? != front);
+        let mut client = through(&cluster).connect(postgres::NoTls)?;
+        client.batch_execute("begin")?;
+        Ok(client)
+    })?;
+    process::signal_pid(old, Signal::CONT)?;
+    backends_are_gone(&mut watcher, &[old])?;
+    // The old one's number among the connections is the new one's.
+    let rows = watcher.query("select pid, state from postern.servers", &[])?;
+    let pid: i32 = holder.query_one("select pg_backend_pid()", &[])?.get(0);
+    let shown: Vec<(i32, &str)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    ensure!(shown == [(pid, "active")], "{shown:?}, and the client has {pid}");
+    holder.batch_execute("commit")?;
+    for _ in 0..3 {
+        is_served(&cluster)?;
+    }
+    Ok(())
+}
