@@ -2,6 +2,7 @@
 //!
 //! - [`machine`]: packages, the unprivileged user, the place for everything that is written
 //! - [`installation`]: a private copy of the distribution's server with Postern in it
+//! - [`certificate`]: what TLS needs
 //! - [`cluster`]: initdb, start, stop, kill, standby, promote, the log
 //! - [`haproxy`]: a real haproxy in front
 //! - [`pgbouncer`]: a real PgBouncer in front, to compare with
@@ -23,6 +24,7 @@
 //! # }
 //! ```
 
+pub mod certificate;
 pub mod cluster;
 pub mod drivers;
 pub mod haproxy;

@@ -1,6 +1,7 @@
 //! PgBouncer as a peer to compare with: 1.24, which knows prepared statements in transaction mode and which Debian 12
 //! does not have, built from Debian 13's source package. The system is not touched beyond what the build needs.
 
+use crate::certificate::Certificate;
 use crate::cluster::Cluster;
 use crate::process::{self, Process};
 use crate::{installation, machine, ports, wait};
@@ -49,43 +50,6 @@ impl Default for Options {
             tls: None,
             more: Vec::new(),
         }
-    }
-}
-
-/// A certificate and its key, as PEM files that the server user may read.
-#[derive(Debug, Clone)]
-pub struct Certificate {
-    pub certificate: PathBuf,
-    pub key: PathBuf,
-}
-
-impl Certificate {
-    /// A new self-signed one for `localhost` in an existing directory.
-    ///
-    /// # Errors
-    /// When openssl is missing or refuses.
-    pub fn self_signed(directory: &Path) -> Result<Self> {
-        let made = Self { certificate: directory.join("server.crt"), key: directory.join("server.key") };
-        let mut openssl = Command::new("openssl");
-        openssl.args([
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "30",
-            "-subj",
-            "/CN=localhost",
-        ]);
-        openssl.args(["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout"]).arg(&made.key);
-        installation::run(openssl.arg("-out").arg(&made.certificate))?;
-        for file in [&made.certificate, &made.key] {
-            // PostgreSQL refuses a key that others may read.
-            fs::set_permissions(file, fs::Permissions::from_mode(0o600))?;
-            machine::give_to_server_user(file)?;
-        }
-        Ok(made)
     }
 }
 

@@ -20,9 +20,10 @@ mod sessions;
 
 use anyhow::{Context, Result};
 use options::Options;
+use pgrx_tests::certificate::Certificate;
 use pgrx_tests::cluster::Cluster;
 use pgrx_tests::installation::{Build, install};
-use pgrx_tests::pgbouncer::{self, Certificate, Pgbouncer};
+use pgrx_tests::pgbouncer::{self, Pgbouncer};
 use pgrx_tests::{ports, wait};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fmt;

@@ -1,5 +1,6 @@
 //! PgBouncer's console, answered by the front, with real clients in the pools.
 
+use crate::pooling::with_pool;
 use anyhow::{Context, Result, bail};
 use pgrx_tests::cluster::{Cluster, Stop};
 use pgrx_tests::drivers::{python_with_exporter, succeeded};
@@ -23,6 +24,13 @@ fn config(cluster: &Cluster, user: &str, database: &str) -> postgres::Config {
 
 fn console(cluster: &Cluster) -> Result<Client> {
     Ok(config(cluster, "postgres", "postern").connect(NoTls)?)
+}
+
+/// A server, and its console.
+fn with_console(name: &str) -> Result<(Cluster, Client)> {
+    let cluster = Cluster::new(name)?.start()?;
+    let console = console(&cluster)?;
+    Ok((cluster, console))
 }
 
 /// A client of the pool, which has been served.
@@ -91,8 +99,7 @@ fn not_yet<T>(receiver: &Receiver<T>) -> bool {
 
 #[test]
 fn the_console_shows_clients_and_servers_as_they_are() -> Result<()> {
-    let cluster = Cluster::new("console-shows")?.start()?;
-    let mut console = console(&cluster)?;
+    let (cluster, mut console) = with_console("console-shows")?;
     let mut busy = client(&cluster, "busy")?;
     let _idle = client(&cluster, "idle")?;
     let pid: i32 = busy.query_one("SELECT pg_backend_pid()", &[])?.get(0);
@@ -163,8 +170,7 @@ fn the_console_shows_clients_and_servers_as_they_are() -> Result<()> {
 
 #[test]
 fn transactions_are_counted_and_outlive_nobody_elses_pool() -> Result<()> {
-    let cluster = Cluster::new("console-stats")?.start()?;
-    let mut console = console(&cluster)?;
+    let (cluster, mut console) = with_console("console-stats")?;
     let mut client = client(&cluster, "counted")?;
     let count = |console: &mut Client| -> Result<u64> {
         let row = row(console, "SHOW STATS", &[("database", "postgres")])?;
@@ -184,9 +190,7 @@ fn transactions_are_counted_and_outlive_nobody_elses_pool() -> Result<()> {
 
 #[test]
 fn a_client_that_waits_is_shown_as_waiting() -> Result<()> {
-    let cluster = Cluster::new("console-waits")?;
-    cluster.set("postern.pool_size", "1")?;
-    let cluster = cluster.start()?;
+    let cluster = with_pool("console-waits", 1, &[])?;
     let mut console = console(&cluster)?;
     let mut second = client(&cluster, "second")?;
     let mut first = client(&cluster, "first")?;
@@ -208,8 +212,7 @@ fn a_client_that_waits_is_shown_as_waiting() -> Result<()> {
 
 #[test]
 fn a_pause_lets_transactions_end_and_keeps_clients_until_the_resume() -> Result<()> {
-    let cluster = Cluster::new("console-pause")?.start()?;
-    let mut console = console(&cluster)?;
+    let (cluster, mut console) = with_console("console-pause")?;
     for command in ["PAUSE postgres", "PAUSE"] {
         let mut working = client(&cluster, "working")?;
         let mut other = client(&cluster, "other")?;
@@ -251,8 +254,7 @@ fn a_pause_lets_transactions_end_and_keeps_clients_until_the_resume() -> Result<
 
 #[test]
 fn a_database_without_clients_can_be_paused_before_they_come() -> Result<()> {
-    let cluster = Cluster::new("console-pause-early")?.start()?;
-    let mut console = console(&cluster)?;
+    let (cluster, mut console) = with_console("console-pause-early")?;
     console.simple_query("PAUSE postgres")?;
     let early = config(&cluster, "postgres", "postgres");
     let early = aside(move || early.connect(NoTls).and_then(|mut client| client.simple_query("SELECT 1")));
@@ -266,8 +268,7 @@ fn a_database_without_clients_can_be_paused_before_they_come() -> Result<()> {
 
 #[test]
 fn a_pause_that_waits_is_canceled_or_undone() -> Result<()> {
-    let cluster = Cluster::new("console-cancel")?.start()?;
-    let mut console = console(&cluster)?;
+    let (cluster, mut console) = with_console("console-cancel")?;
     let mut working = client(&cluster, "working")?;
     working.simple_query("BEGIN; SELECT 1")?;
     let mut pausing = self::console(&cluster)?;
@@ -290,8 +291,7 @@ fn a_pause_that_waits_is_canceled_or_undone() -> Result<()> {
 
 #[test]
 fn a_killed_client_is_gone_and_others_stay() -> Result<()> {
-    let cluster = Cluster::new("console-kill-client")?.start()?;
-    let mut console = console(&cluster)?;
+    let (cluster, mut console) = with_console("console-kill-client")?;
     let mut idle = client(&cluster, "idle")?;
     let mut working = client(&cluster, "working")?;
     let mut other = client(&cluster, "other")?;
@@ -329,8 +329,7 @@ fn a_killed_client_is_gone_and_others_stay() -> Result<()> {
 
 #[test]
 fn a_killed_database_has_no_clients_and_servers_and_is_paused() -> Result<()> {
-    let cluster = Cluster::new("console-kill")?.start()?;
-    let mut console = console(&cluster)?;
+    let (cluster, mut console) = with_console("console-kill")?;
     let mut idle = client(&cluster, "idle")?;
     let mut working = client(&cluster, "working")?;
     let mut elsewhere = config(&cluster, "postgres", "template1").connect(NoTls)?;
@@ -360,8 +359,7 @@ fn a_killed_database_has_no_clients_and_servers_and_is_paused() -> Result<()> {
 
 #[test]
 fn reconnect_gives_new_backends_once_the_old_are_free() -> Result<()> {
-    let cluster = Cluster::new("console-reconnect")?.start()?;
-    let mut console = console(&cluster)?;
+    let (cluster, mut console) = with_console("console-reconnect")?;
     let mut client = client(&cluster, "somebody")?;
     let pid =
         |client: &mut Client| -> Result<i32> { Ok(client.query_one("SELECT pg_backend_pid()", &[])?.get(0)) };
@@ -383,8 +381,7 @@ fn reconnect_gives_new_backends_once_the_old_are_free() -> Result<()> {
 
 #[test]
 fn a_disabled_database_takes_no_new_clients() -> Result<()> {
-    let cluster = Cluster::new("console-disable")?.start()?;
-    let mut console = console(&cluster)?;
+    let (cluster, mut console) = with_console("console-disable")?;
     let mut old = client(&cluster, "old")?;
     console.simple_query("DISABLE postgres")?;
     row(&mut console, "SHOW DATABASES", &[("name", "postgres"), ("disabled", "1")])?;
@@ -400,9 +397,7 @@ fn a_disabled_database_takes_no_new_clients() -> Result<()> {
 
 #[test]
 fn a_cancel_of_a_free_backend_leaves_it_as_it_is() -> Result<()> {
-    let cluster = Cluster::new("console-idle-cancel")?;
-    cluster.set("postern.pool_size", "1")?;
-    let cluster = cluster.start()?;
+    let cluster = with_pool("console-idle-cancel", 1, &[])?;
     let mut console = console(&cluster)?;
     let mut client = client(&cluster, "somebody")?;
     // A client has its answer a moment before its backend lets go of it.
@@ -420,8 +415,7 @@ fn a_cancel_of_a_free_backend_leaves_it_as_it_is() -> Result<()> {
 
 #[test]
 fn settings_are_the_servers_and_reload_reads_them_again() -> Result<()> {
-    let cluster = Cluster::new("console-reload")?.start()?;
-    let mut console = console(&cluster)?;
+    let (cluster, mut console) = with_console("console-reload")?;
     cluster.set("postern.pool_size", "7")?;
     console.simple_query("RELOAD")?;
     wait::until("the new size holds", || {

@@ -1,8 +1,9 @@
 //! The peer that the benchmarks compare with is what it should be.
 
 use anyhow::Result;
+use pgrx_tests::certificate::Certificate;
 use pgrx_tests::cluster::Cluster;
-use pgrx_tests::pgbouncer::{Certificate, Options, Pgbouncer};
+use pgrx_tests::pgbouncer::{Options, Pgbouncer};
 use pgrx_tests::process;
 
 fn connect(bouncer: &Pgbouncer, user: &str, password: &str) -> Result<postgres::Client> {

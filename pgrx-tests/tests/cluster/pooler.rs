@@ -1,6 +1,7 @@
 //! The pooler as a whole: a first query, large answers, few descriptors, a server that is restarted under it.
 
 use crate::drivers;
+use crate::pooling::with_pool;
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::{Cluster, Stop};
 use pgrx_tests::{process, wait};
@@ -110,9 +111,7 @@ fn after_a_restart_of_the_server_clients_come_back() -> Result<()> {
 
 #[test]
 fn psycopg_and_node_postgres_are_served_through_the_front() -> Result<()> {
-    let cluster = Cluster::new("driven")?;
-    cluster.set("postern.pool_size", "4")?;
-    let cluster = cluster.start()?;
+    let cluster = with_pool("driven", 4, &[])?;
     drivers::psycopg_is_served(cluster.pooler_port)?;
     drivers::node_postgres_is_served(cluster.pooler_port)
 }
@@ -143,9 +142,7 @@ fn raw(cluster: &Cluster) -> Result<TcpStream> {
 
 #[test]
 fn what_a_client_sends_behind_its_goodbye_reaches_nobody_and_leaves_nothing() -> Result<()> {
-    let cluster = Cluster::new("goodbye")?;
-    cluster.set("postern.pool_size", "1")?;
-    let cluster = cluster.start()?;
+    let cluster = with_pool("goodbye", 1, &[])?;
     let mut other = through(&cluster)?;
     other.simple_query("SELECT 1")?;
     for _ in 0..5 {
@@ -229,9 +226,7 @@ fn answer(stream: &mut TcpStream) -> Result<Vec<u8>> {
 
 #[test]
 fn what_is_left_of_a_failed_copy_holds_no_backend() -> Result<()> {
-    let cluster = Cluster::new("leftover")?;
-    cluster.set("postern.pool_size", "1")?;
-    let cluster = cluster.start()?;
+    let cluster = with_pool("leftover", 1, &[])?;
     cluster.sql("CREATE TABLE numbers (n int)")?;
     // A whole message behind the failing one and in the same packet, a part of one, and a part of a long one.
     for part in [0, 3, 5_000] {
@@ -291,9 +286,7 @@ fn hundreds_of_clients_that_go_at_once_hold_up_no_login() -> Result<()> {
 
 #[test]
 fn a_client_of_whom_a_backend_has_only_seen_a_part_is_not_as_it_left_it() -> Result<()> {
-    let cluster = Cluster::new("part")?;
-    cluster.set("postern.pool_size", "2")?;
-    let cluster = cluster.start()?;
+    let cluster = with_pool("part", 2, &[])?;
     let (mut first, mut second) = (through(&cluster)?, through(&cluster)?);
     first.batch_execute("BEGIN")?;
     second.batch_execute("BEGIN; COMMIT")?;

@@ -1,7 +1,8 @@
 //! Several network threads: everything that a client may do works on each of them, and each is missed when it breaks.
 
-use crate::tls::{Secured, authority, signed};
+use crate::tls::{Secured, signed};
 use anyhow::{Context, Result, ensure};
+use pgrx_tests::certificate::Certificate;
 use pgrx_tests::cluster::{Cluster, Stop};
 use pgrx_tests::{process, wait};
 use postgres::{Client, NoTls};
@@ -113,7 +114,7 @@ fn clients_are_spread_and_everything_works_on_each_thread() -> Result<()> {
         wait::until("the client is ended", || client.batch_execute("SELECT 1").is_err())?;
     }
     // A reload reaches all.
-    authority(&secured.directory, "next")?;
+    Certificate::authority(&secured.directory, "next")?;
     signed(&secured.directory, "next", "server", "localhost")?;
     cluster.reload()?;
     let full = format!("sslmode=verify-full sslrootcert={}", secured.file("next.crt"));

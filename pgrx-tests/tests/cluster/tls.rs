@@ -2,10 +2,12 @@
 //! revocation, versions, TLS from the first byte, reload, the front's end.
 
 use anyhow::{Context, Result, ensure};
+use pgrx_tests::certificate::Certificate;
 use pgrx_tests::cluster::Cluster;
 use pgrx_tests::script::frontend::Message;
 use pgrx_tests::{machine, process, wait};
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -28,7 +30,7 @@ impl Secured {
         }
         let directory = cluster.data().join("certificates");
         std::fs::create_dir(&directory)?;
-        authority(&directory, "ca")?;
+        Certificate::authority(&directory, "ca")?;
         signed(&directory, "ca", "server", "localhost")?;
         for (setting, file) in
             [("ssl_ca_file", "ca.crt"), ("ssl_cert_file", "server.crt"), ("ssl_key_file", "server.key")]
@@ -65,33 +67,16 @@ impl Secured {
         Ok((output.status.success(), String::from_utf8_lossy(&text).trim().to_owned()))
     }
 
+    /// psql's options with which a client shows a certificate; libpq refuses a key that others may read.
+    fn showing(&self, name: &str) -> Result<String> {
+        let [certificate, key] = ["crt", "key"].map(|kind| self.file(&format!("{name}.{kind}")));
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600))?;
+        Ok(format!("sslmode=require sslcert={certificate} sslkey={key}"))
+    }
+
     pub fn file(&self, name: &str) -> String {
         self.directory.join(name).to_string_lossy().into_owned()
     }
-}
-
-/// A self-signed authority.
-pub fn authority(directory: &Path, name: &str) -> Result<()> {
-    let subject = format!("/CN={name}");
-    let (key, certificate) = (format!("{name}.key"), format!("{name}.crt"));
-    openssl(
-        directory,
-        &[
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "30",
-            "-subj",
-            &subject,
-            "-keyout",
-            &key,
-            "-out",
-            &certificate,
-        ],
-    )
 }
 
 /// A certificate for a name, signed by an authority.
@@ -179,26 +164,14 @@ fn a_client_certificate_is_the_role_by_the_servers_maps() -> Result<()> {
     let secured = Secured::start("tls-cert")?;
     signed(&secured.directory, "ca", "client", "certified")?;
     signed(&secured.directory, "ca", "other", "somebody")?;
-    authority(&secured.directory, "foreign")?;
+    Certificate::authority(&secured.directory, "foreign")?;
     signed(&secured.directory, "foreign", "stranger", "certified")?;
     std::fs::write(secured.cluster.data().join("pg_ident.conf"), "people somebody certified\n")?;
     secured
         .cluster
         .set_hba("local all all trust\nhostssl postgres certified all cert\nhost all all all trust\n")?;
     secured.cluster.reload()?;
-    let with = |name: &str| {
-        let (certificate, key) = (secured.file(&format!("{name}.crt")), secured.file(&format!("{name}.key")));
-        // Owned by whoever runs psql.
-        secured.psql(
-            "certified",
-            &format!("sslmode=require sslcert={certificate} sslkey={key}"),
-            "SELECT current_user",
-        )
-    };
-    for key in ["client.key", "other.key", "stranger.key"] {
-        use std::os::unix::fs::PermissionsExt;
-        std::fs::set_permissions(secured.directory.join(key), std::fs::Permissions::from_mode(0o600))?;
-    }
+    let with = |name: &str| secured.psql("certified", &secured.showing(name)?, "SELECT current_user");
     wait::until("its own certificate lets the role in", || {
         with("client").is_ok_and(|(ok, text)| ok && text == "certified")
     })?;
@@ -224,12 +197,9 @@ fn a_session_shows_the_tls_of_the_client_that_is_served() -> Result<()> {
     secured.cluster.set("postern.pool_size", "1")?;
     let more = "/O=Müller \"\\+\", #1/OU= room /emailAddress=somebody@example.org";
     signed_for(&secured.directory, "ca", "client", "certified", more)?;
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(secured.directory.join("client.key"), std::fs::Permissions::from_mode(0o600))?;
     secured.cluster.set_hba("local all all trust\nhost all all all trust\n")?;
     secured.cluster.reload()?;
-    let (certificate, key) = (secured.file("client.crt"), secured.file("client.key"));
-    let with = format!("sslmode=require sslcert={certificate} sslkey={key}");
+    let with = secured.showing("client")?;
     let none = "sslcert=/nonexistent";
     let ways = [
         with.clone(),
@@ -270,7 +240,7 @@ fn a_reload_swaps_the_certificate_and_keeps_clients() -> Result<()> {
     let secured = Secured::start("tls-reload")?;
     secured.cluster.set_hba("local all all trust\nhost all all all trust\n")?;
     secured.cluster.reload()?;
-    authority(&secured.directory, "next")?;
+    Certificate::authority(&secured.directory, "next")?;
     let by = |ca: &str| {
         let root = secured.file(&format!("{ca}.crt"));
         secured
@@ -381,22 +351,12 @@ fn a_revoked_certificate_lets_nobody_in() -> Result<()> {
     let secured = Secured::start("tls-revoked")?;
     for name in ["good", "bad"] {
         signed(&secured.directory, "ca", name, "certified")?;
-        use std::os::unix::fs::PermissionsExt;
-        let key = secured.directory.join(format!("{name}.key"));
-        std::fs::set_permissions(key, std::fs::Permissions::from_mode(0o600))?;
     }
     secured
         .cluster
         .set_hba("local all all trust\nhostssl all certified all cert\nhost all all all reject\n")?;
     secured.cluster.reload()?;
-    let with = |name: &str| {
-        let (certificate, key) = (secured.file(&format!("{name}.crt")), secured.file(&format!("{name}.key")));
-        secured.psql(
-            "certified",
-            &format!("sslmode=require sslcert={certificate} sslkey={key}"),
-            "SELECT 'in'",
-        )
-    };
+    let with = |name: &str| secured.psql("certified", &secured.showing(name)?, "SELECT 'in'");
     wait::until("both get in", || {
         ["good", "bad"].iter().all(|name| with(name).is_ok_and(|(ok, said)| ok && said == "in"))
     })?;
