@@ -6,8 +6,10 @@
 
 #![forbid(unsafe_code)]
 
+mod name;
 mod worker;
 
+pub use name::{NAME, Name};
 pub use worker::WorkerWords;
 
 use crate::settings::Settings;

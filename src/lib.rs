@@ -8,6 +8,7 @@
 //! - [`login`]: from a startup packet to an authenticated client.
 //! - [`status`]: the banner, the agent line and the HTTP answers.
 //! - [`pooler`]: the front that hands clients' sockets to pooled backends.
+//! - [`relay`]: LISTEN for everybody at the price of one listener.
 //! - `postgres`: the only room that knows pgrx; it exists with a `pgNN` feature only.
 //!
 //! `postgres` may use every room and nobody uses `postgres`. Services do not use each other.
@@ -19,6 +20,7 @@ pub mod net;
 pub mod pooler;
 #[cfg(feature = "postgres")]
 mod postgres;
+pub mod relay;
 pub mod settings;
 pub mod status;
 pub mod wire;

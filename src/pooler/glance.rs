@@ -3,7 +3,8 @@
 //! No lock is taken: a copy may mix two moments, but never two clients, two connections or two pools: what has moved on while it
 //! was read is left out.
 
-use super::shared::{Name, Pin, Pool, Server, ServerState, Shared, Slot, now};
+use crate::bridge::Name;
+use super::shared::{Pin, Pool, Server, ServerState, Shared, Slot, now};
 use super::slot::{Seen, State};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{Ordering::*, fence};

@@ -4,7 +4,7 @@
 //! Written by the front's main thread and network threads and by the session agents; whose word it is stands at each.
 
 use super::slot::{SlotWord, WaitingSince};
-use crate::bridge::WorkerWords;
+use crate::bridge::{NAME, Name, WorkerWords};
 use crate::net::slots::Slots;
 use std::sync::atomic::{
     AtomicBool, AtomicI32, AtomicI64, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::*,
@@ -16,9 +16,6 @@ pub const POOLS: usize = 512;
 
 /// The most server connections of one pool.
 pub const POOL_SIZE_MAX: usize = 512;
-
-/// Bytes of a name: NAMEDATALEN.
-const NAME: usize = 64;
 
 /// The parts that do not depend on a setting.
 #[repr(C)]
@@ -145,39 +142,6 @@ impl Orders {
     pub fn names(&self) -> Vec<Vec<u8>> {
         let named = self.places.iter().filter(|place| place.word.load(Acquire) & NAMED != 0);
         named.map(|place| place.name.bytes()).collect()
-    }
-}
-
-/// A text of at most 63 bytes that is written before the state that publishes it.
-#[repr(C)]
-pub struct Name {
-    length: AtomicU8,
-    bytes: [AtomicU8; NAME - 1],
-}
-
-impl Default for Name {
-    fn default() -> Self {
-        Self { length: AtomicU8::new(0), bytes: std::array::from_fn(|_| AtomicU8::new(0)) }
-    }
-}
-
-impl Name {
-    /// Cuts what is longer.
-    pub fn set(&self, text: &[u8]) {
-        let text = &text[..text.len().min(NAME - 1)];
-        for (word, byte) in self.bytes.iter().zip(text) {
-            word.store(*byte, Relaxed);
-        }
-        self.length.store(text.len() as u8, Release);
-    }
-
-    pub fn bytes(&self) -> Vec<u8> {
-        let length = usize::from(self.length.load(Acquire)).min(NAME - 1);
-        self.bytes[..length].iter().map(|word| word.load(Relaxed)).collect()
-    }
-
-    pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.bytes()).into_owned()
     }
 }
 
@@ -620,12 +584,5 @@ mod tests {
     fn a_clients_pid_leads_to_its_slot() {
         assert_eq!(Shared::slot_of_pid(Shared::client_pid(9_999)), Some(9_999));
         assert_eq!(Shared::slot_of_pid(4_194_304), None);
-    }
-
-    #[test]
-    fn a_long_name_is_cut() {
-        let name = Name::default();
-        name.set(&[b'x'; 80]);
-        assert_eq!(name.text().len(), 63);
     }
 }

@@ -159,6 +159,8 @@ struct Agent {
 impl Agent {
     fn claim(token: &str) -> Option<Self> {
         let shared = shmem::pooler()?;
+        // Before the token, which is the old front's only while this is its epoch.
+        let epoch = shared.header.epoch.load(Acquire);
         let (number, token) = read_token(token)?;
         let server = shared.servers.get(number as usize)?;
         // A token serves once.
@@ -173,7 +175,7 @@ impl Agent {
             server.proc.store(shim::postern_proc_number(), Release);
         }
         Some(Self {
-            epoch: shared.header.epoch.load(Acquire),
+            epoch,
             shared,
             number,
             server,
@@ -284,9 +286,10 @@ impl Agent {
     /// client, which may be idle. False when the client has sent what is no message.
     fn skip_copy_data(&self) -> bool {
         let skip = AssertUnwindSafe(|| {
-            // SAFETY: the session's own input buffer.
+            // SAFETY: the session's own input buffer, and a flag of the session.
             unsafe {
                 while shim::postern_input_waits()
+                    && !shim::postern_dying()
                     && [b'd', b'c', b'f'].map(c_int::from).contains(&shim::postern_peek_input())
                 {
                     if !shim::postern_skip_message() {

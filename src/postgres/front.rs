@@ -272,7 +272,7 @@ fn names_hosts() -> bool {
 }
 
 /// Words that end a line's address (src/backend/libpq/hba.c, UserAuthName).
-const METHODS: [&str; 14] = [
+const METHODS: [&str; 15] = [
     "reject",
     "trust",
     "ident",
@@ -287,6 +287,7 @@ const METHODS: [&str; 14] = [
     "cert",
     "radius",
     "peer",
+    "oauth",
 ];
 
 /// The name of a host that leads back to its address, as check_hostname() of hba.c wants it. May ask a name server, so not on main.

@@ -79,7 +79,6 @@ typedef struct
 	char		status;			/* its status: I, T or E */
 	bool		told;			/* a ParameterStatus has gone by */
 	bool		names;			/* the table of prepared statements may have changed */
-	bool		failed;			/* an ErrorResponse has gone by */
 	bool		settings;		/* a setting may have been changed */
 	bool		seed;			/* the random generator was seeded */
 	bool		loaded;			/* a library was loaded by name */
@@ -102,7 +101,6 @@ static HTAB *statements;
 static dlist_head *saved_plans;
 static long statement_count;
 static CachedPlanSource *unnamed;
-static MemoryContextCallback *unnamed_callback;
 static uint64 unnamed_number;
 
 /* The plan source is freed: the next Parse or a simple Query replaced it. */
@@ -124,10 +122,11 @@ see_parse(void)
 
 		if (plan != unnamed)
 		{
-			unnamed_callback = MemoryContextAlloc(plan->context, sizeof(MemoryContextCallback));
-			unnamed_callback->func = unnamed_gone;
-			unnamed_callback->arg = plan;
-			MemoryContextRegisterResetCallback(plan->context, unnamed_callback);
+			MemoryContextCallback *callback = MemoryContextAlloc(plan->context, sizeof(MemoryContextCallback));
+
+			callback->func = unnamed_gone;
+			callback->arg = plan;
+			MemoryContextRegisterResetCallback(plan->context, callback);
 			unnamed = plan;
 		}
 		unnamed_number++;
@@ -228,9 +227,6 @@ agent_putmessage(char type, const char *body, size_t length)
 		case '3':
 			postern_seen.names = true;
 			postern_recount_statements();
-			break;
-		case 'E':
-			postern_seen.failed = true;
 			break;
 	}
 	if (postern_seen.mute)

@@ -14,7 +14,6 @@ pub(super) struct Seen {
     pub status: c_char,
     pub told: bool,
     pub names: bool,
-    pub failed: bool,
     pub settings: bool,
     pub seed: bool,
     pub loaded: bool,

@@ -43,8 +43,7 @@ impl Links {
         }
         let texts = Texts::attach(header.texts.load(Acquire)).ok_or("no dynamic shared memory")?;
         let base = header.base.load(Acquire);
-        let epoch = header.epoch.load(Acquire);
-        say(&control, Word::Hello { server: agent.number, epoch });
+        say(&control, Word::Hello { server: agent.number, epoch: agent.epoch });
         let epoll = answer(&control).ok_or("the front has no such server connection")?;
         Ok(Self { control, epoll, texts, base, known: Vec::new() })
     }
