@@ -3,7 +3,7 @@
 //! No lock is taken: a copy may mix two moments, but never two clients, two connections or two pools: what has moved on while it
 //! was read is left out.
 
-use super::shared::{Name, Pin, Pool, Server, ServerState, Shared, Slot, now};
+use super::shared::{Pin, Pool, Server, ServerState, Shared, Slot, now};
 use super::slot::{Seen, State};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{Ordering::*, fence};
@@ -251,11 +251,6 @@ pub fn shown(name: &[u8], utf8: bool) -> String {
         Ok(text) if utf8 || text.is_ascii() => text.to_owned(),
         _ => name.iter().map(|byte| if byte.is_ascii() { char::from(*byte) } else { '?' }).collect(),
     }
-}
-
-/// Whether a name is the one that is asked for; `None` asks for any.
-pub fn is_asked(name: &Name, asked: Option<&[u8]>) -> bool {
-    asked.is_none_or(|asked| name.bytes() == asked)
 }
 
 #[cfg(test)]

@@ -102,10 +102,9 @@ impl Default for Orders {
 
 impl Orders {
     fn of<'a>(&'a self, database: &'a [u8]) -> impl Iterator<Item = &'a Place> {
-        let database = &database[..database.len().min(NAME - 1)];
         self.places
             .iter()
-            .filter(move |place| place.word.load(Acquire) & NAMED != 0 && place.name.bytes() == database)
+            .filter(move |place| place.word.load(Acquire) & NAMED != 0 && place.name.is(database))
     }
 
     /// False when there are too many.
@@ -174,6 +173,13 @@ impl Name {
     pub fn bytes(&self) -> Vec<u8> {
         let length = usize::from(self.length.load(Acquire)).min(NAME - 1);
         self.bytes[..length].iter().map(|word| word.load(Relaxed)).collect()
+    }
+
+    /// Whether it is this text, of which only so much counts as fits.
+    pub fn is(&self, text: &[u8]) -> bool {
+        let text = &text[..text.len().min(NAME - 1)];
+        usize::from(self.length.load(Acquire)) == text.len()
+            && self.bytes.iter().zip(text).all(|(word, byte)| word.load(Relaxed) == *byte)
     }
 
     pub fn text(&self) -> String {
@@ -490,15 +496,6 @@ impl Pool {
     }
 }
 
-/// The pools in use, all or those of one database by its name.
-pub fn pools_of<'a>(
-    pools: &'static [Pool],
-    database: Option<&'a [u8]>,
-) -> impl Iterator<Item = (usize, &'static Pool)> + 'a {
-    let used = pools.iter().enumerate().filter(|(_, pool)| pool.used.load(Acquire) != 0);
-    used.filter(move |(_, pool)| database.is_none_or(|name| pool.database_name.bytes() == name))
-}
-
 /// The mapped tables.
 #[derive(Clone, Copy)]
 pub struct Shared {
@@ -530,36 +527,6 @@ impl Shared {
     pub fn is_paused(&self, database: Option<&[u8]>) -> bool {
         let orders = &self.header.orders;
         orders.pause.load(Acquire) || database.is_some_and(|name| orders.has(name, Order::Pause))
-    }
-
-    /// Orders a pause of a database or of all. Clients wait; server connections end when they are free.
-    /// False when too many databases are paused.
-    pub fn pause(&self, database: Option<&[u8]>) -> bool {
-        let orders = &self.header.orders;
-        match database {
-            Some(name) if !orders.give(name, Order::Pause) => return false,
-            Some(_) => {}
-            None => orders.pause.store(true, Release),
-        }
-        for (_, pool) in pools_of(self.pools, database) {
-            pool.paused.store(true, SeqCst);
-        }
-        true
-    }
-
-    /// Takes back a pause of a database or that of all; neither touches the other, as PgBouncer has it. False when there was none.
-    pub fn resume(&self, database: Option<&[u8]>) -> bool {
-        let orders = &self.header.orders;
-        let was = match database {
-            Some(name) => orders.take_back(name, Order::Pause),
-            None => orders.pause.swap(false, AcqRel),
-        };
-        let mut words = false;
-        for (_, pool) in pools_of(self.pools, database) {
-            let stays = self.is_paused(Some(&pool.database_name.bytes()));
-            words |= pool.paused.swap(stays, SeqCst) && !stays;
-        }
-        was || words
     }
 
     /// The control socket's name in the abstract namespace.
@@ -627,5 +594,8 @@ mod tests {
         let name = Name::default();
         name.set(&[b'x'; 80]);
         assert_eq!(name.text().len(), 63);
+        assert!(name.is(&[b'x'; 63]) && name.is(&[b'x'; 64]) && !name.is(&[b'x'; 62]) && !name.is(b""));
+        name.set(b"ab");
+        assert!(name.is(b"ab") && !name.is(b"abx") && !name.is(b"a"));
     }
 }
