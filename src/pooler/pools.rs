@@ -20,7 +20,7 @@ use rustix::event::epoll;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::*};
+use std::sync::atomic::{AtomicBool, Ordering::*, fence};
 use std::time::{Duration, Instant};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, Interest};
@@ -110,10 +110,17 @@ impl Pools {
         words.database_name.set(names.1);
         // Until the first backend says what role and database have of their own.
         words.size.store(front.bridge.settings().pooler.pool_size.min(POOL_SIZE_MAX as u32), Relaxed);
-        words.paused.store(front.shared.is_paused(Some(names.1)), Relaxed);
+        let mut paused = front.shared.is_paused(Some(names.1));
+        words.paused.store(paused, Relaxed);
         let made = Pool::make(number as u32, words, names, credential);
         let pool = made.map_err(|error| Report::fatal("53000", format!("could not make a pool: {error}")))?;
         words.used.store(1, Release);
+        // Whoever has given or taken back a pause before this has not found the pool; whoever does it from here on does.
+        fence(SeqCst);
+        while front.shared.is_paused(Some(names.1)) != paused {
+            paused = !paused;
+            words.paused.store(paused, SeqCst);
+        }
         let pool = Arc::new(pool);
         list.insert(key, Arc::clone(&pool));
         front.spawn(keep(Arc::clone(front), Arc::clone(&pool)));
