@@ -115,8 +115,7 @@ impl<'a> Console<'a> {
             let (server, waits) = match seen.state() {
                 State::Free | State::Login | State::Closing => return None,
                 State::Idle => {
-                    let fresh = slot.settings_hash.load(Relaxed) == 0 && slot.transactions.load(Relaxed) == 0;
-                    let ready = || fresh || self.front.seats.is_ready(number, seen.generation());
+                    let ready = || slot.is_fresh() || self.front.seats.is_ready(number, seen.generation());
                     (None, queues.contains(&pool) && ready())
                 }
                 State::Attached | State::Cancelling => {

@@ -187,6 +187,11 @@ impl Pool {
         format!("\"{}\" as \"{}\"", String::from_utf8_lossy(&names.1), String::from_utf8_lossy(&names.0))
     }
 
+    /// Whether a connection may be tried now: none is being opened, and the last failure was long enough ago.
+    fn may_open(&self) -> bool {
+        !*self.opening.lock() && self.failed.lock().as_ref().is_none_or(|(until, _)| *until <= Instant::now())
+    }
+
     /// Whether some client of the pool is ready and no backend has taken it.
     pub fn has_ready_clients(&self) -> bool {
         super::seats::can_read(self.epoll.as_fd())
@@ -240,10 +245,7 @@ async fn keep(front: Arc<Front>, pool: Arc<Pool>) {
             start_opening(&front, &pool, For::Later);
         }
         let may_grow = words.servers.load(Relaxed) < words.size.load(Relaxed) && !words.paused.load(Relaxed);
-        let may_open = may_grow
-            && !*pool.opening.lock()
-            && !has_newcomer(&front, words)
-            && pool.failed.lock().as_ref().is_none_or(|(until, _)| *until <= Instant::now());
+        let may_open = may_grow && pool.may_open() && !has_newcomer(&front, words);
         let mut watch = false;
         if may_grow {
             // First the wish to hear, then the look: who stops waiting in between says so.
@@ -449,8 +451,8 @@ fn refuse(front: &Arc<Front>, pool: &Arc<Pool>, error: &opening::Error) {
         _ => Report::fatal("08006", error.to_string()),
     };
     for (number, generation) in idle_clients(front, pool) {
-        let fresh = front.shared.slots[number as usize].transactions.load(Relaxed) == 0;
-        if fresh || front.seats.is_ready(number, generation) {
+        // One that has been welcomed and wants nothing does not wait, though it has not had a transaction.
+        if front.shared.slots[number as usize].is_fresh() || front.seats.is_ready(number, generation) {
             front.end_idle(number, generation, &report);
         }
     }
@@ -579,9 +581,8 @@ fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
                 continue;
             }
             let generation = seen.generation();
-            let fresh = slot.settings_hash.load(Relaxed) == 0 && slot.transactions.load(Relaxed) == 0;
             let part = limits::sends_a_part(front, index as u32, generation);
-            if queue && !part && (fresh || front.seats.is_ready(index as u32, generation)) {
+            if queue && !part && (slot.is_fresh() || front.seats.is_ready(index as u32, generation)) {
                 let Some(since) = slot.waiting_since.mark(&slot.word, seen, now) else { continue };
                 waiting += 1;
                 first = if first == 0 { since } else { since.min(first) };
@@ -607,11 +608,8 @@ fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
     }
     words.waiting.store(waiting, Relaxed);
     words.waiting_since.store(first, Relaxed);
-    let may_open = || {
-        !*pool.opening.lock() && pool.failed.lock().as_ref().is_none_or(|(until, _)| *until <= Instant::now())
-    };
     let open = words.servers.load(Relaxed);
-    if open < least_of(front, words) && may_open() {
+    if open < least_of(front, words) && pool.may_open() {
         start_opening(front, pool, For::Later);
     }
     let reserve = words.size.load(Relaxed)..words.size.load(Relaxed) + settings.pooler.reserve_pool_size;
@@ -620,7 +618,7 @@ fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
         && reserve.contains(&open)
         && (open as usize) < POOL_SIZE_MAX
         && !words.paused.load(Relaxed)
-        && may_open()
+        && pool.may_open()
     {
         front.bridge.log(
             Level::Warning,

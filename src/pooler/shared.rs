@@ -251,6 +251,11 @@ impl Slot {
         [&self.settings, &self.statements, &self.unnamed, &self.shown]
     }
 
+    /// No backend has welcomed it yet: it waits for one without having sent anything.
+    pub fn is_fresh(&self) -> bool {
+        self.settings_hash.load(Relaxed) == 0 && self.transactions.load(Relaxed) == 0
+    }
+
     pub fn has_texts(&self) -> bool {
         self.texts().iter().any(|word| word.load(Relaxed) != 0)
     }

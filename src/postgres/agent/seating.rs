@@ -313,7 +313,7 @@ impl Agent {
             // The front has no descriptor to give, or is gone. It ends the client when it finds this backend ended.
             self.leave();
         }
-        let fresh = slot.settings_hash.load(Relaxed) == 0 && slot.transactions.load(Relaxed) == 0;
+        let fresh = slot.is_fresh();
         if !fresh {
             match self.look(seat) {
                 Look::Ready => {}
