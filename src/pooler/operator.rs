@@ -8,6 +8,7 @@ use super::console::{
 };
 use super::console_client::Client;
 use super::front::Front;
+use super::glance;
 use super::orders::{self, TooMany, Which};
 use super::shared::{Order, POOLS, Pool, Server, ServerState, Slot, now};
 use super::slot::State;
@@ -17,7 +18,7 @@ use crate::net::tls::session::cipher;
 use crate::settings::{ListenAddress, PoolerSettings};
 use rustix::process::{Signal, getppid, kill_process};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -208,21 +209,6 @@ fn ago(micros: i64) -> Duration {
     }
 }
 
-/// A client's end of its connection.
-fn remote(slot: &Slot) -> Option<SocketAddr> {
-    let words = slot.address.each_ref().map(|word| word.load(Relaxed).to_ne_bytes());
-    let ip = match slot.family.load(Relaxed) {
-        4 => IpAddr::from(words[0]),
-        6 => {
-            let mut bytes = [0; 16];
-            bytes.copy_from_slice(words.as_flattened());
-            IpAddr::from(bytes)
-        }
-        _ => return None,
-    };
-    Some(SocketAddr::new(ip, slot.port.load(Relaxed)))
-}
-
 fn console_report(client: &Client, port: u16) -> ClientReport {
     let (addr, remote_port) = match client.origin {
         Origin::Tcp(address) => (address.ip().to_string(), address.port()),
@@ -356,14 +342,12 @@ impl Operator for Console<'_> {
         let report = |client: Seen<'_>| {
             let slot = client.slot;
             let (user, database) = self.names(client.pool);
-            let (addr, remote_port) = match remote(slot) {
-                Some(address) => (address.ip().to_canonical().to_string(), address.port()),
-                None => ("unix".to_owned(), port),
+            let end = |address: Option<(IpAddr, u16)>| {
+                address.map_or(("unix".to_owned(), port), |(ip, port)| (ip.to_string(), port))
             };
-            let (local_addr, local_port) = match self.front.seats.local(client.number, client.generation) {
-                Some(address) => (address.ip().to_canonical().to_string(), address.port()),
-                None => ("unix".to_owned(), port),
-            };
+            // As the slot has them: over TLS, what the client's seat holds is one end of a socket pair.
+            let ((addr, remote_port), (local_addr, local_port)) =
+                (end(glance::remote(slot)), end(glance::local(slot)));
             let socket = SocketReport {
                 id: Id::client(client.number, client.generation).number(),
                 link: client.server.map(|server| Id::Server(server).number()),

@@ -121,15 +121,6 @@ impl Seats {
         self.with(slot, copy).flatten()
     }
 
-    /// Our end of a client's connection; `None` for a Unix socket.
-    pub fn local(&self, slot: u32, generation: u32) -> Option<std::net::SocketAddr> {
-        let local = |seat: &Seat| {
-            let name = (seat.generation == generation).then(|| rustix::net::getsockname(&seat.socket).ok());
-            std::net::SocketAddr::try_from(name??).ok()
-        };
-        self.with(slot, local).flatten()
-    }
-
     /// Something with a client's socket; `None` when the slot has none.
     fn with<T>(&self, slot: u32, what: impl FnOnce(&Seat) -> T) -> Option<T> {
         self.at(slot)?.lock().as_ref().map(what)
