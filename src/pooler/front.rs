@@ -150,7 +150,7 @@ pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
             history::turn(&front)
         );
         front.say_goodbye();
-        tokio::join!(front.consoles.ended(), front.hands.farewell());
+        front.hands.farewell(front.consoles.ended()).await;
     })?;
     all.insert(0, first);
     hands.set(all);
