@@ -342,11 +342,11 @@ impl Front {
     fn say_goodbye(self: &Arc<Self>) {
         let report = Report::fatal("57P01", "terminating connection due to administrator command");
         let bytes = report.to_bytes();
-        for (number, slot) in self.shared.slots.iter().enumerate() {
+        for (number, slot) in self.shared.slots_in_use() {
             let seen = slot.word.seen();
             if seen.state() == State::Idle && slot.word.close_idle(seen.generation()) {
-                self.seats.say(number as u32, seen.generation(), &bytes);
-                self.seats.close(number as u32, seen.generation());
+                self.seats.say(number, seen.generation(), &bytes);
+                self.seats.close(number, seen.generation());
             }
         }
         for server in self.shared.servers {

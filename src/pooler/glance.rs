@@ -154,10 +154,7 @@ pub fn pool((number, words): (usize, &Pool)) -> Option<PoolGlance> {
 
 /// Every client that is logged in, by slot.
 pub fn clients(shared: &Shared) -> Vec<ClientGlance> {
-    // Slots beyond the capacity are never used, and reading them would make them resident.
-    let capacity = (shared.header.capacity.load(Acquire) as usize).min(shared.slots.len());
-    let slots = shared.slots[..capacity].iter().enumerate();
-    slots.filter_map(|(number, slot)| client(shared, number as u32, slot)).collect()
+    shared.slots_in_use().filter_map(|(number, slot)| client(shared, number, slot)).collect()
 }
 
 fn client(shared: &Shared, number: u32, slot: &Slot) -> Option<ClientGlance> {

@@ -110,7 +110,7 @@ impl<'a> Console<'a> {
             .filter(|pool| pool.words.waiters.load(SeqCst) <= 0 && pool.has_ready_clients())
             .map(|pool| pool.number)
             .collect();
-        let look = |(slot, number): (&'static Slot, u32)| {
+        let look = |(number, slot): (u32, &'static Slot)| {
             let seen = slot.word.seen();
             let pool = u32::from(slot.pool.load(Acquire));
             let (server, waits) = match seen.state() {
@@ -131,7 +131,7 @@ impl<'a> Console<'a> {
             };
             Some(Seen { number, generation: seen.generation(), slot, pool, server, waits })
         };
-        shared.slots.iter().zip(0..).filter_map(look).collect()
+        shared.slots_in_use().filter_map(look).collect()
     }
 
     fn names(&self, pool: u32) -> (Option<String>, Option<String>) {
@@ -423,7 +423,8 @@ impl Operator for Console<'_> {
     fn lists(&self) -> ListsReport {
         let shared = self.front.shared;
         let capacity = u64::from(self.front.room.capacity);
-        let slots = shared.slots.iter().filter(|slot| slot.word.seen().state() != State::Free).count() as u64;
+        let used = |(_, slot): &(u32, &Slot)| slot.word.seen().state() != State::Free;
+        let slots = shared.slots_in_use().filter(used).count() as u64;
         let servers = shared.servers.iter().filter(|server| server.state() != ServerState::Free).count();
         ListsReport {
             databases: self.databases().len() as u64,

@@ -338,10 +338,10 @@ fn end_all(front: &Arc<Front>, pool: &Pool, why: &str) {
 
 /// The pool's clients that nobody serves, as slots and generations.
 fn idle_clients<'a>(front: &'a Front, pool: &'a Pool) -> impl Iterator<Item = (u32, u32)> + 'a {
-    front.shared.slots.iter().enumerate().filter_map(|(number, slot)| {
+    front.shared.slots_in_use().filter_map(|(number, slot)| {
         let seen = slot.word.seen();
         let its = seen.state() == State::Idle && u32::from(slot.pool.load(Relaxed)) == pool.number;
-        its.then_some((number as u32, seen.generation()))
+        its.then_some((number, seen.generation()))
     })
 }
 
@@ -537,7 +537,7 @@ fn release(pool: &Pool, server: &shared::Server, member: usize) {
 /// A backend has ended: its client, if it had one, has ended with it.
 fn server_ended(front: &Arc<Front>, pool: &Arc<Pool>, number: u32) {
     let server = &front.shared.servers[number as usize];
-    for (index, slot) in front.shared.slots.iter().enumerate() {
+    for (client, slot) in front.shared.slots_in_use() {
         loop {
             let seen = slot.word.seen();
             let its = matches!(seen.state(), State::Attached | State::Cancelling) && seen.server() == number;
@@ -545,7 +545,7 @@ fn server_ended(front: &Arc<Front>, pool: &Arc<Pool>, number: u32) {
                 break;
             }
             if slot.word.bury(seen.generation(), number) {
-                front.end_client(index as u32, seen.generation());
+                front.end_client(client, seen.generation());
                 break;
             }
             // A cancel is under way on another thread: a matter of microseconds.
@@ -567,7 +567,7 @@ fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
     let (mut waiting, mut first) = (0, 0);
     let idle_limit = settings.pooler.client_idle_timeout.map(micros);
     if queue || words.waiting.load(Relaxed) > 0 || idle_limit.is_some() {
-        for (index, slot) in front.shared.slots.iter().enumerate() {
+        for (client, slot) in front.shared.slots_in_use() {
             let seen = slot.word.seen();
             if u32::from(slot.pool.load(Relaxed)) != pool.number {
                 continue;
@@ -581,8 +581,8 @@ fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
                 continue;
             }
             let generation = seen.generation();
-            let part = limits::sends_a_part(front, index as u32, generation);
-            if queue && !part && (slot.is_fresh() || front.seats.is_ready(index as u32, generation)) {
+            let part = limits::sends_a_part(front, client, generation);
+            if queue && !part && (slot.is_fresh() || front.seats.is_ready(client, generation)) {
                 let Some(since) = slot.waiting_since.mark(&slot.word, seen, now) else { continue };
                 waiting += 1;
                 first = if first == 0 { since } else { since.min(first) };
@@ -594,14 +594,14 @@ fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
                             pool.title()
                         ))
                         .with_hint("Raise postern.pool_size or postern.query_wait_timeout.");
-                    front.end_idle(index as u32, generation, &report);
+                    front.end_idle(client, generation, &report);
                 }
             } else {
                 slot.waiting_since.clear();
                 if !part && idle_limit.is_some_and(|limit| now - slot.since.load(Relaxed) >= limit) {
                     let report = Report::fatal("57P05", "client_idle_timeout")
                         .with_hint("The setting is postern.client_idle_timeout.");
-                    front.end_idle(index as u32, generation, &report);
+                    front.end_idle(client, generation, &report);
                 }
             }
         }

@@ -518,6 +518,12 @@ impl Shared {
         self.servers.iter().filter(of)
     }
 
+    /// The slots that may have a client, with their numbers. The others are never used, and reading them would make them resident.
+    pub fn slots_in_use(&self) -> impl Iterator<Item = (u32, &'static Slot)> + use<> {
+        let capacity = self.header.capacity.load(Acquire) as usize;
+        self.slots.iter().take(capacity).zip(0..).map(|(slot, number)| (number, slot))
+    }
+
     /// The pid that a client of a slot is told in BackendKeyData: no process of a system that numbers them below 2^22 has it.
     pub fn client_pid(slot: u32) -> u32 {
         0x4000_0000 | slot
