@@ -8,7 +8,7 @@ use super::history::{self, History};
 use super::limits::Received;
 use super::pools::{self, Pools};
 use super::seats::{Room, Seats, raise_file_limit};
-use super::shared::{ServerState, Shared, Slot, now};
+use super::shared::{ServerState, Shared, Slot};
 use super::slot::State;
 use crate::bridge::{Bridge, Level};
 use crate::login::{Question, Questions};
@@ -145,6 +145,7 @@ pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
         tokio::join!(
             Arc::clone(&front).watch_server(),
             Arc::clone(&front).keep_identity(),
+            Arc::clone(&front).watch_idle_clients(),
             agents::serve(Arc::clone(&front), control),
             keep(to_keep, LISTENERS, listeners, serve),
             history::turn(&front)
@@ -253,34 +254,6 @@ impl Front {
             self.end_client(number, generation);
         }
         closed
-    }
-
-    /// Ends a client that has not been served for as long as its `idle_session_timeout` says.
-    pub async fn end_idle_session(self: &Arc<Self>, number: u32, generation: u32, millis: u32) {
-        let Some(slot) = self.shared.slots.get(number as usize) else { return };
-        // One timer a client: it looks again when the client has been served meanwhile.
-        slot.idle_millis.store(millis, Relaxed);
-        if slot.idle_timer.swap(generation, AcqRel) == generation {
-            return;
-        }
-        loop {
-            let limit = i64::from(slot.idle_millis.load(Relaxed)) * 1000;
-            let left = slot.since.load(Relaxed) + limit - now();
-            if let Some(left) = u64::try_from(left).ok().filter(|left| *left > 0) {
-                tokio::time::sleep(Duration::from_micros(left)).await;
-                if slot.word.seen().generation() != generation {
-                    return;
-                }
-                continue;
-            }
-            // One that is served or about to be has another timer when it is idle again.
-            slot.idle_timer.store(0, Release);
-            if !self.seats.is_ready(number, generation) {
-                let report = Report::fatal("57P05", "terminating connection due to idle-session timeout");
-                self.end_idle(number, generation, &report);
-            }
-            return;
-        }
     }
 
     /// Has a client ended, whoever has it: one that is served hears it from its backend, which ends with it. False when that client

@@ -345,17 +345,6 @@ fn idle_clients<'a>(front: &'a Front, pool: &'a Pool) -> impl Iterator<Item = (u
     })
 }
 
-/// A backend that waits for its own client gives it back, so that time can have its way with it.
-fn call_back_from(front: &Front, number: u32) {
-    let Some(server) = front.shared.servers.get(number as usize) else { return };
-    if server.state() == ServerState::Staying
-        && let Some(pool) = front.shared.pools.get(server.pool.load(Acquire) as usize)
-    {
-        pool.unstay(server.member.load(Acquire));
-        wake(server);
-    }
-}
-
 /// Whether a connection has been opened whose backend has not come to its first wait: it is about to take who is ready.
 fn has_newcomer(front: &Front, words: &shared::Pool) -> bool {
     words.members.iter().filter_map(|member| member.load(Acquire).checked_sub(1)).any(|number| {
@@ -565,19 +554,10 @@ fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
     // Waiting clients.
     let queue = words.waiters.load(SeqCst) <= 0 && pool.has_ready_clients();
     let (mut waiting, mut first) = (0, 0);
-    let idle_limit = settings.pooler.client_idle_timeout.map(micros);
-    if queue || words.waiting.load(Relaxed) > 0 || idle_limit.is_some() {
+    if queue || words.waiting.load(Relaxed) > 0 {
         for (client, slot) in front.shared.slots_in_use() {
             let seen = slot.word.seen();
-            if u32::from(slot.pool.load(Relaxed)) != pool.number {
-                continue;
-            }
-            if seen.state() == State::Attached
-                && idle_limit.is_some_and(|limit| now - slot.since.load(Relaxed) >= limit)
-            {
-                call_back_from(front, seen.server());
-            }
-            if seen.state() != State::Idle {
+            if seen.state() != State::Idle || u32::from(slot.pool.load(Relaxed)) != pool.number {
                 continue;
             }
             let generation = seen.generation();
@@ -598,11 +578,6 @@ fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
                 }
             } else {
                 slot.waiting_since.clear();
-                if !part && idle_limit.is_some_and(|limit| now - slot.since.load(Relaxed) >= limit) {
-                    let report = Report::fatal("57P05", "client_idle_timeout")
-                        .with_hint("The setting is postern.client_idle_timeout.");
-                    front.end_idle(client, generation, &report);
-                }
             }
         }
     }

@@ -439,7 +439,7 @@ fn fill(slot: &Slot, origin: Origin, local: Origin, minor: u16) -> Result<(), Re
     slot.pins.store(0, Relaxed);
     slot.doomed.store(0, Relaxed);
     slot.discard.store(0, Relaxed);
-    slot.idle_timer.store(0, Relaxed);
+    slot.idle_millis.store(0, Relaxed);
     slot.parts.store(0, Relaxed);
     slot.part_since.store(0, Relaxed);
     for word in [&slot.settings_hash, &slot.statements_hash, &slot.transactions] {

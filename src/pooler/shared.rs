@@ -234,8 +234,7 @@ pub struct Slot {
     pub transactions: AtomicU64,
     /// The text of its unnamed statement, with types; in the dynamic memory.
     pub unnamed: AtomicU64,
-    /// The generation for which the front keeps the time of `idle_session_timeout`, and that time.
-    pub idle_timer: AtomicU32,
+    /// The session's `idle_session_timeout` as its last backend left it; 0 is none.
     pub idle_millis: AtomicU32,
     /// Bytes of its input that are still to be thrown away: the rest of a message of a COPY that has failed.
     pub discard: AtomicU32,

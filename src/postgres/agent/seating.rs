@@ -141,13 +141,14 @@ impl Agent {
     pub(super) fn let_go(&mut self) {
         // SAFETY: an int setting.
         let idle = u32::try_from(unsafe { pg_sys::IdleSessionTimeout }).unwrap_or(0);
+        let before = self.seat.map_or(0, |seat| self.slot(seat).idle_millis.swap(idle, Relaxed));
         if let Some(seat) = self.release(false)
             && let Some(links) = &self.links
         {
             links.arm(seat);
-            if idle > 0 {
+            if idle > 0 || before > 0 {
                 // The server's own timer would end this backend; the front keeps the time of the client.
-                links.say(Word::Idle { slot: seat.slot, generation: seat.generation, millis: idle });
+                links.say(Word::Idle { slot: seat.slot, generation: seat.generation });
             }
         }
     }
