@@ -7,6 +7,7 @@ use super::hands::Hands;
 use super::history::{self, History};
 use super::limits::Received;
 use super::pools::{self, Pools};
+use super::reception::LOOK_UPS;
 use super::seats::{Room, Seats, raise_file_limit};
 use super::shared::{ServerState, Shared, Slot};
 use super::slot::State;
@@ -21,6 +22,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
 /// The kind of the pooler's listeners.
@@ -64,6 +66,8 @@ pub struct Front {
     /// Logins under way, in the order in which they came.
     pub(super) logins: Mutex<BTreeMap<u64, Option<AbortHandle>>>,
     pub(super) login_number: AtomicU64,
+    /// Places for those who look up a name.
+    pub(super) look_ups: Arc<Semaphore>,
 }
 
 /// What main knows when it starts the front.
@@ -127,6 +131,7 @@ pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
         free: Mutex::new((0..room.capacity).rev().collect()),
         logins: Mutex::default(),
         login_number: AtomicU64::new(0),
+        look_ups: Arc::new(Semaphore::new(LOOK_UPS)),
     });
     front.load_identity();
     let mut threads = Threads::new(bridge);
