@@ -487,10 +487,9 @@ async fn open_one(front: &Arc<Front>, pool: &Arc<Pool>) -> Result<(), opening::E
         only_let_in: false,
         door: &settings.pooler.door,
         system_user: &front.system_user,
+        limit: settings.pooler.server_connect_timeout,
     };
-    let limit = settings.pooler.server_connect_timeout.unwrap_or(Duration::from_secs(3600));
-    let opened = tokio::time::timeout(limit, opening::open(&opening, &front.questions)).await;
-    match opened.unwrap_or(Err(opening::Error::TooSlow)) {
+    match opening::open(&opening, &front.questions).await {
         Ok(line) => {
             let (to_end, pool) = (Arc::clone(front), Arc::clone(pool));
             front.spawn(async move {
