@@ -302,14 +302,12 @@ impl Front {
     fn tell_backend_of(&self, slot: &Slot, generation: u32, insist: bool) {
         let Some(number) = slot.word.start_cancel(generation) else { return };
         if let Some(server) = self.shared.servers.get(number as usize) {
-            let pool = self.shared.pools.get(server.pool.load(Acquire) as usize);
-            match (server.state(), pool) {
+            if insist && server.state() == ServerState::Serving {
                 // Busy for longer than a moment: it is ended with its query.
-                (ServerState::Serving, Some(_)) if insist => {
-                    pools::signal(server, rustix::process::Signal::TERM)
-                }
+                pools::signal(server, rustix::process::Signal::TERM);
+            } else {
                 // At its next idle moment, which may be now, it ends the client itself.
-                _ => pools::wake(server),
+                pools::wake(server);
             }
         }
         slot.word.cancelled(generation, number);

@@ -581,7 +581,6 @@ fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
         }
     }
     words.waiting.store(waiting, Relaxed);
-    words.waiting_since.store(first, Relaxed);
     let open = words.servers.load(Relaxed);
     if open < least_of(front, words) && pool.may_open() {
         start_opening(front, pool, For::Later);

@@ -395,9 +395,8 @@ pub struct Pool {
     pub assignments: AtomicU64,
     /// Assignments of another client than the backend had before.
     pub swaps: AtomicU64,
-    /// Clients that the front's last look found waiting, and since when the first of them.
+    /// Clients that the front's last look found waiting.
     pub waiting: AtomicU32,
-    pub waiting_since: AtomicI64,
 }
 
 impl Default for Pool {
@@ -424,7 +423,6 @@ impl Default for Pool {
             assignments: AtomicU64::new(0),
             swaps: AtomicU64::new(0),
             waiting: AtomicU32::new(0),
-            waiting_since: AtomicI64::new(0),
         }
     }
 }
@@ -494,8 +492,6 @@ impl Pool {
         for count in [&self.transactions, &self.assignments, &self.swaps, &self.wait_micros] {
             count.store(0, Relaxed);
         }
-        self.waiting_since.store(0, Relaxed);
-        self.paused.store(false, Relaxed);
         self.crowded.store(false, Relaxed);
     }
 }
