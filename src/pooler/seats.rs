@@ -180,7 +180,7 @@ impl Seats {
                 _ if length == 0 => true,
                 _ if discard > 0 => length >= discard.min(WHOLE),
                 Ok(None) => false,
-                Ok(Some(first)) => first.is_complete() || length >= WHOLE,
+                Ok(Some(first)) => first.is_there(WHOLE),
                 Err(_) => true,
             }
         };
