@@ -139,6 +139,12 @@ impl<'a> Console<'a> {
         (pool.map(|pool| pool.role_name.text()), pool.map(|pool| pool.database_name.text()))
     }
 
+    /// Databases of the server, and those that have pools still.
+    fn database_names(&self) -> BTreeSet<String> {
+        let pools = self.used(None).map(|(_, pool)| pool.database_name.text());
+        pools.chain(self.known.iter().cloned()).collect()
+    }
+
     fn port(&self) -> u16 {
         let settings = self.front.bridge.settings();
         let port = |entry: &ListenAddress| match entry {
@@ -250,8 +256,6 @@ impl Operator for Console<'_> {
     fn databases(&self) -> Vec<DatabaseReport> {
         let settings = self.front.bridge.settings();
         let orders = &self.front.shared.header.orders;
-        let mut names = self.known.clone();
-        names.extend(self.used(None).map(|(_, pool)| pool.database_name.text()));
         let report = |name: String| {
             let sum = |count: fn(&Pool) -> u32| -> u64 {
                 self.used(Some(&name)).map(|(_, pool)| u64::from(count(pool))).sum()
@@ -278,7 +282,7 @@ impl Operator for Console<'_> {
                 name,
             }
         };
-        names.into_iter().map(report).collect()
+        self.database_names().into_iter().map(report).collect()
     }
 
     fn users(&self) -> Vec<UserReport> {
@@ -426,9 +430,10 @@ impl Operator for Console<'_> {
         let used = |(_, slot): &(u32, &Slot)| slot.word.seen().state() != State::Free;
         let slots = shared.slots_in_use().filter(used).count() as u64;
         let servers = shared.servers.iter().filter(|server| server.state() != ServerState::Free).count();
+        let users: BTreeSet<_> = self.used(None).map(|(_, pool)| pool.role_name.bytes()).collect();
         ListsReport {
-            databases: self.databases().len() as u64,
-            users: self.users().len() as u64,
+            databases: self.database_names().len() as u64,
+            users: users.len() as u64,
             pools: self.used(None).count() as u64,
             free_clients: capacity.saturating_sub(slots),
             used_clients: slots + self.front.consoles.all().len() as u64,
