@@ -81,8 +81,9 @@ impl Answers {
                     let _ = reply.send(standing);
                 }
             }
-            Question::Activity { server, reply } => {
-                let _ = reply.send(activity::of(self.shared, server));
+            Question::Activity { servers, reply } => {
+                let _ =
+                    reply.send(servers.into_iter().map(|server| activity::of(self.shared, server)).collect());
             }
             Question::Forget { slot, reply } => {
                 if let Some(slot) = self.shared.slots.get(slot as usize) {
