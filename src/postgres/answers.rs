@@ -254,7 +254,7 @@ impl Answers {
         let counts = |its_role: pg_sys::Oid, its_database: pg_sys::Oid| {
             role.is_none_or(|oid| oid == its_role) && database.is_none_or(|oid| oid == its_database)
         };
-        let clients = self.shared.slots.iter().filter(|slot| {
+        let clients = self.shared.slots_in_use().filter(|(_, slot)| {
             let role = pg_sys::Oid::from(slot.admitted_role.load(Relaxed));
             role != pg_sys::InvalidOid
                 && counts(role, pg_sys::Oid::from(slot.admitted_database.load(Relaxed)))
