@@ -8,6 +8,7 @@
 //! - [`seats`]: the clients' sockets, each at its number
 //! - [`pools`]: when a server connection is opened and closed, who has waited too long
 //! - [`limits`]: time limits of clients that a backend serves
+//! - `idle`: of clients that want nothing
 //! - [`opening`]: logging in at the server
 //! - [`agents`], [`control`]: what the front and the session agents say to each other
 //! - [`cancel`]: cancel requests
@@ -32,6 +33,7 @@ pub mod front;
 pub mod glance;
 pub mod hands;
 pub mod history;
+mod idle;
 pub mod limits;
 pub mod opening;
 pub mod operator;

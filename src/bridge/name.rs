@@ -33,6 +33,13 @@ impl Name {
         self.bytes[..length].iter().map(|word| word.load(Relaxed)).collect()
     }
 
+    /// Whether it is this text, of which only so much counts as fits.
+    pub fn is(&self, text: &[u8]) -> bool {
+        let text = &text[..text.len().min(NAME - 1)];
+        usize::from(self.length.load(Acquire)) == text.len()
+            && self.bytes.iter().zip(text).all(|(word, byte)| word.load(Relaxed) == *byte)
+    }
+
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.bytes()).into_owned()
     }
@@ -47,5 +54,8 @@ mod tests {
         let name = Name::default();
         name.set(&[b'x'; 80]);
         assert_eq!(name.text().len(), 63);
+        assert!(name.is(&[b'x'; 63]) && name.is(&[b'x'; 64]) && !name.is(&[b'x'; 62]) && !name.is(b""));
+        name.set(b"ab");
+        assert!(name.is(b"ab") && !name.is(b"abx") && !name.is(b"a"));
     }
 }

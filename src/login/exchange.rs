@@ -7,6 +7,7 @@ use crate::auth::{
 };
 use crate::wire::message::{self, Authentication, Report};
 use crate::wire::startup::{self, Startup, StartupMessage};
+use std::pin::Pin;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// What the exchange needs to know of the place where it happens.
@@ -25,11 +26,15 @@ pub struct Door<'a> {
     pub minor: u16,
     /// The system's name of the user at the other end of a Unix socket.
     pub system_user: Option<String>,
-    /// The client's host name, for lines of pg_hba.conf that name hosts.
-    pub host_name: Option<String>,
+    /// Looks up the client's host name, for lines of pg_hba.conf that name hosts. Called once, when its startup packet is there.
+    pub host_name: LookUp<'a>,
     /// Databases of these names are the console: the first always, the others where the server has none of that name.
     pub consoles: &'static [&'static str],
 }
+
+/// Something about the client that takes its time to be known.
+pub type LookUp<'a> =
+    Box<dyn Fn() -> Pin<Box<dyn Future<Output = Option<String>> + Send + 'a>> + Send + Sync + 'a>;
 
 /// What the server would know of a client's certificate.
 #[derive(Debug, Clone, Default)]
@@ -115,12 +120,13 @@ where
         stream.write_all(&out).await?;
         out.clear();
     }
+    let host_name = (door.host_name)().await;
     let ask = |reply| Question::Verdict {
         role: message.user.clone(),
         database: message.database.clone(),
         origin: door.origin,
         tls: door.tls.is_some(),
-        host_name: door.host_name.clone(),
+        host_name,
         replication: message.replication,
         reply,
     };

@@ -129,8 +129,8 @@ pub enum Question {
     Databases { reply: oneshot::Sender<Vec<Vec<u8>>> },
     /// What has become of a pool's role and database, by their OIDs?
     Standing { role: u32, database: u32, reply: oneshot::Sender<Standing> },
-    /// What does the backend of a server connection do? `None` when it is gone.
-    Activity { server: u32, reply: oneshot::Sender<Option<Activity>> },
+    /// What do the backends of server connections do? In their order; `None` for one that is gone.
+    Activity { servers: Vec<u32>, reply: oneshot::Sender<Vec<Option<Activity>>> },
     /// A client's slot is about to be free: its texts are not needed.
     Forget { slot: u32, reply: oneshot::Sender<()> },
 }

@@ -96,10 +96,7 @@ async fn hear(front: Arc<Front>, stream: UnixStream) {
                     pool.news.notify_one();
                 }
             }
-            Word::Idle { slot, generation, millis } => {
-                let to_end = Arc::clone(&front);
-                front.spawn(async move { to_end.end_idle_session(slot, generation, millis).await });
-            }
+            Word::Idle { slot, generation } => front.time_idle_session(slot, generation),
             Word::Kill { slot, generation } => {
                 front.kill_client(slot, generation);
             }

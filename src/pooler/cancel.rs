@@ -1,9 +1,10 @@
 //! A CancelRequest: it reaches the backend that serves the client of that key, and no other. Network threads.
 
 use super::front::Front;
+use super::pools::signal;
 use super::shared::Shared;
 use crate::wire::message;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use std::sync::atomic::Ordering::*;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
@@ -32,11 +33,8 @@ fn cancel_client(front: &Front, number: u32, key: &[u8]) {
     front.shared.header.counters.cancels.fetch_add(1, Relaxed);
     // While it is cancelling, the backend does not let go of the client.
     let Some(server) = slot.word.start_cancel(seen.generation()) else { return };
-    if let Some(words) = front.shared.servers.get(server as usize)
-        && let Some(pid) = Pid::from_raw(words.pid.load(Acquire))
-        && pid.as_raw_nonzero().get() > 1
-    {
-        let _ = kill_process(pid, Signal::INT);
+    if let Some(words) = front.shared.servers.get(server as usize) {
+        signal(words, Signal::INT);
     }
     slot.word.cancelled(seen.generation(), server);
 }

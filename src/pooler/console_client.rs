@@ -2,6 +2,7 @@
 
 use super::console::{Access, MESSAGE_MAX, Session, Step, greeting};
 use super::front::{Front, random_words};
+use super::hands::none_left;
 use super::operator::Console;
 use super::shared::now;
 use crate::login::{Error, Login, Origin, Question, Rights};
@@ -25,7 +26,7 @@ const LOOK: Duration = Duration::from_millis(20);
 /// How long a client may take to read what it has asked for.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long goodbyes may take when the front ends.
+/// How long a goodbye may take.
 const GOODBYE: Duration = Duration::from_millis(500);
 
 /// Their pids: of no process, as systems number those below 2^22, and of no client of a pool.
@@ -85,16 +86,7 @@ impl Consoles {
 
     /// Waits until every client has heard that the front ends, for a moment.
     pub async fn ended(&self) {
-        let none = async {
-            loop {
-                let left = self.left.notified();
-                if self.list.lock().is_empty() {
-                    return;
-                }
-                left.await;
-            }
-        };
-        let _ = tokio::time::timeout(GOODBYE, none).await;
+        none_left(&self.left, || self.list.lock().is_empty()).await;
     }
 }
 

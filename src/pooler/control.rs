@@ -17,8 +17,8 @@ pub enum Word {
     Nobody,
     /// The client has sent a part of a message: arm it again in a moment.
     Later { slot: u32, generation: u32 },
-    /// The client, now idle, is to end when it still is after so long: its `idle_session_timeout`.
-    Idle { slot: u32, generation: u32, millis: u32 },
+    /// The client, now idle, has an `idle_session_timeout` or had one before; its slot says which.
+    Idle { slot: u32, generation: u32 },
     /// Not an agent's, but from a backend in which SQL runs: the client is to be ended, whoever has it.
     Kill { slot: u32, generation: u32 },
     /// Likewise: something has changed that pools are to look at.
@@ -37,7 +37,7 @@ impl Word {
             Self::Gone { slot, generation } => [3, slot, generation, 0],
             Self::Nobody => [4, 0, 0, 0],
             Self::Later { slot, generation } => [5, slot, generation, 0],
-            Self::Idle { slot, generation, millis } => [6, slot, generation, millis],
+            Self::Idle { slot, generation } => [6, slot, generation, 0],
             Self::Kill { slot, generation } => [7, slot, generation, 0],
             Self::Look => [8, 0, 0, 0],
         };
@@ -53,14 +53,14 @@ impl Word {
         for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(4)) {
             *word = chunk.first_chunk().map_or(0, |chunk| u32::from_le_bytes(*chunk));
         }
-        let [kind, slot, generation, millis] = words;
+        let [kind, slot, generation, _] = words;
         match kind {
             1 => Some(Self::Hello { server: slot, epoch: generation }),
             2 => Some(Self::Want { slot, generation }),
             3 => Some(Self::Gone { slot, generation }),
             4 => Some(Self::Nobody),
             5 => Some(Self::Later { slot, generation }),
-            6 => Some(Self::Idle { slot, generation, millis }),
+            6 => Some(Self::Idle { slot, generation }),
             7 => Some(Self::Kill { slot, generation }),
             8 => Some(Self::Look),
             _ => None,
@@ -96,7 +96,7 @@ mod tests {
             Word::Gone { slot: 5, generation: u32::MAX },
             Word::Nobody,
             Word::Later { slot: 0, generation: 1 },
-            Word::Idle { slot: 7, generation: 1, millis: 100 },
+            Word::Idle { slot: 7, generation: 1 },
             Word::Kill { slot: 8, generation: 2 },
             Word::Look,
         ] {

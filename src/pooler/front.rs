@@ -7,8 +7,9 @@ use super::hands::Hands;
 use super::history::{self, History};
 use super::limits::Received;
 use super::pools::{self, Pools};
+use super::reception::LOOK_UPS;
 use super::seats::{Room, Seats, raise_file_limit};
-use super::shared::{ServerState, Shared, Slot, now};
+use super::shared::{ServerState, Shared, Slot};
 use super::slot::State;
 use crate::bridge::{Bridge, Level};
 use crate::login::{Question, Questions};
@@ -21,6 +22,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
 /// The kind of the pooler's listeners.
@@ -64,6 +66,8 @@ pub struct Front {
     /// Logins under way, in the order in which they came.
     pub(super) logins: Mutex<BTreeMap<u64, Option<AbortHandle>>>,
     pub(super) login_number: AtomicU64,
+    /// Places for those who look up a name.
+    pub(super) look_ups: Arc<Semaphore>,
 }
 
 /// What main knows when it starts the front.
@@ -127,6 +131,7 @@ pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
         free: Mutex::new((0..room.capacity).rev().collect()),
         logins: Mutex::default(),
         login_number: AtomicU64::new(0),
+        look_ups: Arc::new(Semaphore::new(LOOK_UPS)),
     });
     front.load_identity();
     let mut threads = Threads::new(bridge);
@@ -145,12 +150,13 @@ pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
         tokio::join!(
             Arc::clone(&front).watch_server(),
             Arc::clone(&front).keep_identity(),
+            Arc::clone(&front).watch_idle_clients(),
             agents::serve(Arc::clone(&front), control),
             keep(to_keep, LISTENERS, listeners, serve),
             history::turn(&front)
         );
         front.say_goodbye();
-        tokio::join!(front.consoles.ended(), front.hands.farewell());
+        front.hands.farewell(front.consoles.ended()).await;
     })?;
     all.insert(0, first);
     hands.set(all);
@@ -255,34 +261,6 @@ impl Front {
         closed
     }
 
-    /// Ends a client that has not been served for as long as its `idle_session_timeout` says.
-    pub async fn end_idle_session(self: &Arc<Self>, number: u32, generation: u32, millis: u32) {
-        let Some(slot) = self.shared.slots.get(number as usize) else { return };
-        // One timer a client: it looks again when the client has been served meanwhile.
-        slot.idle_millis.store(millis, Relaxed);
-        if slot.idle_timer.swap(generation, AcqRel) == generation {
-            return;
-        }
-        loop {
-            let limit = i64::from(slot.idle_millis.load(Relaxed)) * 1000;
-            let left = slot.since.load(Relaxed) + limit - now();
-            if let Some(left) = u64::try_from(left).ok().filter(|left| *left > 0) {
-                tokio::time::sleep(Duration::from_micros(left)).await;
-                if slot.word.seen().generation() != generation {
-                    return;
-                }
-                continue;
-            }
-            // One that is served or about to be has another timer when it is idle again.
-            slot.idle_timer.store(0, Release);
-            if !self.seats.is_ready(number, generation) {
-                let report = Report::fatal("57P05", "terminating connection due to idle-session timeout");
-                self.end_idle(number, generation, &report);
-            }
-            return;
-        }
-    }
-
     /// Has a client ended, whoever has it: one that is served hears it from its backend, which ends with it. False when that client
     /// is gone already.
     pub fn kill_client(self: &Arc<Self>, number: u32, generation: u32) -> bool {
@@ -324,14 +302,12 @@ impl Front {
     fn tell_backend_of(&self, slot: &Slot, generation: u32, insist: bool) {
         let Some(number) = slot.word.start_cancel(generation) else { return };
         if let Some(server) = self.shared.servers.get(number as usize) {
-            let pool = self.shared.pools.get(server.pool.load(Acquire) as usize);
-            match (server.state(), pool) {
+            if insist && server.state() == ServerState::Serving {
                 // Busy for longer than a moment: it is ended with its query.
-                (ServerState::Serving, Some(_)) if insist => {
-                    pools::signal(server, rustix::process::Signal::TERM)
-                }
+                pools::signal(server, rustix::process::Signal::TERM);
+            } else {
                 // At its next idle moment, which may be now, it ends the client itself.
-                _ => pools::wake(server),
+                pools::wake(server);
             }
         }
         slot.word.cancelled(generation, number);
@@ -342,11 +318,11 @@ impl Front {
     fn say_goodbye(self: &Arc<Self>) {
         let report = Report::fatal("57P01", "terminating connection due to administrator command");
         let bytes = report.to_bytes();
-        for (number, slot) in self.shared.slots.iter().enumerate() {
+        for (number, slot) in self.shared.slots_in_use() {
             let seen = slot.word.seen();
             if seen.state() == State::Idle && slot.word.close_idle(seen.generation()) {
-                self.seats.say(number as u32, seen.generation(), &bytes);
-                self.seats.close(number as u32, seen.generation());
+                self.seats.say(number, seen.generation(), &bytes);
+                self.seats.close(number, seen.generation());
             }
         }
         for server in self.shared.servers {

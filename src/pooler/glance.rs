@@ -3,11 +3,11 @@
 //! No lock is taken: a copy may mix two moments, but never two clients, two connections or two pools: what has moved on while it
 //! was read is left out.
 
-use crate::bridge::Name;
 use super::shared::{Pin, Pool, Server, ServerState, Shared, Slot, now};
 use super::slot::{Seen, State};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::atomic::{Ordering::*, fence};
+use crate::bridge::Name;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU32, Ordering::*, fence};
 use std::time::Duration;
 
 /// A pool, with its clients and server connections counted.
@@ -155,10 +155,7 @@ pub fn pool((number, words): (usize, &Pool)) -> Option<PoolGlance> {
 
 /// Every client that is logged in, by slot.
 pub fn clients(shared: &Shared) -> Vec<ClientGlance> {
-    // Slots beyond the capacity are never used, and reading them would make them resident.
-    let capacity = (shared.header.capacity.load(Acquire) as usize).min(shared.slots.len());
-    let slots = shared.slots[..capacity].iter().enumerate();
-    slots.filter_map(|(number, slot)| client(shared, number as u32, slot)).collect()
+    shared.slots_in_use().filter_map(|(number, slot)| client(shared, number, slot)).collect()
 }
 
 fn client(shared: &Shared, number: u32, slot: &Slot) -> Option<ClientGlance> {
@@ -183,7 +180,7 @@ fn client(shared: &Shared, number: u32, slot: &Slot) -> Option<ClientGlance> {
         state,
         server: server.map(|_| seen.server()),
         application_name: slot.application_name.bytes(),
-        address: address(slot),
+        address: remote(slot),
         tls: slot.tls.load(Relaxed) != 0,
         pinned_by: Pin::names(slot.pins.load(Relaxed)),
         connected_at: slot.connected_at.load(Relaxed),
@@ -197,20 +194,27 @@ fn client(shared: &Shared, number: u32, slot: &Slot) -> Option<ClientGlance> {
     same.then_some(client)
 }
 
-fn address(slot: &Slot) -> Option<(IpAddr, u16)> {
-    let words = slot.address.each_ref().map(|word| word.load(Relaxed).to_ne_bytes());
-    let ip = match slot.family.load(Relaxed) {
-        4 => IpAddr::V4(Ipv4Addr::from(words[0])),
+/// The client's end of its connection; `None` for a Unix socket.
+pub fn remote(slot: &Slot) -> Option<(IpAddr, u16)> {
+    Some((address(slot, &slot.address)?, slot.port.load(Relaxed)))
+}
+
+/// Our end of it.
+pub fn local(slot: &Slot) -> Option<(IpAddr, u16)> {
+    Some((address(slot, &slot.local_address)?, slot.local_port.load(Relaxed)))
+}
+
+fn address(slot: &Slot, words: &[AtomicU32; 4]) -> Option<IpAddr> {
+    let words = words.each_ref().map(|word| word.load(Relaxed).to_ne_bytes());
+    match slot.family.load(Relaxed) {
+        4 => Some(IpAddr::from(words[0])),
         6 => {
             let mut octets = [0; 16];
-            for (chunk, word) in octets.chunks_exact_mut(4).zip(words) {
-                chunk.copy_from_slice(&word);
-            }
-            IpAddr::V6(Ipv6Addr::from(octets))
+            octets.copy_from_slice(words.as_flattened());
+            Some(IpAddr::from(octets))
         }
-        _ => return None,
-    };
-    Some((ip, slot.port.load(Relaxed)))
+        _ => None,
+    }
 }
 
 /// Whether the slot has a client that is past its login.
@@ -252,11 +256,6 @@ pub fn shown(name: &[u8], utf8: bool) -> String {
         Ok(text) if utf8 || text.is_ascii() => text.to_owned(),
         _ => name.iter().map(|byte| if byte.is_ascii() { char::from(*byte) } else { '?' }).collect(),
     }
-}
-
-/// Whether a name is the one that is asked for; `None` asks for any.
-pub fn is_asked(name: &Name, asked: Option<&[u8]>) -> bool {
-    asked.is_none_or(|asked| name.bytes() == asked)
 }
 
 #[cfg(test)]
@@ -324,15 +323,18 @@ mod tests {
     #[test]
     fn addresses_are_in_network_order() {
         let slot = Slot::default();
-        assert_eq!(address(&slot), None);
+        assert_eq!((remote(&slot), local(&slot)), (None, None));
         slot.family.store(4, Relaxed);
         slot.port.store(5432, Relaxed);
         slot.address[0].store(u32::from_ne_bytes([192, 0, 2, 1]), Relaxed);
-        assert_eq!(address(&slot), Some((IpAddr::from([192, 0, 2, 1]), 5432)));
+        assert_eq!(remote(&slot), Some((IpAddr::from([192, 0, 2, 1]), 5432)));
+        slot.local_port.store(6432, Relaxed);
+        slot.local_address[0].store(u32::from_ne_bytes([192, 0, 2, 2]), Relaxed);
+        assert_eq!(local(&slot), Some((IpAddr::from([192, 0, 2, 2]), 6432)));
         slot.family.store(6, Relaxed);
         slot.address[3].store(u32::from_ne_bytes([0, 0, 0, 1]), Relaxed);
         slot.address[0].store(0, Relaxed);
-        assert_eq!(address(&slot), Some(("::1".parse().unwrap(), 5432)));
+        assert_eq!(remote(&slot), Some(("::1".parse().unwrap(), 5432)));
     }
 
     #[test]

@@ -66,21 +66,10 @@ impl Hands {
         Pumping(Arc::clone(front))
     }
 
-    /// The first waits until the clients of TLS have heard their last words, for a moment; then all threads may end.
-    pub(super) async fn farewell(&self) {
-        let none = async {
-            loop {
-                let ended = self.pump_ended.notified();
-                tokio::pin!(ended);
-                // Registered before the look.
-                ended.as_mut().enable();
-                if self.pumps.load(Acquire) == 0 {
-                    return;
-                }
-                ended.await;
-            }
-        };
-        let _ = tokio::time::timeout(FAREWELL, none).await;
+    /// The first waits until the clients of TLS have heard their last words, for a moment, and `others` theirs; then all threads
+    /// may end. Not before: connections of `others` may be on any of them.
+    pub(super) async fn farewell(&self, others: impl Future<Output = ()>) {
+        tokio::join!(none_left(&self.pump_ended, || self.pumps.load(Acquire) == 0), others);
         self.said.cancel();
     }
 
@@ -89,6 +78,21 @@ impl Hands {
         stop.cancelled().await;
         let _ = tokio::time::timeout(2 * FAREWELL, self.said.cancelled()).await;
     }
+}
+
+/// Waits until there is none, for as long as goodbyes may take when the front ends. `one_left` is notified whenever one goes.
+pub(super) async fn none_left(one_left: &Notify, is_none: impl Fn() -> bool) {
+    let none = async {
+        loop {
+            // Made before the look, so that who goes after it is heard.
+            let left = one_left.notified();
+            if is_none() {
+                return;
+            }
+            left.await;
+        }
+    };
+    let _ = tokio::time::timeout(FAREWELL, none).await;
 }
 
 /// A TLS client that may still be told something.
@@ -158,5 +162,24 @@ mod tests {
         assert!(hands.first().is_some());
         hands.is_first();
         assert!(hands.first().is_none());
+    }
+
+    #[test]
+    fn the_threads_end_when_everybody_has_heard_it() {
+        let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let hands = Hands::default();
+            let start = tokio::time::Instant::now();
+            hands
+                .farewell(async {
+                    tokio::time::sleep(FAREWELL / 2).await;
+                    assert!(!hands.said.is_cancelled(), "somebody on another thread is still to hear it");
+                })
+                .await;
+            assert!(hands.said.is_cancelled());
+            assert_eq!(start.elapsed(), FAREWELL / 2);
+            none_left(&Notify::new(), || false).await;
+            assert_eq!(start.elapsed(), FAREWELL / 2 + FAREWELL, "for a moment only");
+        });
     }
 }

@@ -3,7 +3,8 @@
 
 use super::console::{Counters, StatsReport};
 use super::front::Front;
-use super::shared::{self, pools_of};
+use super::orders::Which;
+use super::shared;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -73,7 +74,7 @@ impl History {
 
     fn totals(&self, pools: &'static [shared::Pool]) -> Counts {
         let mut totals = self.0.lock().gone.clone();
-        for (_, pool) in pools_of(pools, None) {
+        for (_, pool) in Which::default().pools(pools) {
             add(&mut totals, pool.database_name.bytes(), counters(pool));
         }
         totals

@@ -217,11 +217,13 @@ fn busy<'a>(front: &'a Front, pool: &'a Pool) -> impl Iterator<Item = Busy> + 'a
 pub(super) async fn look_at_backends(front: Arc<Front>, pool: Arc<Pool>) {
     let limits = Limits::of(&front.bridge.settings().pooler);
     let mut readings = HashMap::new();
-    for one in busy(&front, &pool).collect::<Vec<_>>() {
+    let busy: Vec<_> = busy(&front, &pool).collect();
+    let servers = busy.iter().map(|one| one.number).collect();
+    let answer = front.questions.ask(|reply| Question::Activity { servers, reply }).await;
+    let now = now();
+    for (one, activity) in busy.iter().zip(answer.unwrap_or_default()) {
+        let Some(activity) = activity else { continue };
         let server = one.number;
-        let answer = front.questions.ask(|reply| Question::Activity { server, reply }).await;
-        let Ok(Some(activity)) = answer else { continue };
-        let now = now();
         let received = || front.seats.wire(one.slot, one.generation).and_then(front.received);
         let received = if activity.reads { received() } else { None };
         let mut reading = None;
@@ -233,7 +235,7 @@ pub(super) async fn look_at_backends(front: Arc<Front>, pool: Arc<Pool>) {
             reading = Some(goes_on.since);
         }
         if let Some(limit) = limits.exceeded(&activity, one.served, reading, now) {
-            end(&front, &one, limit);
+            end(&front, one, limit);
         }
     }
     *pool.readings.lock() = readings;

@@ -7,6 +7,7 @@ use crate::settings::ServerDoor;
 use crate::wire::message;
 use crate::wire::startup::Replication;
 use std::net::SocketAddr;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::either::Either;
@@ -59,6 +60,8 @@ pub struct Opening<'a> {
     pub door: &'a ServerDoor,
     /// The system's name of the user that we run as.
     pub system_user: &'a str,
+    /// `postern.server_connect_timeout`.
+    pub limit: Option<Duration>,
 }
 
 /// What pg_hba.conf says of one way in.
@@ -73,6 +76,14 @@ enum Way {
 /// # Errors
 /// See [`Error`].
 pub async fn open(opening: &Opening<'_>, questions: &Questions) -> Result<Line, Error> {
+    let opened = connect(opening, questions);
+    match opening.limit {
+        Some(limit) => tokio::time::timeout(limit, opened).await.unwrap_or(Err(Error::TooSlow)),
+        None => opened.await,
+    }
+}
+
+async fn connect(opening: &Opening<'_>, questions: &Questions) -> Result<Line, Error> {
     let mut reasons = Vec::new();
     let mut by_map = None;
     if !opening.door.socket_directory.is_empty() {

@@ -8,8 +8,9 @@ use super::console::{
 };
 use super::console_client::Client;
 use super::front::Front;
-use super::pools::{retire, wake};
-use super::shared::{Order, POOLS, Pool, Server, ServerState, Slot, now, pools_of};
+use super::glance;
+use super::orders::{self, TooMany, Which};
+use super::shared::{Order, POOLS, Pool, Server, ServerState, Slot, now};
 use super::slot::State;
 use crate::bridge::Level;
 use crate::login::Origin;
@@ -17,7 +18,7 @@ use crate::net::tls::session::cipher;
 use crate::settings::{ListenAddress, PoolerSettings};
 use rustix::process::{Signal, getppid, kill_process};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -70,7 +71,7 @@ struct Seen<'a> {
     number: u32,
     generation: u32,
     slot: &'a Slot,
-    pool: usize,
+    pool: u32,
     /// Of a server that works for it.
     server: Option<u32>,
     waits: bool,
@@ -86,20 +87,16 @@ impl<'a> Console<'a> {
         self.known = databases.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect();
     }
 
-    fn used<'b>(&self, database: Option<&'b str>) -> impl Iterator<Item = (usize, &'static Pool)> + use<'b> {
-        pools_of(self.front.shared.pools, database.map(str::as_bytes))
+    fn used<'b>(&self, database: Option<&'b str>) -> impl Iterator<Item = (u32, &'static Pool)> + use<'b> {
+        of(database).pools(self.front.shared.pools)
     }
 
     /// Server connections to a database, or all, with their numbers.
-    fn servers_of(&self, database: Option<&str>) -> Vec<(u32, &'static Server)> {
-        let pools: BTreeSet<_> = pools_of(self.front.shared.pools, database.map(str::as_bytes))
-            .map(|(number, _)| number)
-            .collect();
-        let servers = self.front.shared.servers.iter().zip(0..);
-        let open = servers.filter(|(server, _)| {
-            server.state() != ServerState::Free && pools.contains(&(server.pool.load(Acquire) as usize))
-        });
-        open.map(|(server, number)| (number, server)).collect()
+    fn servers_of<'b>(
+        &self,
+        database: Option<&'b str>,
+    ) -> impl Iterator<Item = (u32, &'static Server)> + use<'b> {
+        of(database).connections(self.front.shared)
     }
 
     /// Clients of all pools.
@@ -111,16 +108,15 @@ impl<'a> Console<'a> {
             .all()
             .iter()
             .filter(|pool| pool.words.waiters.load(SeqCst) <= 0 && pool.has_ready_clients())
-            .map(|pool| pool.number as usize)
+            .map(|pool| pool.number)
             .collect();
-        let look = |(slot, number): (&'static Slot, u32)| {
+        let look = |(number, slot): (u32, &'static Slot)| {
             let seen = slot.word.seen();
-            let pool = usize::from(slot.pool.load(Acquire));
+            let pool = u32::from(slot.pool.load(Acquire));
             let (server, waits) = match seen.state() {
                 State::Free | State::Login | State::Closing => return None,
                 State::Idle => {
-                    let fresh = slot.settings_hash.load(Relaxed) == 0 && slot.transactions.load(Relaxed) == 0;
-                    let ready = || fresh || self.front.seats.is_ready(number, seen.generation());
+                    let ready = || slot.is_fresh() || self.front.seats.is_ready(number, seen.generation());
                     (None, queues.contains(&pool) && ready())
                 }
                 State::Attached | State::Cancelling => {
@@ -135,12 +131,18 @@ impl<'a> Console<'a> {
             };
             Some(Seen { number, generation: seen.generation(), slot, pool, server, waits })
         };
-        shared.slots.iter().zip(0..).filter_map(look).collect()
+        shared.slots_in_use().filter_map(look).collect()
     }
 
-    fn names(&self, pool: usize) -> (Option<String>, Option<String>) {
-        let pool = self.front.shared.pools.get(pool);
+    fn names(&self, pool: u32) -> (Option<String>, Option<String>) {
+        let pool = self.front.shared.pools.get(pool as usize);
         (pool.map(|pool| pool.role_name.text()), pool.map(|pool| pool.database_name.text()))
+    }
+
+    /// Databases of the server, and those that have pools still.
+    fn database_names(&self) -> BTreeSet<String> {
+        let pools = self.used(None).map(|(_, pool)| pool.database_name.text());
+        pools.chain(self.known.iter().cloned()).collect()
     }
 
     fn port(&self) -> u16 {
@@ -177,24 +179,18 @@ impl<'a> Console<'a> {
         if self.front.shared.is_paused(None) {
             return Err(Error::AlreadyPaused);
         }
-        if !self.front.shared.pause(database.map(str::as_bytes)) {
-            return Err(too_many());
-        }
-        self.retire(database);
+        orders::pause(&self.front.shared, of(database)).map_err(failed)?;
         Ok(())
-    }
-
-    fn retire(&self, database: Option<&str>) {
-        for (_, server) in self.servers_of(database) {
-            if !server.retire.load(Acquire) {
-                retire(server);
-            }
-        }
     }
 }
 
-fn too_many() -> Error {
-    Error::Failed("too many databases are paused or disabled".to_owned())
+/// The pools of a database, or all.
+fn of(database: Option<&str>) -> Which<'_> {
+    Which { database: database.map(str::as_bytes), role: None }
+}
+
+fn failed(error: TooMany) -> Error {
+    Error::Failed(error.to_string())
 }
 
 /// By the numbers that [`PoolerSettings::pool_mode`] has.
@@ -217,21 +213,6 @@ fn ago(micros: i64) -> Duration {
     } else {
         Duration::from_micros(u64::try_from(now() - micros).unwrap_or(0))
     }
-}
-
-/// A client's end of its connection.
-fn remote(slot: &Slot) -> Option<SocketAddr> {
-    let words = slot.address.each_ref().map(|word| word.load(Relaxed).to_ne_bytes());
-    let ip = match slot.family.load(Relaxed) {
-        4 => IpAddr::from(words[0]),
-        6 => {
-            let mut bytes = [0; 16];
-            bytes.copy_from_slice(words.as_flattened());
-            IpAddr::from(bytes)
-        }
-        _ => return None,
-    };
-    Some(SocketAddr::new(ip, slot.port.load(Relaxed)))
 }
 
 fn console_report(client: &Client, port: u16) -> ClientReport {
@@ -275,15 +256,10 @@ impl Operator for Console<'_> {
     fn databases(&self) -> Vec<DatabaseReport> {
         let settings = self.front.bridge.settings();
         let orders = &self.front.shared.header.orders;
-        let mut names = self.known.clone();
-        names.extend(self.used(None).map(|(_, pool)| pool.database_name.text()));
         let report = |name: String| {
             let sum = |count: fn(&Pool) -> u32| -> u64 {
-                pools_of(self.front.shared.pools, Some(name.as_bytes()))
-                    .map(|(_, pool)| u64::from(count(pool)))
-                    .sum()
+                self.used(Some(&name)).map(|(_, pool)| u64::from(count(pool))).sum()
             };
-            let words = |pool: &Pool| pool.paused.load(Relaxed);
             DatabaseReport {
                 host: None,
                 port: settings.pooler.door.port,
@@ -301,13 +277,12 @@ impl Operator for Console<'_> {
                 // As PgBouncer, which shows by itself what is paused as a whole.
                 paused: orders.has(name.as_bytes(), Order::Pause)
                     || !orders.pause.load(Relaxed)
-                        && pools_of(self.front.shared.pools, Some(name.as_bytes()))
-                            .any(|(_, pool)| words(pool)),
+                        && self.used(Some(&name)).any(|(_, pool)| pool.paused.load(Relaxed)),
                 disabled: orders.has(name.as_bytes(), Order::Disable),
                 name,
             }
         };
-        names.into_iter().map(report).collect()
+        self.database_names().into_iter().map(report).collect()
     }
 
     fn users(&self) -> Vec<UserReport> {
@@ -333,13 +308,14 @@ impl Operator for Console<'_> {
     fn pools(&self) -> Vec<PoolReport> {
         let usual = self.front.bridge.settings().pooler.pool_mode;
         let seen = self.seen();
-        let report = |(number, pool): (usize, &'static Pool)| {
+        let report = |(number, pool): (u32, &'static Pool)| {
             let clients = || seen.iter().filter(|client| client.pool == number);
             let waiting = || clients().filter(|client| client.waits);
             let servers = |wanted: &[ServerState]| {
-                let open = self.front.shared.servers.iter().filter(|server| {
-                    wanted.contains(&server.state()) && server.pool.load(Acquire) as usize == number
-                });
+                let open =
+                    self.front.shared.servers.iter().filter(|server| {
+                        wanted.contains(&server.state()) && server.pool.load(Acquire) == number
+                    });
                 open.count() as u64
             };
             let longest = waiting().map(|client| ago(client.slot.waiting_since.get())).max();
@@ -370,14 +346,12 @@ impl Operator for Console<'_> {
         let report = |client: Seen<'_>| {
             let slot = client.slot;
             let (user, database) = self.names(client.pool);
-            let (addr, remote_port) = match remote(slot) {
-                Some(address) => (address.ip().to_canonical().to_string(), address.port()),
-                None => ("unix".to_owned(), port),
+            let end = |address: Option<(IpAddr, u16)>| {
+                address.map_or(("unix".to_owned(), port), |(ip, port)| (ip.to_string(), port))
             };
-            let (local_addr, local_port) = match self.front.seats.local(client.number, client.generation) {
-                Some(address) => (address.ip().to_canonical().to_string(), address.port()),
-                None => ("unix".to_owned(), port),
-            };
+            // As the slot has them: over TLS, what the client's seat holds is one end of a socket pair.
+            let ((addr, remote_port), (local_addr, local_port)) =
+                (end(glance::remote(slot)), end(glance::local(slot)));
             let socket = SocketReport {
                 id: Id::client(client.number, client.generation).number(),
                 link: client.server.map(|server| Id::Server(server).number()),
@@ -412,7 +386,7 @@ impl Operator for Console<'_> {
         let shared = self.front.shared;
         let door = self.front.bridge.settings().pooler.door.port;
         let report = |(number, server): (u32, &'static Server)| {
-            let (user, database) = self.names(server.pool.load(Acquire) as usize);
+            let (user, database) = self.names(server.pool.load(Acquire));
             let state = match server.state() {
                 ServerState::Free | ServerState::Opening => Reported::New,
                 ServerState::Idle | ServerState::Staying => Reported::Idle,
@@ -443,7 +417,7 @@ impl Operator for Console<'_> {
             };
             ServerReport { state, socket }
         };
-        self.servers_of(None).into_iter().map(report).collect()
+        self.servers_of(None).map(report).collect()
     }
 
     fn stats(&self) -> Vec<StatsReport> {
@@ -453,11 +427,13 @@ impl Operator for Console<'_> {
     fn lists(&self) -> ListsReport {
         let shared = self.front.shared;
         let capacity = u64::from(self.front.room.capacity);
-        let slots = shared.slots.iter().filter(|slot| slot.word.seen().state() != State::Free).count() as u64;
+        let used = |(_, slot): &(u32, &Slot)| slot.word.seen().state() != State::Free;
+        let slots = shared.slots_in_use().filter(used).count() as u64;
         let servers = shared.servers.iter().filter(|server| server.state() != ServerState::Free).count();
+        let users: BTreeSet<_> = self.used(None).map(|(_, pool)| pool.role_name.bytes()).collect();
         ListsReport {
-            databases: self.databases().len() as u64,
-            users: self.users().len() as u64,
+            databases: self.database_names().len() as u64,
+            users: users.len() as u64,
             pools: self.used(None).count() as u64,
             free_clients: capacity.saturating_sub(slots),
             used_clients: slots + self.front.consoles.all().len() as u64,
@@ -505,22 +481,19 @@ impl Operator for Console<'_> {
             return Progress::Undone;
         }
         // One whose opening had begun before.
-        self.retire(database);
-        if self.servers_of(database).is_empty() { Progress::Done } else { Progress::Pending }
+        orders::retire_all(&self.front.shared, of(database));
+        if self.servers_of(database).next().is_none() { Progress::Done } else { Progress::Pending }
     }
 
     fn resume(&self, database: Option<&str>) -> Result<(), Error> {
         self.check(database)?;
-        if !self.front.shared.resume(database.map(str::as_bytes)) {
+        if !orders::take_back_pause(&self.front.shared, database.map(str::as_bytes)) {
             return Err(match database {
                 Some(name) => Error::DatabaseNotPaused(name.to_owned()),
                 None => Error::NotPaused,
             });
         }
         self.note("RESUME", database);
-        for (_, server) in self.servers_of(database) {
-            wake(server);
-        }
         for pool in self.front.pools.all() {
             pool.news.notify_one();
         }
@@ -530,7 +503,7 @@ impl Operator for Console<'_> {
     fn reconnect(&self, database: Option<&str>) -> Result<(), Error> {
         self.check(database)?;
         self.note("RECONNECT", database);
-        self.retire(database);
+        orders::retire_all(&self.front.shared, of(database));
         Ok(())
     }
 
@@ -539,8 +512,8 @@ impl Operator for Console<'_> {
     }
 
     fn closed(&self, database: Option<&str>) -> Progress {
-        let doomed = |(_, server): &(u32, &'static Server)| server.retire.load(Acquire);
-        if self.servers_of(database).iter().any(doomed) { Progress::Pending } else { Progress::Done }
+        let doomed = |(_, server): (u32, &'static Server)| server.retire.load(Acquire);
+        if self.servers_of(database).any(doomed) { Progress::Pending } else { Progress::Done }
     }
 
     fn kill(&self, database: &str) -> Result<(), Error> {
@@ -567,7 +540,7 @@ impl Operator for Console<'_> {
         self.check(Some(database))?;
         self.note("DISABLE", Some(database));
         let given = self.front.shared.header.orders.give(database.as_bytes(), Order::Disable);
-        if given { Ok(()) } else { Err(too_many()) }
+        if given { Ok(()) } else { Err(failed(TooMany)) }
     }
 
     fn kill_client(&self, id: u64) -> Result<(), Error> {

@@ -20,7 +20,7 @@ use rustix::event::epoll;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::*};
+use std::sync::atomic::{AtomicBool, Ordering::*, fence};
 use std::time::{Duration, Instant};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, Interest};
@@ -110,10 +110,17 @@ impl Pools {
         words.database_name.set(names.1);
         // Until the first backend says what role and database have of their own.
         words.size.store(front.bridge.settings().pooler.pool_size.min(POOL_SIZE_MAX as u32), Relaxed);
-        words.paused.store(front.shared.is_paused(Some(names.1)), Relaxed);
+        let mut paused = front.shared.is_paused(Some(names.1));
+        words.paused.store(paused, Relaxed);
         let made = Pool::make(number as u32, words, names, credential);
         let pool = made.map_err(|error| Report::fatal("53000", format!("could not make a pool: {error}")))?;
         words.used.store(1, Release);
+        // Whoever has given or taken back a pause before this has not found the pool; whoever does it from here on does.
+        fence(SeqCst);
+        while front.shared.is_paused(Some(names.1)) != paused {
+            paused = !paused;
+            words.paused.store(paused, SeqCst);
+        }
         let pool = Arc::new(pool);
         list.insert(key, Arc::clone(&pool));
         front.spawn(keep(Arc::clone(front), Arc::clone(&pool)));
@@ -180,6 +187,11 @@ impl Pool {
         format!("\"{}\" as \"{}\"", String::from_utf8_lossy(&names.1), String::from_utf8_lossy(&names.0))
     }
 
+    /// Whether a connection may be tried now: none is being opened, and the last failure was long enough ago.
+    fn may_open(&self) -> bool {
+        !*self.opening.lock() && self.failed.lock().as_ref().is_none_or(|(until, _)| *until <= Instant::now())
+    }
+
     /// Whether some client of the pool is ready and no backend has taken it.
     pub fn has_ready_clients(&self) -> bool {
         super::seats::can_read(self.epoll.as_fd())
@@ -233,10 +245,7 @@ async fn keep(front: Arc<Front>, pool: Arc<Pool>) {
             start_opening(&front, &pool, For::Later);
         }
         let may_grow = words.servers.load(Relaxed) < words.size.load(Relaxed) && !words.paused.load(Relaxed);
-        let may_open = may_grow
-            && !*pool.opening.lock()
-            && !has_newcomer(&front, words)
-            && pool.failed.lock().as_ref().is_none_or(|(until, _)| *until <= Instant::now());
+        let may_open = may_grow && pool.may_open() && !has_newcomer(&front, words);
         let mut watch = false;
         if may_grow {
             // First the wish to hear, then the look: who stops waiting in between says so.
@@ -329,22 +338,11 @@ fn end_all(front: &Arc<Front>, pool: &Pool, why: &str) {
 
 /// The pool's clients that nobody serves, as slots and generations.
 fn idle_clients<'a>(front: &'a Front, pool: &'a Pool) -> impl Iterator<Item = (u32, u32)> + 'a {
-    front.shared.slots.iter().enumerate().filter_map(|(number, slot)| {
+    front.shared.slots_in_use().filter_map(|(number, slot)| {
         let seen = slot.word.seen();
         let its = seen.state() == State::Idle && u32::from(slot.pool.load(Relaxed)) == pool.number;
-        its.then_some((number as u32, seen.generation()))
+        its.then_some((number, seen.generation()))
     })
-}
-
-/// A backend that waits for its own client gives it back, so that time can have its way with it.
-fn call_back_from(front: &Front, number: u32) {
-    let Some(server) = front.shared.servers.get(number as usize) else { return };
-    if server.state() == ServerState::Staying
-        && let Some(pool) = front.shared.pools.get(server.pool.load(Acquire) as usize)
-    {
-        pool.unstay(server.member.load(Acquire));
-        wake(server);
-    }
 }
 
 /// Whether a connection has been opened whose backend has not come to its first wait: it is about to take who is ready.
@@ -442,8 +440,8 @@ fn refuse(front: &Arc<Front>, pool: &Arc<Pool>, error: &opening::Error) {
         _ => Report::fatal("08006", error.to_string()),
     };
     for (number, generation) in idle_clients(front, pool) {
-        let fresh = front.shared.slots[number as usize].transactions.load(Relaxed) == 0;
-        if fresh || front.seats.is_ready(number, generation) {
+        // One that has been welcomed and wants nothing does not wait, though it has not had a transaction.
+        if front.shared.slots[number as usize].is_fresh() || front.seats.is_ready(number, generation) {
             front.end_idle(number, generation, &report);
         }
     }
@@ -489,10 +487,9 @@ async fn open_one(front: &Arc<Front>, pool: &Arc<Pool>) -> Result<(), opening::E
         only_let_in: false,
         door: &settings.pooler.door,
         system_user: &front.system_user,
+        limit: settings.pooler.server_connect_timeout,
     };
-    let limit = settings.pooler.server_connect_timeout.unwrap_or(Duration::from_secs(3600));
-    let opened = tokio::time::timeout(limit, opening::open(&opening, &front.questions)).await;
-    match opened.unwrap_or(Err(opening::Error::TooSlow)) {
+    match opening::open(&opening, &front.questions).await {
         Ok(line) => {
             let (to_end, pool) = (Arc::clone(front), Arc::clone(pool));
             front.spawn(async move {
@@ -528,7 +525,7 @@ fn release(pool: &Pool, server: &shared::Server, member: usize) {
 /// A backend has ended: its client, if it had one, has ended with it.
 fn server_ended(front: &Arc<Front>, pool: &Arc<Pool>, number: u32) {
     let server = &front.shared.servers[number as usize];
-    for (index, slot) in front.shared.slots.iter().enumerate() {
+    for (client, slot) in front.shared.slots_in_use() {
         loop {
             let seen = slot.word.seen();
             let its = matches!(seen.state(), State::Attached | State::Cancelling) && seen.server() == number;
@@ -536,7 +533,7 @@ fn server_ended(front: &Arc<Front>, pool: &Arc<Pool>, number: u32) {
                 break;
             }
             if slot.word.bury(seen.generation(), number) {
-                front.end_client(index as u32, seen.generation());
+                front.end_client(client, seen.generation());
                 break;
             }
             // A cancel is under way on another thread: a matter of microseconds.
@@ -556,25 +553,15 @@ fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
     // Waiting clients.
     let queue = words.waiters.load(SeqCst) <= 0 && pool.has_ready_clients();
     let (mut waiting, mut first) = (0, 0);
-    let idle_limit = settings.pooler.client_idle_timeout.map(micros);
-    if queue || words.waiting.load(Relaxed) > 0 || idle_limit.is_some() {
-        for (index, slot) in front.shared.slots.iter().enumerate() {
+    if queue || words.waiting.load(Relaxed) > 0 {
+        for (client, slot) in front.shared.slots_in_use() {
             let seen = slot.word.seen();
-            if u32::from(slot.pool.load(Relaxed)) != pool.number {
-                continue;
-            }
-            if seen.state() == State::Attached
-                && idle_limit.is_some_and(|limit| now - slot.since.load(Relaxed) >= limit)
-            {
-                call_back_from(front, seen.server());
-            }
-            if seen.state() != State::Idle {
+            if seen.state() != State::Idle || u32::from(slot.pool.load(Relaxed)) != pool.number {
                 continue;
             }
             let generation = seen.generation();
-            let fresh = slot.settings_hash.load(Relaxed) == 0 && slot.transactions.load(Relaxed) == 0;
-            let part = limits::sends_a_part(front, index as u32, generation);
-            if queue && !part && (fresh || front.seats.is_ready(index as u32, generation)) {
+            let part = limits::sends_a_part(front, client, generation);
+            if queue && !part && (slot.is_fresh() || front.seats.is_ready(client, generation)) {
                 let Some(since) = slot.waiting_since.mark(&slot.word, seen, now) else { continue };
                 waiting += 1;
                 first = if first == 0 { since } else { since.min(first) };
@@ -586,25 +573,16 @@ fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
                             pool.title()
                         ))
                         .with_hint("Raise postern.pool_size or postern.query_wait_timeout.");
-                    front.end_idle(index as u32, generation, &report);
+                    front.end_idle(client, generation, &report);
                 }
             } else {
                 slot.waiting_since.clear();
-                if !part && idle_limit.is_some_and(|limit| now - slot.since.load(Relaxed) >= limit) {
-                    let report = Report::fatal("57P05", "client_idle_timeout")
-                        .with_hint("The setting is postern.client_idle_timeout.");
-                    front.end_idle(index as u32, generation, &report);
-                }
             }
         }
     }
     words.waiting.store(waiting, Relaxed);
-    words.waiting_since.store(first, Relaxed);
-    let may_open = || {
-        !*pool.opening.lock() && pool.failed.lock().as_ref().is_none_or(|(until, _)| *until <= Instant::now())
-    };
     let open = words.servers.load(Relaxed);
-    if open < least_of(front, words) && may_open() {
+    if open < least_of(front, words) && pool.may_open() {
         start_opening(front, pool, For::Later);
     }
     let reserve = words.size.load(Relaxed)..words.size.load(Relaxed) + settings.pooler.reserve_pool_size;
@@ -613,7 +591,7 @@ fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
         && reserve.contains(&open)
         && (open as usize) < POOL_SIZE_MAX
         && !words.paused.load(Relaxed)
-        && may_open()
+        && pool.may_open()
     {
         front.bridge.log(
             Level::Warning,

@@ -1,6 +1,6 @@
 //! Reception: a client from its first byte to its place in a pool, at the console or on a replication connection. Network threads.
 
-use super::conversation::{Conversation, OverTls};
+use super::conversation::{Conversation, OverTls, canonical};
 use super::front::{Front, random_words};
 use super::shared::{Order, Slot, now};
 use super::shown::{Authenticated, Shown};
@@ -28,6 +28,9 @@ use tokio_util::either::Either;
 /// Databases in which the front itself answers: the reserved one, and the one that PgBouncer's exporters and scripts name, where the
 /// server has no such database.
 const CONSOLES: &[&str] = &[console::DATABASE, console::PGBOUNCER_DATABASE];
+
+/// Names that are looked up at once. Fewer than a thread has for what blocks: passwords are hashed there too.
+pub(super) const LOOK_UPS: usize = 4;
 
 /// Clients that are logging in at once; the next one makes the one that has been at it longest go.
 const LOGINS: usize = 2000;
@@ -103,8 +106,8 @@ impl Front {
             _ => false,
         };
         if !direct {
-            let mut door = self.door(origin, system_user(self, &stream).await, identity.is_some());
-            door.host_name = self.name_of(origin).await;
+            let system_user = timeout_at(deadline, self.system_user_of(&stream)).await.ok().flatten();
+            let door = self.door(origin, system_user, identity.is_some());
             match timeout_at(deadline, login::log_in(&mut stream, &door)).await {
                 Ok(Ok(Outcome::Tls)) => {}
                 Ok(Ok(Outcome::Cancel { pid, key })) => return cancel::cancel(self, pid, &key).await,
@@ -151,7 +154,6 @@ impl Front {
             }
         };
         let mut door = self.door(origin, None, false);
-        door.host_name = self.name_of(origin).await;
         door.tls = Some(identity.binding().map(<[u8]>::to_vec));
         door.has_authorities = identity.has_authorities();
         door.certificate = certificate.as_ref().map(|certificate| login::exchange::Certificate {
@@ -180,7 +182,7 @@ impl Front {
             has_authorities: false,
             minor: self.bridge.settings().pooler.door.protocol_minor,
             system_user,
-            host_name: None,
+            host_name: Box::new(move || Box::pin(self.name_of(origin))),
             consoles: CONSOLES,
         }
     }
@@ -192,7 +194,29 @@ impl Front {
             return None;
         }
         let name = self.host_name;
-        tokio::task::spawn_blocking(move || name(address.ip())).await.ok().flatten()
+        self.look_up(move || name(address.ip())).await
+    }
+
+    /// The system's name of the user at the other end of a Unix socket.
+    async fn system_user_of(&self, stream: &Stream) -> Option<String> {
+        let Either::Right(socket) = stream else { return None };
+        let uid = socket.peer_cred().ok()?.uid();
+        let name = self.user_name;
+        self.look_up(move || name(uid)).await
+    }
+
+    /// Asks the system for what may take its time. Whoever comes while too many do waits for its turn, within its login's time.
+    async fn look_up<T: Send + 'static>(
+        &self,
+        what: impl FnOnce() -> Option<T> + Send + 'static,
+    ) -> Option<T> {
+        let place = Arc::clone(&self.look_ups).acquire_owned().await.ok()?;
+        let asked = tokio::task::spawn_blocking(move || {
+            // One that nobody waits for any more goes on, and takes a place for as long as it does.
+            let _place = place;
+            what()
+        });
+        asked.await.ok().flatten()
     }
 
     /// The end of a login that failed: the log hears why, and the client what it may hear.
@@ -355,14 +379,6 @@ impl Proof {
     }
 }
 
-/// The system's name of the user at the other end of a Unix socket.
-async fn system_user(front: &Front, stream: &Stream) -> Option<String> {
-    let Either::Right(socket) = stream else { return None };
-    let uid = socket.peer_cred().ok()?.uid();
-    let name = front.user_name;
-    tokio::task::spawn_blocking(move || name(uid)).await.ok().flatten()
-}
-
 /// Whether what the client has sent first is a TLS handshake (RFC 8446 section 5.1) and no startup packet.
 fn starts_with_tls(stream: &TcpStream) -> bool {
     let mut first = [0];
@@ -434,12 +450,10 @@ fn fill(slot: &Slot, origin: Origin, local: Origin, minor: u16) -> Result<(), Re
         random_words().ok_or_else(|| Report::fatal("XX000", "could not generate random cancel key"))?;
     slot.key.store(random[0] as u32, Relaxed);
     slot.minor.store(minor, Relaxed);
-    slot.tls.store(0, Relaxed);
-    slot.authenticated.store(Authenticated::Not as u8, Relaxed);
     slot.pins.store(0, Relaxed);
     slot.doomed.store(0, Relaxed);
     slot.discard.store(0, Relaxed);
-    slot.idle_timer.store(0, Relaxed);
+    slot.idle_millis.store(0, Relaxed);
     slot.parts.store(0, Relaxed);
     slot.part_since.store(0, Relaxed);
     for word in [&slot.settings_hash, &slot.statements_hash, &slot.transactions] {
@@ -455,9 +469,7 @@ fn fill(slot: &Slot, origin: Origin, local: Origin, minor: u16) -> Result<(), Re
 fn origin_of(socket: &OwnedFd) -> Origin {
     let address = rustix::net::getpeername(socket).ok().flatten();
     match address.map(std::net::SocketAddr::try_from) {
-        Some(Ok(address)) => {
-            Origin::Tcp(std::net::SocketAddr::new(address.ip().to_canonical(), address.port()))
-        }
+        Some(Ok(address)) => canonical(address),
         _ => Origin::Unix,
     }
 }

@@ -7,7 +7,6 @@ use crate::wire::message::Report;
 use crate::wire::startup::Replication;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
-use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
 
 /// Replication connections at once. They are few by nature: a standby, a backup, a stream of changes each.
@@ -39,10 +38,9 @@ where
         only_let_in: true,
         door: &settings.pooler.door,
         system_user: &front.system_user,
+        limit: settings.pooler.server_connect_timeout,
     };
-    let limit = settings.pooler.server_connect_timeout.unwrap_or(Duration::from_secs(3600));
-    let opened = tokio::time::timeout(limit, opening::open(&opening, &front.questions)).await;
-    let mut line = opened.unwrap_or(Err(opening::Error::TooSlow)).map_err(|error| match error {
+    let mut line = opening::open(&opening, &front.questions).await.map_err(|error| match error {
         opening::Error::Server(code, text) => Report::fatal(&code, text),
         error => Report::fatal("08006", error.to_string()),
     })?;

@@ -8,6 +8,8 @@ use rustix::net::{RecvFlags, Shutdown};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::time::Instant;
+use tokio::task::AbortHandle;
 
 /// Descriptors that neither clients nor a server's own files need: listeners, pools, runtimes.
 const SPARE: u64 = 256;
@@ -48,6 +50,19 @@ struct Seat {
     /// Where the client's bytes come in, if not on the socket itself. The number may have become another's when the client is
     /// about to end.
     wire: Option<RawFd>,
+    timer: Option<Timer>,
+}
+
+/// A task that looks at a client when its time may be up.
+struct Timer {
+    at: Instant,
+    task: AbortHandle,
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 /// Every client's socket.
@@ -78,7 +93,7 @@ impl Seats {
         if socket.as_raw_fd() != number {
             return Err(std::io::Error::other("a client's descriptor is in use"));
         }
-        let seat = Seat { generation, socket, pool: Arc::clone(pool), wire };
+        let seat = Seat { generation, socket, pool: Arc::clone(pool), wire, timer: None };
         *self.at(slot).ok_or(std::io::ErrorKind::InvalidInput)?.lock() = Some(seat);
         Ok(())
     }
@@ -111,6 +126,24 @@ impl Seats {
         });
     }
 
+    /// Has a client looked at by the task that `start` starts, unless one looks no later: a client has one timer, and none when it has
+    /// gone. A task that does not wait any more says so by [`Seats::end_timer`].
+    pub fn time(&self, slot: u32, generation: u32, at: Instant, start: impl FnOnce() -> AbortHandle) {
+        let Some(place) = self.at(slot) else { return };
+        if let Some(seat) = place.lock().as_mut().filter(|seat| seat.generation == generation)
+            && seat.timer.as_ref().is_none_or(|timer| timer.at > at)
+        {
+            seat.timer = Some(Timer { at, task: start() });
+        }
+    }
+
+    pub fn end_timer(&self, slot: u32, generation: u32) {
+        let Some(place) = self.at(slot) else { return };
+        if let Some(seat) = place.lock().as_mut().filter(|seat| seat.generation == generation) {
+            seat.timer = None;
+        }
+    }
+
     /// A copy of a client's socket.
     pub fn copy(&self, slot: u32, generation: u32) -> Option<OwnedFd> {
         let copy = |seat: &Seat| {
@@ -119,15 +152,6 @@ impl Seats {
                 .flatten()
         };
         self.with(slot, copy).flatten()
-    }
-
-    /// Our end of a client's connection; `None` for a Unix socket.
-    pub fn local(&self, slot: u32, generation: u32) -> Option<std::net::SocketAddr> {
-        let local = |seat: &Seat| {
-            let name = (seat.generation == generation).then(|| rustix::net::getsockname(&seat.socket).ok());
-            std::net::SocketAddr::try_from(name??).ok()
-        };
-        self.with(slot, local).flatten()
     }
 
     /// Something with a client's socket; `None` when the slot has none.
@@ -156,7 +180,7 @@ impl Seats {
                 _ if length == 0 => true,
                 _ if discard > 0 => length >= discard.min(WHOLE),
                 Ok(None) => false,
-                Ok(Some(first)) => first.is_complete() || length >= WHOLE,
+                Ok(Some(first)) => first.is_there(WHOLE),
                 Err(_) => true,
             }
         };
@@ -205,6 +229,36 @@ pub fn can_read(descriptor: std::os::fd::BorrowedFd<'_>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_client_has_one_timer_which_is_the_earliest_and_ends_with_it() {
+        let seats = Seats::new(Room { base: 900, capacity: 1 });
+        let socket = OwnedFd::from(std::os::unix::net::UnixStream::pair().unwrap().0);
+        let pool = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC).unwrap());
+        seats.seat(0, 5, &socket, &pool, None).unwrap();
+        let at = |seconds| Instant::now() + std::time::Duration::from_secs(seconds);
+        let (alive, mut tasks) = (Arc::new(()), Vec::new());
+        for (generation, seconds) in [(5, 100), (5, 200), (4, 1), (5, 50), (5, 60)] {
+            let its = Arc::clone(&alive);
+            seats.time(0, generation, at(seconds), || {
+                let task = tokio::spawn(async move {
+                    std::future::pending::<()>().await;
+                    drop(its);
+                });
+                let handle = task.abort_handle();
+                tasks.push((seconds, task));
+                handle
+            });
+        }
+        assert_eq!(tasks.iter().map(|(seconds, _)| *seconds).collect::<Vec<_>>(), [100, 50]);
+        tokio::task::yield_now().await;
+        assert_eq!(Arc::strong_count(&alive), 2, "the later one has ended");
+        seats.end_timer(0, 4);
+        assert!(!tasks[1].1.is_finished());
+        seats.close(0, 5);
+        tokio::task::yield_now().await;
+        assert_eq!(Arc::strong_count(&alive), 1);
+    }
 
     #[test]
     fn clients_are_as_many_as_the_limit_of_open_files_allows() {

@@ -99,10 +99,9 @@ impl Default for Orders {
 
 impl Orders {
     fn of<'a>(&'a self, database: &'a [u8]) -> impl Iterator<Item = &'a Place> {
-        let database = &database[..database.len().min(NAME - 1)];
         self.places
             .iter()
-            .filter(move |place| place.word.load(Acquire) & NAMED != 0 && place.name.bytes() == database)
+            .filter(move |place| place.word.load(Acquire) & NAMED != 0 && place.name.is(database))
     }
 
     /// False when there are too many.
@@ -192,8 +191,7 @@ pub struct Slot {
     pub transactions: AtomicU64,
     /// The text of its unnamed statement, with types; in the dynamic memory.
     pub unnamed: AtomicU64,
-    /// The generation for which the front keeps the time of `idle_session_timeout`, and that time.
-    pub idle_timer: AtomicU32,
+    /// The session's `idle_session_timeout` as its last backend left it; 0 is none.
     pub idle_millis: AtomicU32,
     /// Bytes of its input that are still to be thrown away: the rest of a message of a COPY that has failed.
     pub discard: AtomicU32,
@@ -207,6 +205,11 @@ impl Slot {
     /// The words that point into the dynamic shared memory.
     pub fn texts(&self) -> [&AtomicU64; 4] {
         [&self.settings, &self.statements, &self.unnamed, &self.shown]
+    }
+
+    /// No backend has welcomed it yet: it waits for one without having sent anything.
+    pub fn is_fresh(&self) -> bool {
+        self.settings_hash.load(Relaxed) == 0 && self.transactions.load(Relaxed) == 0
     }
 
     pub fn has_texts(&self) -> bool {
@@ -349,9 +352,8 @@ pub struct Pool {
     pub assignments: AtomicU64,
     /// Assignments of another client than the backend had before.
     pub swaps: AtomicU64,
-    /// Clients that the front's last look found waiting, and since when the first of them.
+    /// Clients that the front's last look found waiting.
     pub waiting: AtomicU32,
-    pub waiting_since: AtomicI64,
 }
 
 impl Default for Pool {
@@ -378,7 +380,6 @@ impl Default for Pool {
             assignments: AtomicU64::new(0),
             swaps: AtomicU64::new(0),
             waiting: AtomicU32::new(0),
-            waiting_since: AtomicI64::new(0),
         }
     }
 }
@@ -448,19 +449,8 @@ impl Pool {
         for count in [&self.transactions, &self.assignments, &self.swaps, &self.wait_micros] {
             count.store(0, Relaxed);
         }
-        self.waiting_since.store(0, Relaxed);
-        self.paused.store(false, Relaxed);
         self.crowded.store(false, Relaxed);
     }
-}
-
-/// The pools in use, all or those of one database by its name.
-pub fn pools_of<'a>(
-    pools: &'static [Pool],
-    database: Option<&'a [u8]>,
-) -> impl Iterator<Item = (usize, &'static Pool)> + 'a {
-    let used = pools.iter().enumerate().filter(|(_, pool)| pool.used.load(Acquire) != 0);
-    used.filter(move |(_, pool)| database.is_none_or(|name| pool.database_name.bytes() == name))
 }
 
 /// The mapped tables.
@@ -480,6 +470,12 @@ impl Shared {
         self.servers.iter().filter(of)
     }
 
+    /// The slots that may have a client, with their numbers. The others are never used, and reading them would make them resident.
+    pub fn slots_in_use(&self) -> impl Iterator<Item = (u32, &'static Slot)> + use<> {
+        let capacity = self.header.capacity.load(Acquire) as usize;
+        self.slots.iter().take(capacity).zip(0..).map(|(slot, number)| (number, slot))
+    }
+
     /// The pid that a client of a slot is told in BackendKeyData: no process of a system that numbers them below 2^22 has it.
     pub fn client_pid(slot: u32) -> u32 {
         0x4000_0000 | slot
@@ -494,36 +490,6 @@ impl Shared {
     pub fn is_paused(&self, database: Option<&[u8]>) -> bool {
         let orders = &self.header.orders;
         orders.pause.load(Acquire) || database.is_some_and(|name| orders.has(name, Order::Pause))
-    }
-
-    /// Orders a pause of a database or of all. Clients wait; server connections end when they are free.
-    /// False when too many databases are paused.
-    pub fn pause(&self, database: Option<&[u8]>) -> bool {
-        let orders = &self.header.orders;
-        match database {
-            Some(name) if !orders.give(name, Order::Pause) => return false,
-            Some(_) => {}
-            None => orders.pause.store(true, Release),
-        }
-        for (_, pool) in pools_of(self.pools, database) {
-            pool.paused.store(true, SeqCst);
-        }
-        true
-    }
-
-    /// Takes back a pause of a database or that of all; neither touches the other, as PgBouncer has it. False when there was none.
-    pub fn resume(&self, database: Option<&[u8]>) -> bool {
-        let orders = &self.header.orders;
-        let was = match database {
-            Some(name) => orders.take_back(name, Order::Pause),
-            None => orders.pause.swap(false, AcqRel),
-        };
-        let mut words = false;
-        for (_, pool) in pools_of(self.pools, database) {
-            let stays = self.is_paused(Some(&pool.database_name.bytes()));
-            words |= pool.paused.swap(stays, SeqCst) && !stays;
-        }
-        was || words
     }
 
     /// The control socket's name in the abstract namespace.

@@ -81,8 +81,9 @@ impl Answers {
                     let _ = reply.send(standing);
                 }
             }
-            Question::Activity { server, reply } => {
-                let _ = reply.send(activity::of(self.shared, server));
+            Question::Activity { servers, reply } => {
+                let _ =
+                    reply.send(servers.into_iter().map(|server| activity::of(self.shared, server)).collect());
             }
             Question::Forget { slot, reply } => {
                 if let Some(slot) = self.shared.slots.get(slot as usize) {
@@ -253,7 +254,7 @@ impl Answers {
         let counts = |its_role: pg_sys::Oid, its_database: pg_sys::Oid| {
             role.is_none_or(|oid| oid == its_role) && database.is_none_or(|oid| oid == its_database)
         };
-        let clients = self.shared.slots.iter().filter(|slot| {
+        let clients = self.shared.slots_in_use().filter(|(_, slot)| {
             let role = pg_sys::Oid::from(slot.admitted_role.load(Relaxed));
             role != pg_sys::InvalidOid
                 && counts(role, pg_sys::Oid::from(slot.admitted_database.load(Relaxed)))

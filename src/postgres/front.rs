@@ -195,7 +195,7 @@ fn clear(shared: Shared) {
         server.pid.store(0, Relaxed);
         server.token.iter().for_each(|word| word.store(0, Relaxed));
     }
-    for slot in shared.slots {
+    for (_, slot) in shared.slots_in_use() {
         if slot.word.seen().generation() != 0 {
             slot.word.reset();
             // The area that held them is gone.

@@ -190,7 +190,9 @@ fn pooler_servers() -> TableIterator<
 /// pools.
 #[pg_extern(volatile, parallel_unsafe)]
 fn pause(database: default!(Option<&str>, "NULL"), role: default!(Option<&str>, "NULL")) -> i32 {
-    orders::pause(&loaded(), which(database, role)) as i32
+    orders::pause(&loaded(), which(database, role)).unwrap_or_else(|error| {
+        ereport!(ERROR, PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, error.to_string());
+    }) as i32
 }
 
 /// Ends what `pause` began. How many pools were paused.

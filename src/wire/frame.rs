@@ -25,6 +25,11 @@ impl Frame<'_> {
     pub fn is_complete(&self) -> bool {
         self.body.len() + HEADER == self.length
     }
+
+    /// Whether it is there as a whole, or so many bytes of it are.
+    pub fn is_there(&self, enough: usize) -> bool {
+        self.is_complete() || self.body.len() + HEADER >= enough
+    }
 }
 
 /// The first message of `bytes`; `None` while its header is not complete.
@@ -87,6 +92,7 @@ mod tests {
         assert_eq!((frames[0].tag, frames[0].length, frames[0].is_complete()), (b'S', 5, true));
         assert_eq!((frames[1].tag, frames[1].length, frames[1].is_complete()), (b'Q', 10, false));
         assert_eq!(frames[1].body, b"ab");
+        assert!(frames[0].is_there(9) && frames[1].is_there(7) && !frames[1].is_there(8));
     }
 
     #[test]

@@ -263,6 +263,37 @@ fn an_idle_client_goes_when_its_time_is_over() -> Result<()> {
 }
 
 #[test]
+fn a_session_may_be_idle_for_as_long_as_it_said_last() -> Result<()> {
+    let cluster = with_pool("session_idle", 1, &[])?;
+    let (mut idle, mut spared) = (Raw::open(cluster.pooler_port)?, Raw::open(cluster.pooler_port)?);
+    // Has the only backend let go of the others.
+    let mut busy = through(&cluster).connect(postgres::NoTls)?;
+    let begun = Instant::now();
+    for (time, of_spared) in [("1min", "1s"), ("500ms", "0")] {
+        idle.query(&format!("set idle_session_timeout = '{time}'"))?;
+        busy.batch_execute("select 1")?;
+        spared.query(&format!("set idle_session_timeout = '{of_spared}'"))?;
+        busy.batch_execute("select 1")?;
+    }
+    let said = loop {
+        busy.batch_execute("select 1")?;
+        let said = idle.unasked(Duration::from_millis(20))?;
+        if !said.is_empty() {
+            break said;
+        }
+        ensure!(begun.elapsed() < wait::LIMIT, "the idle one stays");
+    };
+    let report = String::from_utf8_lossy(&said[0].1);
+    ensure!(report.contains("57P05") && report.contains("idle-session timeout"), "{said:?}");
+    while begun.elapsed() < Duration::from_secs(3) {
+        busy.batch_execute("select 1")?;
+        let said = spared.unasked(Duration::from_millis(20))?;
+        ensure!(said.is_empty(), "one without a limit is ended: {said:?}");
+    }
+    Ok(())
+}
+
+#[test]
 fn nobody_starves_in_a_pool_of_one() -> Result<()> {
     let cluster = with_pool("fair", 1, &[])?;
     let deadline = Instant::now() + Duration::from_secs(3);

@@ -51,7 +51,6 @@ impl Agent {
                 discard.store(rest - peeked.len() as u32, Relaxed);
                 continue;
             }
-            let length = peeked.len();
             let first = match frame::first(peeked) {
                 Ok(Some(first)) => first,
                 Ok(None) => return part_of(descriptor),
@@ -69,7 +68,7 @@ impl Agent {
                     slot.parts.store(0, Relaxed);
                     slot.part_since.store(0, Relaxed);
                 }
-                _ if first.is_complete() || length >= WHOLE => {
+                _ if first.is_there(WHOLE) => {
                     self.first = Some((first.tag, first.body.first().copied()));
                     return Look::Ready;
                 }

@@ -141,13 +141,14 @@ impl Agent {
     pub(super) fn let_go(&mut self) {
         // SAFETY: an int setting.
         let idle = u32::try_from(unsafe { pg_sys::IdleSessionTimeout }).unwrap_or(0);
+        let before = self.seat.map_or(0, |seat| self.slot(seat).idle_millis.swap(idle, Relaxed));
         if let Some(seat) = self.release(false)
             && let Some(links) = &self.links
         {
             links.arm(seat);
-            if idle > 0 {
+            if idle > 0 || before > 0 {
                 // The server's own timer would end this backend; the front keeps the time of the client.
-                links.say(Word::Idle { slot: seat.slot, generation: seat.generation, millis: idle });
+                links.say(Word::Idle { slot: seat.slot, generation: seat.generation });
             }
         }
     }
@@ -313,7 +314,7 @@ impl Agent {
             // The front has no descriptor to give, or is gone. It ends the client when it finds this backend ended.
             self.leave();
         }
-        let fresh = slot.settings_hash.load(Relaxed) == 0 && slot.transactions.load(Relaxed) == 0;
+        let fresh = slot.is_fresh();
         if !fresh {
             match self.look(seat) {
                 Look::Ready => {}
