@@ -21,10 +21,7 @@ fn with_pool_size(name: &str, size: u32) -> Result<Cluster> {
 
 /// A client of the pooler over TCP, by name.
 fn through(cluster: &Cluster, name: &str) -> Result<Client> {
-    let mut config = postgres::Config::new();
-    config.host("127.0.0.1").port(cluster.pooler_port).user("postgres").dbname("postgres");
-    config.connect_timeout(Duration::from_secs(5)).application_name(name);
-    Ok(config.connect(NoTls)?)
+    Ok(cluster.through("postgres", "postgres").application_name(name).connect(NoTls)?)
 }
 
 /// Waits until a query on the server itself gives a text.
@@ -250,8 +247,7 @@ fn a_pause_keeps_clients_waiting_until_resume() -> Result<()> {
     shows(&cluster, "SELECT paused, servers FROM postern.pools", "t|0")?;
     let waiting = std::thread::spawn(move || backend_of(&mut client));
     let newcomer = {
-        let mut config = postgres::Config::new();
-        config.host("127.0.0.1").port(cluster.pooler_port).user("postgres").dbname("postgres");
+        let config = cluster.through("postgres", "postgres");
         std::thread::spawn(move || config.connect(NoTls).map(drop))
     };
     shows(&cluster, "SELECT paused, clients, clients_waiting, servers FROM postern.pools", "t|2|2|0")?;
@@ -329,9 +325,7 @@ fn monitors_read_superusers_act_and_others_do_neither() -> Result<()> {
 fn the_metrics_have_every_pool_and_promtool_accepts_them() -> Result<()> {
     let cluster = with_pool_size("metrics", 1)?;
     cluster.sql("CREATE ROLE \"o'dd \"\"role\\\" LOGIN SUPERUSER")?;
-    let mut odd = postgres::Config::new();
-    odd.host("127.0.0.1").port(cluster.pooler_port).user("o'dd \"role\\").dbname("postgres");
-    let _odd = odd.connect(NoTls)?;
+    let _odd = cluster.through("o'dd \"role\\", "postgres").connect(NoTls)?;
     let mut client = through(&cluster, "client")?;
     client.batch_execute("SELECT 1")?;
     client_shows(&cluster, "client", "transactions", "1")?;

@@ -5,24 +5,14 @@ use crate::pooling::with_pool;
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::{Cluster, Stop};
 use pgrx_tests::{process, wait};
-use postgres::{Client, Config, NoTls};
+use postgres::{Client, NoTls};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
 /// A session through the front, as superuser to database `postgres`, over TCP.
 fn through(cluster: &Cluster) -> Result<Client> {
-    let mut config = Config::new();
-    config.host("127.0.0.1").port(cluster.pooler_port).user("postgres").dbname("postgres");
-    config.connect_timeout(Duration::from_secs(5));
-    Ok(config.connect(NoTls)?)
-}
-
-/// The process id of the front.
-fn front_of(cluster: &Cluster) -> Result<i32> {
-    let children = process::children(cluster.pid()?);
-    let front = children.into_iter().find(|(_, line)| line.contains("postern pooler"));
-    front.map(|(pid, _)| pid).context("there is no front")
+    Ok(cluster.through("postgres", "postgres").connect(NoTls)?)
 }
 
 /// Resident memory in kB.
@@ -45,7 +35,7 @@ fn a_gigabyte_goes_to_a_client_and_the_front_does_not_grow() -> Result<()> {
     let cluster = Cluster::new("large")?.start()?;
     let mut client = through(&cluster)?;
     client.simple_query("SELECT 1")?;
-    let front = front_of(&cluster)?;
+    let front = cluster.front_pid()?;
     let before = resident(front)?;
     let mut copy =
         client.copy_out("COPY (SELECT repeat('x', 1048575) FROM generate_series(1, 1024)) TO STDOUT")?;

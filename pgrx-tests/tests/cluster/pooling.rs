@@ -3,17 +3,14 @@
 use crate::state::Raw;
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::{Cluster, Stop};
-use pgrx_tests::process::{self, signal_pid};
+use pgrx_tests::process::signal_pid;
 use pgrx_tests::wait;
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
 
 /// A session through the front, as superuser to database `postgres`, over TCP.
 pub fn through(cluster: &Cluster) -> postgres::Config {
-    let mut config = postgres::Config::new();
-    config.host("127.0.0.1").port(cluster.pooler_port).user("postgres").dbname("postgres");
-    config.connect_timeout(Duration::from_secs(5));
-    config
+    cluster.through("postgres", "postgres")
 }
 
 /// A server whose pools have so many connections.
@@ -58,6 +55,9 @@ fn words(error: &postgres::Error) -> String {
     })
 }
 
+/// How long something that must not happen is given to happen.
+const NOT_YET: Duration = Duration::from_millis(300);
+
 /// Runs something in a thread; its value when it ends in time.
 pub struct Doing<T>(std::sync::mpsc::Receiver<T>);
 
@@ -72,6 +72,11 @@ impl<T: Send + 'static> Doing<T> {
 
     pub fn value(&self) -> Result<T> {
         self.0.recv_timeout(wait::LIMIT).context("a client's thread does not end")
+    }
+
+    /// It goes on: it has neither ended nor panicked.
+    pub fn not_yet(&self) -> bool {
+        matches!(self.0.recv_timeout(NOT_YET), Err(std::sync::mpsc::RecvTimeoutError::Timeout))
     }
 }
 
@@ -107,7 +112,7 @@ fn session_mode_keeps_the_backend_and_the_next_client_finds_nothing() -> Result<
         let lastval = three.batch_execute("select lastval()").err().map(|e| code(&e).to_owned());
         Ok((pid(&mut three)?, found, lastval.unwrap_or_default()))
     });
-    ensure!(third.0.recv_timeout(Duration::from_millis(300)).is_err(), "the third did not wait");
+    ensure!(third.not_yet(), "the third did not wait");
     drop(one);
     let (third_pid, found, lastval) = third.value()??;
     ensure!(third_pid == first, "the third got another backend");
@@ -457,16 +462,11 @@ fn a_pooler_that_is_told_to_end_comes_back_within_a_moment() -> Result<()> {
             .is_ok_and(|row| row.get::<_, i64>(0) == 1)
     })?;
     for round in 0..2 {
-        let front = || -> Result<i32> {
-            let children = process::children(cluster.pid()?);
-            let front = children.into_iter().find(|(_, line)| line.contains("postern pooler"));
-            front.map(|(pid, _)| pid).context("there is no pooler")
-        };
-        let old = wait::for_value("there is a pooler", front)?;
+        let old = wait::for_value("there is a pooler", || cluster.front_pid())?;
         signal_pid(old, Signal::TERM)?;
         let begun = Instant::now();
         wait::until("another one works", || {
-            front().is_ok_and(|new| new != old)
+            cluster.front_pid().is_ok_and(|new| new != old)
                 && through(&cluster)
                     .connect(postgres::NoTls)
                     .is_ok_and(|mut client| text(&mut client, "select 1").is_ok_and(|one| one == "1"))

@@ -417,9 +417,7 @@ fn a_client_over_tls_hears_why_the_front_ends() -> Result<()> {
         let count =
             "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)' AND usename = 'app'";
         wait::until("it is being served", || secured.cluster.sql(count).is_ok_and(|count| count == "1"))?;
-        let children = process::children(secured.cluster.pid()?);
-        let front = children.into_iter().find(|(_, line)| line.contains("postern pooler"));
-        process::signal_pid(front.context("no front")?.0, rustix::process::Signal::TERM)?;
+        process::signal_pid(secured.cluster.front_pid()?, rustix::process::Signal::TERM)?;
         let (ok, said) = busy.join().map_err(|_| anyhow::anyhow!("a panic"))??;
         ensure!(!ok && said.contains("terminating connection due to administrator command"), "{said}");
         anyhow::Ok(())
