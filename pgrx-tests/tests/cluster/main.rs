@@ -11,6 +11,7 @@ mod http;
 mod lifecycle;
 mod limits;
 mod login;
+mod opening;
 mod pgbouncer;
 mod pool_views;
 mod pooler;
