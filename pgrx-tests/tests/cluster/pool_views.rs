@@ -109,6 +109,8 @@ fn what_pins_a_client_is_shown_until_it_is_gone() -> Result<()> {
         ("SELECT pg_advisory_lock(1)", "SELECT pg_advisory_unlock(1)", "advisory locks"),
         ("SET postern.pool_mode = session", "RESET postern.pool_mode", "session mode"),
         ("LISTEN news", "UNLISTEN *", "listens"),
+        ("DECLARE c CURSOR WITH HOLD FOR SELECT 1", "CLOSE c", "cursors with hold"),
+        ("PREPARE n AS SELECT 'now'::timestamptz", "DEALLOCATE n", "statement with a value of its moment"),
     ] {
         client.batch_execute(pin)?;
         client_shows(&cluster, "pinned", "array_to_string(pinned_by, ','), state", &format!("{name}|idle"))?;
@@ -117,6 +119,24 @@ fn what_pins_a_client_is_shown_until_it_is_gone() -> Result<()> {
         client.batch_execute(unpin)?;
         client_shows(&cluster, "pinned", "pinned_by", "{}")?;
         shows(&cluster, "SELECT servers_pinned FROM postern.pools", "0")?;
+    }
+    drop(client);
+    // What nothing takes back goes with the client, and its backend with it.
+    for (pin, name) in [
+        ("LOAD 'auto_explain'", "loaded library"),
+        ("SELECT setseed(0.5)", "random seed"),
+        ("SET seed = 0.5", "random seed"),
+    ] {
+        let mut client = through(&cluster, "pinned for good")?;
+        client.batch_execute(pin)?;
+        let pinned = format!("{name}|idle");
+        client_shows(&cluster, "pinned for good", "array_to_string(pinned_by, ','), state", &pinned)?;
+        let backend = backend_of(&mut client)?;
+        client.batch_execute("SELECT 1")?;
+        client_shows(&cluster, "pinned for good", "array_to_string(pinned_by, ','), state", &pinned)?;
+        shows(&cluster, "SELECT pid, state FROM postern.servers", &format!("{backend}|pinned"))?;
+        drop(client);
+        shows(&cluster, &format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {backend}"), "0")?;
     }
     Ok(())
 }
