@@ -168,6 +168,9 @@ fn the_mode_comes_from_role_database_options_or_a_set() -> Result<()> {
         ensure!(words(&error).contains("postern.pool_mode"), "{}", words(&error));
         ensure!(text(&mut statement, "select 1")? == "1");
     }
+    let error = statement.execute("begin", &[]).err().context("BEGIN by the extended protocol")?;
+    ensure!(code(&error) == "0A000" && words(&error).contains("postern.pool_mode"), "{}", words(&error));
+    ensure!(statement.query_one("select $1::int + 1", &[&41])?.get::<_, i32>(0) == 42);
     statement.batch_execute("select 1; select 2")?;
     let mut client = through(&cluster).connect(postgres::NoTls)?;
     client.batch_execute("set postern.pool_mode = statement")?;
@@ -441,6 +444,14 @@ fn a_smart_shutdown_ends_when_the_sessions_have_ended() -> Result<()> {
     // The transaction in progress is finished, as on a direct connection.
     block.batch_execute("select 1; commit").context("a transaction in progress")?;
     drop(block);
+    // An idle one is served for as long as it likes, and no other gets in.
+    let until = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < until {
+        ensure!(text(&mut idle, "select 'served'").context("an idle client")? == "served");
+        let newcomer = through(&cluster).connect(postgres::NoTls);
+        ensure!(code(&newcomer.err().context("a new client gets in")?) == "57P03");
+    }
+    ensure!(cluster.state() == "stopping");
     drop(idle);
     let begun = Instant::now();
     cluster.wait_end()?;
