@@ -32,7 +32,7 @@ fn start(backends: u32) -> Result<Cluster> {
 
 /// What a pool has where nobody is to wait, and where every backend is to have one client after another.
 const AMPLE: u32 = 20;
-const SHARED: u32 = 12;
+const SHARED: u32 = 5;
 
 const SETTINGS: [(&str, &str); 3] = [
     ("max_prepared_transactions", "0"),
@@ -122,7 +122,7 @@ fn a_client_over_tls_sees_the_same_through_the_front() -> Result<()> {
 
 #[test]
 fn a_client_sees_the_same_when_others_use_the_pool() -> Result<()> {
-    // As many as a script has clients, who may be pinned all, and the others.
+    // Fewer than the others and the clients of a script.
     let cluster = start(SHARED)?;
     cluster.create_extension()?;
     let (direct, front) = (Target::tcp(cluster.port), Target::tcp(front(&cluster)));
