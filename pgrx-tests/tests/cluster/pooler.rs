@@ -15,13 +15,6 @@ fn through(cluster: &Cluster) -> Result<Client> {
     Ok(cluster.through("postgres", "postgres").connect(NoTls)?)
 }
 
-/// Resident memory in kB.
-fn resident(pid: i32) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
-}
-
 #[test]
 fn a_query_passes_through_the_front() -> Result<()> {
     let cluster = Cluster::new("front")?.start()?;
@@ -36,7 +29,7 @@ fn a_gigabyte_goes_to_a_client_and_the_front_does_not_grow() -> Result<()> {
     let mut client = through(&cluster)?;
     client.simple_query("SELECT 1")?;
     let front = cluster.front_pid()?;
-    let before = resident(front)?;
+    let before = process::resident(front)?;
     let mut copy =
         client.copy_out("COPY (SELECT repeat('x', 1048575) FROM generate_series(1, 1024)) TO STDOUT")?;
     let (mut total, mut most, mut buffer) = (0usize, 0, vec![0; 1 << 20]);
@@ -47,14 +40,12 @@ fn a_gigabyte_goes_to_a_client_and_the_front_does_not_grow() -> Result<()> {
         }
         total += length;
         if total % (64 << 20) < length {
-            most = most.max(resident(front)?);
+            most = most.max(process::resident(front)?);
         }
     }
     drop(copy);
     assert_eq!(total, 1 << 30, "rows of a megabyte, each with its newline");
     ensure!(most < before + 4096, "the front grew from {before} to {most} kB");
-    let row = client.query_one("SELECT length(repeat('x', 200000000))", &[])?;
-    assert_eq!(row.get::<_, i32>(0), 200_000_000);
     Ok(())
 }
 
