@@ -97,6 +97,64 @@ fn psycopg_and_node_postgres_are_served_through_the_front() -> Result<()> {
     drivers::node_postgres_is_served(cluster.pooler_port)
 }
 
+#[test]
+fn pgbench_is_served_through_the_front_and_its_books_balance() -> Result<()> {
+    let cluster = with_pool("pgbench", 3, &[])?;
+    let pgbench = |arguments: &[&str]| -> Result<String> {
+        let mut pgbench = cluster.program("pgbench");
+        pgbench.args(["-h", "127.0.0.1", "-p", &cluster.pooler_port.to_string(), "-U", "postgres"]);
+        let output = pgbench.env("HOME", "/nonexistent").args(arguments).arg("postgres").output()?;
+        let said = [&output.stdout[..], &output.stderr[..]].concat();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        ensure!(output.status.success(), "{arguments:?}: {said}");
+        Ok(said)
+    };
+    pgbench(&["-i", "-q", "-s", "1"])?;
+    // More clients than backends, so that each statement meets one that does not have it. A thread for each: pgbench prepares
+    // without letting its other clients go on, and these may have the backends.
+    for protocol in ["simple", "extended", "prepared"] {
+        let said = pgbench(&["-n", "-M", protocol, "-c", "8", "-j", "8", "-t", "100"])?;
+        ensure!(said.contains("number of transactions actually processed: 800/800"), "{protocol}: {said}");
+        ensure!(said.contains("number of failed transactions: 0 "), "{protocol}: {said}");
+    }
+    let said = pgbench(&["-n", "-S", "-C", "-c", "4", "-t", "50"])?;
+    ensure!(said.contains("number of transactions actually processed: 200/200"), "{said}");
+    let books = cluster.sql(
+        "SELECT (SELECT count(*) FROM pgbench_history), a = t AND t = b AND b = d FROM \
+         (SELECT sum(abalance) a FROM pgbench_accounts) a, (SELECT sum(tbalance) t FROM pgbench_tellers) t, \
+         (SELECT sum(bbalance) b FROM pgbench_branches) b, (SELECT sum(delta) d FROM pgbench_history) d",
+    )?;
+    assert_eq!(books, "2400|t");
+    cluster.create_extension()?;
+    let swaps: u64 = cluster.sql("SELECT swaps FROM postern.pools")?.parse()?;
+    ensure!(swaps > 800, "backends were not shared: {swaps} swaps");
+    Ok(())
+}
+
+#[test]
+fn a_client_beyond_max_client_connections_hears_which_limit_it_is() -> Result<()> {
+    let cluster = with_pool("places", 2, &[("postern.max_client_connections", "3")])?;
+    let mut clients = (0..3).map(|_| through(&cluster)).collect::<Result<Vec<_>>>()?;
+    let told = || -> Result<postgres::error::DbError> {
+        let error = cluster.through("postgres", "postgres").connect(NoTls).err().context("a fourth")?;
+        Ok(error.as_db_error().context("the server's words")?.clone())
+    };
+    let error = told()?;
+    assert_eq!((error.severity(), error.code().code()), ("FATAL", "53300"));
+    assert_eq!(error.message(), "sorry, too many clients already");
+    assert_eq!(
+        error.detail(),
+        Some(
+            "The pooler has 3 clients, as many as postern.max_client_connections and the limit of open files allow."
+        )
+    );
+    for client in &mut clients {
+        client.simple_query("SELECT 1")?;
+    }
+    drop(clients.pop());
+    wait::until("a place is free", || through(&cluster).is_ok())
+}
+
 /// A message of the protocol: its type, its length and its body.
 fn message(tag: u8, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(body.len() + 4).unwrap_or_default();
