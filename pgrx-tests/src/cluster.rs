@@ -354,6 +354,14 @@ impl Cluster {
         config
     }
 
+    /// The same through the pooler, over TCP.
+    pub fn through(&self, user: &str, database: &str) -> postgres::Config {
+        let mut config = postgres::Config::new();
+        config.host("127.0.0.1").port(self.pooler_port).user(user).dbname(database);
+        config.connect_timeout(Duration::from_secs(10));
+        config
+    }
+
     /// Runs statements on a new connection; the last row's values, joined by `|`, as psql -At shows them.
     ///
     /// # Errors
@@ -411,9 +419,21 @@ impl Cluster {
     /// # Errors
     /// When there is none.
     pub fn worker_pid(&self) -> Result<i32> {
+        self.child("postern status")
+    }
+
+    /// Process id of the pooler's worker, the front.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn front_pid(&self) -> Result<i32> {
+        self.child("postern pooler")
+    }
+
+    fn child(&self, name: &str) -> Result<i32> {
         let children = process::children(self.pid()?);
-        let worker = children.into_iter().find(|(_, line)| line.contains("postern status"));
-        worker.map(|(pid, _)| pid).context("there is no status worker")
+        let child = children.into_iter().find(|(_, line)| line.contains(name));
+        child.map(|(pid, _)| pid).with_context(|| format!("there is no \"{name}\""))
     }
 
     pub fn data(&self) -> PathBuf {

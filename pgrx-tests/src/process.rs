@@ -125,6 +125,16 @@ pub fn children(parent: i32) -> Vec<(i32, String)> {
     .collect()
 }
 
+/// Resident memory of a process in kB.
+///
+/// # Errors
+/// When there is no such process.
+pub fn resident(pid: i32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
 /// How often any thread of a process has gone to sleep by itself (voluntary context switches, proc(5)): the difference of two
 /// looks is the wake-ups between them.
 ///

@@ -163,7 +163,12 @@ pub fn pgbench(bench: &Bench, target: &Target, run: Run) -> Result<Round> {
     }
     let mut text = String::new();
     child.stdout.take().context("stdout")?.read_to_string(&mut text)?;
-    child.wait()?;
+    let status = child.wait()?;
+    if !status.success() {
+        // Some of the clients or all of them were not there: what the others had done is no measure.
+        failed = failed.max(1);
+        complaint.get_or_insert(status.to_string());
+    }
     if let Some(complaint) = complaint {
         println!("{} {}: {complaint}", target.kind, arguments.join(" "));
     }
@@ -178,7 +183,7 @@ pub fn pgbench(bench: &Bench, target: &Target, run: Run) -> Result<Round> {
         used.as_ref()
             .map_or(f64::NAN, |used| if used.seconds > 0.5 { sum(used) / transactions } else { f64::NAN })
     };
-    let tps = tps(&text).unwrap_or(f64::NAN);
+    let tps = if status.success() { tps(&text).unwrap_or(f64::NAN) } else { f64::NAN };
     Ok(Round {
         tps,
         p50: at(0.50),

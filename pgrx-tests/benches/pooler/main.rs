@@ -190,8 +190,12 @@ fn alternating<T>(
     Ok(results)
 }
 
+/// Not known as soon as one of the values is not: without the rounds that failed, the rest would look well.
 fn median(values: impl IntoIterator<Item = f64>) -> f64 {
-    let mut sorted: Vec<f64> = values.into_iter().filter(|value| !value.is_nan()).collect();
+    let mut sorted: Vec<f64> = values.into_iter().collect();
+    if sorted.iter().any(|value| value.is_nan()) {
+        return f64::NAN;
+    }
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }

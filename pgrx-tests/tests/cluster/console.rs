@@ -1,29 +1,17 @@
 //! PgBouncer's console, answered by the front, with real clients in the pools.
 
-use crate::pooling::with_pool;
+use crate::pooling::{Doing, with_pool};
 use anyhow::{Context, Result, bail};
 use pgrx_tests::cluster::{Cluster, Stop};
 use pgrx_tests::drivers::{python_with_exporter, succeeded};
 use pgrx_tests::{ports, wait};
 use postgres::{Client, NoTls, SimpleQueryMessage};
 use std::collections::HashMap;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::Duration;
 
 type Row = HashMap<String, String>;
 
-/// How long something that must not happen is given to happen.
-const NOT_YET: Duration = Duration::from_millis(300);
-
-fn config(cluster: &Cluster, user: &str, database: &str) -> postgres::Config {
-    let mut config = postgres::Config::new();
-    config.host("127.0.0.1").port(cluster.pooler_port).user(user).dbname(database);
-    config.connect_timeout(Duration::from_secs(5));
-    config
-}
-
 fn console(cluster: &Cluster) -> Result<Client> {
-    Ok(config(cluster, "postgres", "postern").connect(NoTls)?)
+    Ok(cluster.through("postgres", "postern").connect(NoTls)?)
 }
 
 /// A server, and its console.
@@ -35,7 +23,7 @@ fn with_console(name: &str) -> Result<(Cluster, Client)> {
 
 /// A client of the pool, which has been served.
 fn client(cluster: &Cluster, name: &str) -> Result<Client> {
-    let mut client = config(cluster, "postgres", "postgres").application_name(name).connect(NoTls)?;
+    let mut client = cluster.through("postgres", "postgres").application_name(name).connect(NoTls)?;
     client.simple_query("SELECT 1")?;
     Ok(client)
 }
@@ -78,23 +66,6 @@ fn refused(console: &mut Client, command: &str) -> String {
         Ok(_) => "none".to_owned(),
         Err(error) => code(&error).to_owned(),
     }
-}
-
-/// Runs something on a thread of its own; its result comes when it is done.
-fn aside<T: Send + 'static>(what: impl FnOnce() -> T + Send + 'static) -> Receiver<T> {
-    let (sender, receiver) = channel();
-    std::thread::spawn(move || {
-        let _ = sender.send(what());
-    });
-    receiver
-}
-
-fn result<T>(receiver: &Receiver<T>) -> Result<T> {
-    receiver.recv_timeout(wait::LIMIT).context("not done in time")
-}
-
-fn not_yet<T>(receiver: &Receiver<T>) -> bool {
-    matches!(receiver.recv_timeout(NOT_YET), Err(RecvTimeoutError::Timeout))
 }
 
 #[test]
@@ -195,7 +166,7 @@ fn a_client_that_waits_is_shown_as_waiting() -> Result<()> {
     let mut second = client(&cluster, "second")?;
     let mut first = client(&cluster, "first")?;
     first.simple_query("BEGIN; SELECT 1")?;
-    let done = aside(move || second.simple_query("SELECT 2").map(|_| second));
+    let done = Doing::start(move || second.simple_query("SELECT 2").map(|_| second));
     wait::until("the second client is seen to wait", || {
         let shown = pool(&mut console);
         shown.is_ok_and(|shown| {
@@ -205,7 +176,7 @@ fn a_client_that_waits_is_shown_as_waiting() -> Result<()> {
     row(&mut console, "SHOW CLIENTS", &[("application_name", "second"), ("state", "waiting")])?;
     row(&mut console, "SHOW CLIENTS", &[("application_name", "first"), ("state", "active")])?;
     first.simple_query("COMMIT")?;
-    let _second = result(&done)??;
+    let _second = done.value()??;
     assert_eq!(pool(&mut console)?["cl_waiting"], "0");
     Ok(())
 }
@@ -218,30 +189,30 @@ fn a_pause_lets_transactions_end_and_keeps_clients_until_the_resume() -> Result<
         let mut other = client(&cluster, "other")?;
         working.simple_query("BEGIN; SELECT 1")?;
         let mut pausing = self::console(&cluster)?;
-        let paused = aside(move || pausing.simple_query(command).map(drop));
-        assert!(not_yet(&paused), "{command} ends while a transaction runs");
-        let other = aside(move || other.simple_query("SELECT 2").map(|_| other));
-        assert!(not_yet(&other), "a client is served in spite of {command}");
+        let paused = Doing::start(move || pausing.simple_query(command).map(drop));
+        assert!(paused.not_yet(), "{command} ends while a transaction runs");
+        let other = Doing::start(move || other.simple_query("SELECT 2").map(|_| other));
+        assert!(other.not_yet(), "a client is served in spite of {command}");
         working.simple_query("SELECT 3; COMMIT")?;
-        result(&paused)??;
+        paused.value()??;
         assert_eq!(
             rows(&mut console, "SHOW SERVERS")?.len(),
             0,
             "server connections stay open after {command}"
         );
-        let newcomer = config(&cluster, "postgres", "postgres");
-        let newcomer = aside(move || -> Result<Client, postgres::Error> {
+        let newcomer = cluster.through("postgres", "postgres");
+        let newcomer = Doing::start(move || -> Result<Client, postgres::Error> {
             let mut client = newcomer.connect(NoTls)?;
             client.simple_query("SELECT 4")?;
             Ok(client)
         });
-        assert!(not_yet(&other) && not_yet(&newcomer));
+        assert!(other.not_yet() && newcomer.not_yet());
         let (all, one) = if command == "PAUSE" { ("yes", "0") } else { ("no", "1") };
         row(&mut console, "SHOW STATE", &[("key", "paused"), ("value", all)])?;
         row(&mut console, "SHOW DATABASES", &[("name", "postgres"), ("paused", one)])?;
         console.simple_query(&command.replace("PAUSE", "RESUME"))?;
-        let _other = result(&other)??;
-        let _newcomer = result(&newcomer)??;
+        let _other = other.value()??;
+        let _newcomer = newcomer.value()??;
         working.simple_query("SELECT 5")?;
         row(&mut console, "SHOW STATE", &[("key", "active"), ("value", "yes")])?;
         row(&mut console, "SHOW DATABASES", &[("name", "postgres"), ("paused", "0")])?;
@@ -256,13 +227,14 @@ fn a_pause_lets_transactions_end_and_keeps_clients_until_the_resume() -> Result<
 fn a_database_without_clients_can_be_paused_before_they_come() -> Result<()> {
     let (cluster, mut console) = with_console("console-pause-early")?;
     console.simple_query("PAUSE postgres")?;
-    let early = config(&cluster, "postgres", "postgres");
-    let early = aside(move || early.connect(NoTls).and_then(|mut client| client.simple_query("SELECT 1")));
-    assert!(not_yet(&early));
+    let early = cluster.through("postgres", "postgres");
+    let early =
+        Doing::start(move || early.connect(NoTls).and_then(|mut client| client.simple_query("SELECT 1")));
+    assert!(early.not_yet());
     // Nobody else is held up.
-    config(&cluster, "postgres", "template1").connect(NoTls)?.simple_query("SELECT 1")?;
+    cluster.through("postgres", "template1").connect(NoTls)?.simple_query("SELECT 1")?;
     console.simple_query("RESUME postgres")?;
-    result(&early)??;
+    early.value()??;
     Ok(())
 }
 
@@ -273,18 +245,18 @@ fn a_pause_that_waits_is_canceled_or_undone() -> Result<()> {
     working.simple_query("BEGIN; SELECT 1")?;
     let mut pausing = self::console(&cluster)?;
     let token = pausing.cancel_token();
-    let paused = aside(move || (pausing.simple_query("PAUSE postgres").map(drop), pausing));
-    assert!(not_yet(&paused));
+    let paused = Doing::start(move || (pausing.simple_query("PAUSE postgres").map(drop), pausing));
+    assert!(paused.not_yet());
     token.cancel_query(NoTls)?;
-    let (paused, mut pausing) = result(&paused)?;
+    let (paused, mut pausing) = paused.value()?;
     assert_eq!(paused.as_ref().err().map(code), Some("57014"));
     // A cancel without anything to cancel does nothing to what comes next.
     token.cancel_query(NoTls)?;
     rows(&mut pausing, "SHOW VERSION")?;
-    let paused = aside(move || pausing.simple_query("PAUSE postgres").map(drop));
-    assert!(not_yet(&paused));
+    let paused = Doing::start(move || pausing.simple_query("PAUSE postgres").map(drop));
+    assert!(paused.not_yet());
     console.simple_query("RESUME postgres")?;
-    assert_eq!(result(&paused)?.as_ref().err().map(code), Some("55000"));
+    assert_eq!(paused.value()?.as_ref().err().map(code), Some("55000"));
     working.simple_query("COMMIT")?;
     Ok(())
 }
@@ -295,7 +267,7 @@ fn a_killed_client_is_gone_and_others_stay() -> Result<()> {
     let mut idle = client(&cluster, "idle")?;
     let mut working = client(&cluster, "working")?;
     let mut other = client(&cluster, "other")?;
-    let running = aside(move || working.simple_query("SELECT pg_sleep(600)").map(drop));
+    let running = Doing::start(move || working.simple_query("SELECT pg_sleep(600)").map(drop));
     wait::until("the query runs", || {
         cluster
             .sql("SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)'")
@@ -311,7 +283,7 @@ fn a_killed_client_is_gone_and_others_stay() -> Result<()> {
         assert_eq!(refused(&mut console, &format!("KILL_CLIENT {id}")), "42704");
     }
     assert!(idle.simple_query("SELECT 1").is_err());
-    assert!(result(&running)?.is_err());
+    assert!(running.value()?.is_err());
     wait::until("its query has ended too", || {
         cluster
             .sql("SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)' AND state = 'active'")
@@ -332,16 +304,16 @@ fn a_killed_database_has_no_clients_and_servers_and_is_paused() -> Result<()> {
     let (cluster, mut console) = with_console("console-kill")?;
     let mut idle = client(&cluster, "idle")?;
     let mut working = client(&cluster, "working")?;
-    let mut elsewhere = config(&cluster, "postgres", "template1").connect(NoTls)?;
+    let mut elsewhere = cluster.through("postgres", "template1").connect(NoTls)?;
     working.simple_query("BEGIN; SELECT 1")?;
-    let running = aside(move || working.simple_query("SELECT pg_sleep(600)").map(drop));
+    let running = Doing::start(move || working.simple_query("SELECT pg_sleep(600)").map(drop));
     wait::until("the query runs", || {
         cluster
             .sql("SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)'")
             .is_ok_and(|n| n == "1")
     })?;
     console.simple_query("KILL postgres")?;
-    let error = result(&running)?.err().context("a killed query went on")?;
+    let error = running.value()?.err().context("a killed query went on")?;
     // The driver overlooks the message when the end comes with it.
     assert!(error.is_closed() || code(&error) == "57P01", "{error}");
     cluster.wait_log("FATAL:  terminating connection due to administrator command")?;
@@ -368,11 +340,11 @@ fn reconnect_gives_new_backends_once_the_old_are_free() -> Result<()> {
     console.simple_query("RECONNECT postgres")?;
     row(&mut console, "SHOW SERVERS", &[("remote_pid", &before.to_string()), ("close_needed", "1")])?;
     let mut waiting = self::console(&cluster)?;
-    let closed = aside(move || waiting.simple_query("WAIT_CLOSE postgres").map(drop));
-    assert!(not_yet(&closed), "it is closed under a transaction");
+    let closed = Doing::start(move || waiting.simple_query("WAIT_CLOSE postgres").map(drop));
+    assert!(closed.not_yet(), "it is closed under a transaction");
     assert_eq!(pid(&mut client)?, before, "a transaction keeps its backend");
     client.simple_query("COMMIT")?;
-    result(&closed)??;
+    closed.value()??;
     assert_ne!(pid(&mut client)?, before);
     let kept: String = client.query_one("SHOW work_mem", &[])?.get(0);
     assert_eq!(kept, "7MB");
@@ -388,7 +360,7 @@ fn a_disabled_database_takes_no_new_clients() -> Result<()> {
     let error = client(&cluster, "new").err().context("a new client was let in")?;
     assert!(format!("{error:#}").contains("database does not allow connections: postgres"), "{error:#}");
     old.simple_query("SELECT 1")?;
-    config(&cluster, "postgres", "template1").connect(NoTls)?;
+    cluster.through("postgres", "template1").connect(NoTls)?;
     console.simple_query("ENABLE postgres")?;
     client(&cluster, "new")?;
     assert_eq!(refused(&mut console, "DISABLE nowhere"), "3D000");
@@ -406,8 +378,8 @@ fn a_cancel_of_a_free_backend_leaves_it_as_it_is() -> Result<()> {
     let pid = idle["remote_pid"].clone();
     for _ in 0..3 {
         assert_eq!(cluster.sql(&format!("SELECT pg_cancel_backend({pid})"))?, "t");
-        let answered = aside(move || client.simple_query("SELECT 1").map(|_| client));
-        client = result(&answered)??;
+        let answered = Doing::start(move || client.simple_query("SELECT 1").map(|_| client));
+        client = answered.value()??;
         row(&mut console, "SHOW SERVERS", &[("remote_pid", &pid)])?;
     }
     Ok(())
@@ -436,17 +408,17 @@ fn settings_are_the_servers_and_reload_reads_them_again() -> Result<()> {
 fn superusers_may_do_all_monitors_may_look_and_others_may_not_come_in() -> Result<()> {
     let cluster = Cluster::new("console-access")?.start()?;
     cluster.sql("CREATE ROLE watcher LOGIN IN ROLE pg_monitor; CREATE ROLE nobody LOGIN")?;
-    let mut watcher = config(&cluster, "watcher", "postern").connect(NoTls)?;
+    let mut watcher = cluster.through("watcher", "postern").connect(NoTls)?;
     rows(&mut watcher, "SHOW POOLS")?;
     for command in
         ["PAUSE", "KILL postgres", "RELOAD", "SET pool_mode = session", "KILL_CLIENT 1", "DISABLE postgres"]
     {
         assert_eq!(refused(&mut watcher, command), "42501", "{command}");
     }
-    let error = config(&cluster, "nobody", "postern").connect(NoTls).err().context("nobody was let in")?;
+    let error = cluster.through("nobody", "postern").connect(NoTls).err().context("nobody was let in")?;
     assert_eq!(code(&error), "42501");
     let error =
-        config(&cluster, "missing", "postern").connect(NoTls).err().context("a missing role was let in")?;
+        cluster.through("missing", "postern").connect(NoTls).err().context("a missing role was let in")?;
     assert_eq!(code(&error), "28000");
     Ok(())
 }
@@ -454,7 +426,7 @@ fn superusers_may_do_all_monitors_may_look_and_others_may_not_come_in() -> Resul
 #[test]
 fn the_name_that_exporters_have_reaches_the_console_until_there_is_such_a_database() -> Result<()> {
     let cluster = Cluster::new("console-name")?.start()?;
-    let connect = || config(&cluster, "postgres", "pgbouncer").connect(NoTls);
+    let connect = || cluster.through("postgres", "pgbouncer").connect(NoTls);
     rows(&mut connect()?, "SHOW VERSION")?;
     cluster.sql("CREATE DATABASE pgbouncer")?;
     let name: String = connect()?.query_one("SELECT current_database()::text", &[])?.get(0);
@@ -466,7 +438,7 @@ fn the_name_that_exporters_have_reaches_the_console_until_there_is_such_a_databa
 fn the_console_takes_a_hundred_clients_and_each_hears_of_the_end() -> Result<()> {
     let cluster = Cluster::new("console-crowd")?.start()?;
     let mut crowd = (0..100).map(|_| console(&cluster)).collect::<Result<Vec<_>>>()?;
-    let error = config(&cluster, "postgres", "postern").connect(NoTls).err().context("one too many")?;
+    let error = cluster.through("postgres", "postern").connect(NoTls).err().context("one too many")?;
     assert_eq!(code(&error), "53300");
     crowd.truncate(50);
     wait::until("there is room again", || console(&cluster).is_ok())?;

@@ -10,7 +10,7 @@ mod raw;
 
 use anyhow::{Context, Result};
 use pgrx_tests::cluster::Cluster;
-use pgrx_tests::{process, wait};
+use pgrx_tests::wait;
 use postgres::{Client, Config, NoTls};
 use std::time::Duration;
 
@@ -79,13 +79,6 @@ fn until_said(config: &Config, wanted: &str) -> Result<()> {
 /// The backend that serves a client now.
 fn backend(client: &mut Client) -> Result<i32> {
     Ok(client.query_one("select pg_backend_pid()", &[])?.get(0))
-}
-
-/// Process id of the pooler's worker.
-fn pooler_pid(cluster: &Cluster) -> Result<i32> {
-    let children = process::children(cluster.pid()?);
-    let worker = children.into_iter().find(|(_, line)| line.contains("postern pooler"));
-    worker.map(|(pid, _)| pid).context("there is no pooler")
 }
 
 /// How often the log says something.

@@ -21,10 +21,7 @@ fn with_pool_size(name: &str, size: u32) -> Result<Cluster> {
 
 /// A client of the pooler over TCP, by name.
 fn through(cluster: &Cluster, name: &str) -> Result<Client> {
-    let mut config = postgres::Config::new();
-    config.host("127.0.0.1").port(cluster.pooler_port).user("postgres").dbname("postgres");
-    config.connect_timeout(Duration::from_secs(5)).application_name(name);
-    Ok(config.connect(NoTls)?)
+    Ok(cluster.through("postgres", "postgres").application_name(name).connect(NoTls)?)
 }
 
 /// Waits until a query on the server itself gives a text.
@@ -112,6 +109,8 @@ fn what_pins_a_client_is_shown_until_it_is_gone() -> Result<()> {
         ("SELECT pg_advisory_lock(1)", "SELECT pg_advisory_unlock(1)", "advisory locks"),
         ("SET postern.pool_mode = session", "RESET postern.pool_mode", "session mode"),
         ("LISTEN news", "UNLISTEN *", "listens"),
+        ("DECLARE c CURSOR WITH HOLD FOR SELECT 1", "CLOSE c", "cursors with hold"),
+        ("PREPARE n AS SELECT 'now'::timestamptz", "DEALLOCATE n", "statement with a value of its moment"),
     ] {
         client.batch_execute(pin)?;
         client_shows(&cluster, "pinned", "array_to_string(pinned_by, ','), state", &format!("{name}|idle"))?;
@@ -120,6 +119,24 @@ fn what_pins_a_client_is_shown_until_it_is_gone() -> Result<()> {
         client.batch_execute(unpin)?;
         client_shows(&cluster, "pinned", "pinned_by", "{}")?;
         shows(&cluster, "SELECT servers_pinned FROM postern.pools", "0")?;
+    }
+    drop(client);
+    // What nothing takes back goes with the client, and its backend with it.
+    for (pin, name) in [
+        ("LOAD 'auto_explain'", "loaded library"),
+        ("SELECT setseed(0.5)", "random seed"),
+        ("SET seed = 0.5", "random seed"),
+    ] {
+        let mut client = through(&cluster, "pinned for good")?;
+        client.batch_execute(pin)?;
+        let pinned = format!("{name}|idle");
+        client_shows(&cluster, "pinned for good", "array_to_string(pinned_by, ','), state", &pinned)?;
+        let backend = backend_of(&mut client)?;
+        client.batch_execute("SELECT 1")?;
+        client_shows(&cluster, "pinned for good", "array_to_string(pinned_by, ','), state", &pinned)?;
+        shows(&cluster, "SELECT pid, state FROM postern.servers", &format!("{backend}|pinned"))?;
+        drop(client);
+        shows(&cluster, &format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {backend}"), "0")?;
     }
     Ok(())
 }
@@ -250,8 +267,7 @@ fn a_pause_keeps_clients_waiting_until_resume() -> Result<()> {
     shows(&cluster, "SELECT paused, servers FROM postern.pools", "t|0")?;
     let waiting = std::thread::spawn(move || backend_of(&mut client));
     let newcomer = {
-        let mut config = postgres::Config::new();
-        config.host("127.0.0.1").port(cluster.pooler_port).user("postgres").dbname("postgres");
+        let config = cluster.through("postgres", "postgres");
         std::thread::spawn(move || config.connect(NoTls).map(drop))
     };
     shows(&cluster, "SELECT paused, clients, clients_waiting, servers FROM postern.pools", "t|2|2|0")?;
@@ -329,9 +345,7 @@ fn monitors_read_superusers_act_and_others_do_neither() -> Result<()> {
 fn the_metrics_have_every_pool_and_promtool_accepts_them() -> Result<()> {
     let cluster = with_pool_size("metrics", 1)?;
     cluster.sql("CREATE ROLE \"o'dd \"\"role\\\" LOGIN SUPERUSER")?;
-    let mut odd = postgres::Config::new();
-    odd.host("127.0.0.1").port(cluster.pooler_port).user("o'dd \"role\\").dbname("postgres");
-    let _odd = odd.connect(NoTls)?;
+    let _odd = cluster.through("o'dd \"role\\", "postgres").connect(NoTls)?;
     let mut client = through(&cluster, "client")?;
     client.batch_execute("SELECT 1")?;
     client_shows(&cluster, "client", "transactions", "1")?;

@@ -3,17 +3,14 @@
 use crate::state::Raw;
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::{Cluster, Stop};
-use pgrx_tests::process::{self, signal_pid};
+use pgrx_tests::process::signal_pid;
 use pgrx_tests::wait;
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
 
 /// A session through the front, as superuser to database `postgres`, over TCP.
 pub fn through(cluster: &Cluster) -> postgres::Config {
-    let mut config = postgres::Config::new();
-    config.host("127.0.0.1").port(cluster.pooler_port).user("postgres").dbname("postgres");
-    config.connect_timeout(Duration::from_secs(5));
-    config
+    cluster.through("postgres", "postgres")
 }
 
 /// A server whose pools have so many connections.
@@ -58,6 +55,9 @@ fn words(error: &postgres::Error) -> String {
     })
 }
 
+/// How long something that must not happen is given to happen.
+const NOT_YET: Duration = Duration::from_millis(300);
+
 /// Runs something in a thread; its value when it ends in time.
 pub struct Doing<T>(std::sync::mpsc::Receiver<T>);
 
@@ -72,6 +72,11 @@ impl<T: Send + 'static> Doing<T> {
 
     pub fn value(&self) -> Result<T> {
         self.0.recv_timeout(wait::LIMIT).context("a client's thread does not end")
+    }
+
+    /// It goes on: it has neither ended nor panicked.
+    pub fn not_yet(&self) -> bool {
+        matches!(self.0.recv_timeout(NOT_YET), Err(std::sync::mpsc::RecvTimeoutError::Timeout))
     }
 }
 
@@ -107,7 +112,7 @@ fn session_mode_keeps_the_backend_and_the_next_client_finds_nothing() -> Result<
         let lastval = three.batch_execute("select lastval()").err().map(|e| code(&e).to_owned());
         Ok((pid(&mut three)?, found, lastval.unwrap_or_default()))
     });
-    ensure!(third.0.recv_timeout(Duration::from_millis(300)).is_err(), "the third did not wait");
+    ensure!(third.not_yet(), "the third did not wait");
     drop(one);
     let (third_pid, found, lastval) = third.value()??;
     ensure!(third_pid == first, "the third got another backend");
@@ -163,6 +168,9 @@ fn the_mode_comes_from_role_database_options_or_a_set() -> Result<()> {
         ensure!(words(&error).contains("postern.pool_mode"), "{}", words(&error));
         ensure!(text(&mut statement, "select 1")? == "1");
     }
+    let error = statement.execute("begin", &[]).err().context("BEGIN by the extended protocol")?;
+    ensure!(code(&error) == "0A000" && words(&error).contains("postern.pool_mode"), "{}", words(&error));
+    ensure!(statement.query_one("select $1::int + 1", &[&41])?.get::<_, i32>(0) == 42);
     statement.batch_execute("select 1; select 2")?;
     let mut client = through(&cluster).connect(postgres::NoTls)?;
     client.batch_execute("set postern.pool_mode = statement")?;
@@ -232,7 +240,7 @@ fn who_waits_too_long_hears_which_setting_says_so() -> Result<()> {
     ensure!(said.contains("C08P01") && said.contains("query_wait_timeout"), "{said}");
     // And a client that has not been welcomed yet.
     let error = Raw::open(cluster.pooler_port).err().context("a welcome")?.to_string();
-    ensure!(error.contains("Closed"), "{error}");
+    ensure!(error.contains("C08P01") && error.contains("query_wait_timeout"), "{error}");
     one.batch_execute("commit")?;
     ensure!(text(&mut through(&cluster).connect(postgres::NoTls)?, "select 1")? == "1");
     Ok(())
@@ -467,6 +475,14 @@ fn a_smart_shutdown_ends_when_the_sessions_have_ended() -> Result<()> {
     // The transaction in progress is finished, as on a direct connection.
     block.batch_execute("select 1; commit").context("a transaction in progress")?;
     drop(block);
+    // An idle one is served for as long as it likes, and no other gets in.
+    let until = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < until {
+        ensure!(text(&mut idle, "select 'served'").context("an idle client")? == "served");
+        let newcomer = through(&cluster).connect(postgres::NoTls);
+        ensure!(code(&newcomer.err().context("a new client gets in")?) == "57P03");
+    }
+    ensure!(cluster.state() == "stopping");
     drop(idle);
     let begun = Instant::now();
     cluster.wait_end()?;
@@ -488,16 +504,11 @@ fn a_pooler_that_is_told_to_end_comes_back_within_a_moment() -> Result<()> {
             .is_ok_and(|row| row.get::<_, i64>(0) == 1)
     })?;
     for round in 0..2 {
-        let front = || -> Result<i32> {
-            let children = process::children(cluster.pid()?);
-            let front = children.into_iter().find(|(_, line)| line.contains("postern pooler"));
-            front.map(|(pid, _)| pid).context("there is no pooler")
-        };
-        let old = wait::for_value("there is a pooler", front)?;
+        let old = wait::for_value("there is a pooler", || cluster.front_pid())?;
         signal_pid(old, Signal::TERM)?;
         let begun = Instant::now();
         wait::until("another one works", || {
-            front().is_ok_and(|new| new != old)
+            cluster.front_pid().is_ok_and(|new| new != old)
                 && through(&cluster)
                     .connect(postgres::NoTls)
                     .is_ok_and(|mut client| text(&mut client, "select 1").is_ok_and(|one| one == "1"))

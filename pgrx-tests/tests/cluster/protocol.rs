@@ -21,13 +21,18 @@ fn front(cluster: &Cluster) -> u16 {
 
 /// Without two-phase commit, which one script is about; errors are what most are about and not logged. PL/pgSQL is there from the
 /// start: its settings show in a pooled backend once any client has used it.
-fn start() -> Result<Cluster> {
+fn start(backends: u32) -> Result<Cluster> {
     let cluster = Cluster::new("corpus")?;
+    cluster.set("postern.pool_size", &backends.to_string())?;
     for (setting, value) in SETTINGS {
         cluster.set(setting, value)?;
     }
     cluster.start()
 }
+
+/// What a pool has where nobody is to wait, and where every backend is to have one client after another.
+const AMPLE: u32 = 20;
+const SHARED: u32 = 5;
 
 const SETTINGS: [(&str, &str); 3] = [
     ("max_prepared_transactions", "0"),
@@ -40,12 +45,12 @@ fn scripts() -> Result<Vec<Script>> {
     if let Ok(only) = std::env::var(ONLY) {
         scripts.retain(|script| script.name.contains(&only));
     }
-    ensure!(!scripts.is_empty(), "there are no such scripts");
     Ok(scripts)
 }
 
 /// Every one of the scripts at both targets; what differs, and what a script has wrong about the server, in one text.
 fn compare(cluster: &Cluster, scripts: Vec<Script>, direct: &Target, front: &Target) -> Result<()> {
+    ensure!(!scripts.is_empty(), "there are no such scripts here");
     let mut superuser = cluster.connect()?;
     // A client that is stuck may hold what a teardown wants.
     superuser.batch_execute("set client_min_messages = warning; set statement_timeout = '20s'")?;
@@ -90,13 +95,13 @@ fn mistake(script: &Script, seen: &script::Transcript) -> Option<String> {
 
 #[test]
 fn a_client_over_tcp_sees_the_same_through_the_front() -> Result<()> {
-    let cluster = start()?;
+    let cluster = start(AMPLE)?;
     compare(&cluster, scripts()?, &Target::tcp(cluster.port), &Target::tcp(front(&cluster)))
 }
 
 #[test]
 fn a_client_over_a_unix_socket_sees_the_same_through_the_front() -> Result<()> {
-    let cluster = start()?;
+    let cluster = start(AMPLE)?;
     let at = |port| Target::unix(cluster.socket_directory(), port);
     compare(&cluster, scripts()?, &at(cluster.port), &at(front(&cluster)))
 }
@@ -117,7 +122,9 @@ fn a_client_over_tls_sees_the_same_through_the_front() -> Result<()> {
 
 #[test]
 fn a_client_sees_the_same_when_others_use_the_pool() -> Result<()> {
-    let cluster = start()?;
+    // Fewer than the others and the clients of a script.
+    let cluster = start(SHARED)?;
+    cluster.create_extension()?;
     let (direct, front) = (Target::tcp(cluster.port), Target::tcp(front(&cluster)));
     let noise = Noise::start(4, &front, Noise::rehearse(&script::corpus()?, &direct)?);
     let mut scripts = scripts()?;
@@ -129,14 +136,22 @@ fn a_client_sees_the_same_when_others_use_the_pool() -> Result<()> {
     };
     let played = noise.stop().context("one of the others").with_context(log)?;
     compared.with_context(log)?;
-    ensure!(played > 50 || std::env::var_os(ONLY).is_some(), "the others have played only {played} scripts");
+    let counts = cluster
+        .sql("select servers, swaps from postern.pools where (database, role) = ('postgres', 'postgres')")?;
+    let (servers, swaps) = counts.split_once('|').context("there is no pool")?;
+    ensure!(servers.parse::<u32>()? <= SHARED, "{servers} backends");
+    println!("{played} scripts of the others, {servers} backends, {swaps} swaps");
+    if std::env::var_os(ONLY).is_none() {
+        ensure!(played > 50, "the others have played only {played} scripts");
+        ensure!(swaps.parse::<u64>()? > 500, "a backend went from one client to another only {swaps} times");
+    }
     Ok(())
 }
 
 /// Or all of the above would pass whatever the front does.
 #[test]
 fn one_other_byte_in_any_message_is_a_difference() -> Result<()> {
-    let cluster = start()?;
+    let cluster = start(AMPLE)?;
     let mut superuser = cluster.connect()?;
     let target = Target::tcp(cluster.port);
     let script = Script::parse(
@@ -163,7 +178,7 @@ fn one_other_byte_in_any_message_is_a_difference() -> Result<()> {
 /// changes a single one is not.
 #[test]
 fn a_forwarder_shows_in_the_client_s_address_and_a_changed_answer_anywhere() -> Result<()> {
-    let cluster = start()?;
+    let cluster = start(AMPLE)?;
     let direct = Target::tcp(cluster.port);
     let plain = Target::tcp(forward(cluster.port, |_| {})?);
     let meddling = Target::tcp(forward(cluster.port, |bytes| {

@@ -9,7 +9,6 @@ use postgres::{Client, NoTls};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::process::{Child, Stdio};
-use std::time::Duration;
 
 const THREADS: usize = 4;
 
@@ -24,23 +23,13 @@ fn start(name: &str) -> Result<Secured> {
 
 /// A plain session through the front.
 fn through(cluster: &Cluster, user: &str) -> Result<Client> {
-    let mut config = postgres::Config::new();
-    config.host("127.0.0.1").port(cluster.pooler_port).user(user).password("app").dbname("postgres");
-    config.connect_timeout(Duration::from_secs(10));
-    Ok(config.connect(NoTls)?)
-}
-
-/// The process id of the front.
-fn front(cluster: &Cluster) -> Result<i32> {
-    let children = process::children(cluster.pid()?);
-    let front = children.into_iter().find(|(_, line)| line.contains("postern pooler"));
-    front.map(|(pid, _)| pid).context("there is no front")
+    Ok(cluster.through(user, "postgres").password("app").connect(NoTls)?)
 }
 
 /// The front's network threads by name, with the nanoseconds that each has had of a processor.
 fn threads(cluster: &Cluster) -> Result<BTreeMap<String, u64>> {
     let mut found = BTreeMap::new();
-    for task in std::fs::read_dir(format!("/proc/{}/task", front(cluster)?))? {
+    for task in std::fs::read_dir(format!("/proc/{}/task", cluster.front_pid()?))? {
         let task = task?.path();
         let name = std::fs::read_to_string(task.join("comm"))?.trim().to_owned();
         let used = std::fs::read_to_string(task.join("schedstat"))?;
@@ -174,7 +163,7 @@ fn a_fast_stop_tells_the_clients_of_every_thread() -> Result<()> {
 fn a_worker_that_ends_tells_the_clients_of_every_thread() -> Result<()> {
     let secured = start("threads-end")?;
     let sessions = idle_and_busy(&secured)?;
-    let front = front(&secured.cluster)?;
+    let front = secured.cluster.front_pid()?;
     process::signal_pid(front, rustix::process::Signal::TERM)?;
     wait::until("the worker has ended", || !process::is_running(front))?;
     have_heard(sessions)?;
@@ -193,9 +182,8 @@ fn a_panic_on_any_thread_starts_the_worker_again() -> Result<()> {
             cluster.log().matches("pooler listens on 127.0.0.1").count() > number
         })?;
         let before = (0..number).map(|_| through(cluster, "postgres")).collect::<Result<Vec<_>>>()?;
-        let mut config = postgres::Config::new();
-        config.host("127.0.0.1").port(cluster.pooler_port).user("postgres").application_name("test panic");
-        ensure!(config.connect(NoTls).is_err());
+        let mut config = cluster.through("postgres", "postgres");
+        ensure!(config.application_name("test panic").connect(NoTls).is_err());
         let name =
             if number == 0 { "postern front".to_owned() } else { format!("postern front{}", number + 1) };
         cluster

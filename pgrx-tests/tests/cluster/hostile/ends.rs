@@ -1,6 +1,6 @@
 //! The front's own ends, while everything is going on.
 
-use super::{ENDLESS, client, front_of, heard, is_served, runs, until};
+use super::{ENDLESS, client, heard, is_served, runs, until};
 use crate::pooling::{text, through, with_pool};
 use crate::state::Raw;
 use anyhow::{Context, Result, ensure};
@@ -101,7 +101,7 @@ fn a_front_that_ends_tells_every_client_and_leaves_no_backend() -> Result<()> {
     let mut watcher = cluster.connect()?;
     for how in ["SIGTERM", "a panic in a task", "a failure"] {
         let everything = everything(&cluster, &mut watcher).context(how)?;
-        let old = front_of(&cluster)?;
+        let old = cluster.front_pid()?;
         let begun = Instant::now();
         let named = |name: &str| through(&cluster).application_name(name).connect(postgres::NoTls).map(drop);
         match how {
@@ -110,7 +110,7 @@ fn a_front_that_ends_tells_every_client_and_leaves_no_backend() -> Result<()> {
             _ => ensure!(named("test fail").is_err()),
         }
         wait::until("another front serves", || {
-            front_of(&cluster).is_ok_and(|new| new != old) && is_served(&cluster).is_ok()
+            cluster.front_pid().is_ok_and(|new| new != old) && is_served(&cluster).is_ok()
         })
         .context(how)?;
         let took = begun.elapsed();
@@ -183,7 +183,7 @@ fn a_front_that_is_killed_takes_the_server_through_recovery_and_all_is_back() ->
         })
         .collect();
     wait::until("everybody is served", || asking.iter().all(|(begun, _)| begun.load(Ordering::Relaxed)))?;
-    process::signal_pid(front_of(&cluster)?, Signal::KILL)?;
+    process::signal_pid(cluster.front_pid()?, Signal::KILL)?;
     for (number, (_, asking)) in asking.into_iter().enumerate() {
         asking.join().map_err(|_| anyhow::anyhow!("client {number}: a panic"))??;
     }
@@ -212,11 +212,11 @@ fn a_backend_that_outlives_its_front_touches_nothing_of_the_next_one() -> Result
     let mut watcher = cluster.connect()?;
     is_served(&cluster)?;
     let old: i32 = watcher.query_one("select pid from postern.servers", &[])?.get(0);
-    let front = front_of(&cluster)?;
+    let front = cluster.front_pid()?;
     process::signal_pid(old, Signal::STOP)?;
     process::signal_pid(front, Signal::TERM)?;
     let mut holder = wait::for_value("another front serves", || {
-        ensure!(front_of(&cluster)? != front);
+        ensure!(cluster.front_pid()? != front);
         let mut client = through(&cluster).connect(postgres::NoTls)?;
         client.batch_execute("begin")?;
         Ok(client)

@@ -131,7 +131,7 @@ fn the_verdict_of_pg_hba_conf_is_the_servers_own_also_after_a_reload() -> Result
 fn a_pooler_that_starts_with_a_broken_pg_hba_conf_lets_nobody_in_until_it_is_mended() -> Result<()> {
     let cluster = Cluster::new("hba-broken")?.start()?;
     cluster.set_hba("host all all 127.0.0.1/32 trsut\n")?;
-    let worker = super::pooler_pid(&cluster)?;
+    let worker = cluster.front_pid()?;
     // A worker that ends by itself starts again a second later, and then reads the file for the first time.
     pgrx_tests::process::signal_pid(worker, rustix::process::Signal::TERM)?;
     cluster.wait_log("could not load pg_hba.conf")?;

@@ -1,7 +1,7 @@
 //! What is malformed, slow, silent, or gone before it has logged in.
 
 use super::raw::{Heard, Raw, Source};
-use super::{at, code, pooler_pid, said, times, with_password};
+use super::{at, code, said, times, with_password};
 use anyhow::{Context, Result};
 use pgrx_tests::cluster::Cluster;
 use pgrx_tests::script::frontend::Message;
@@ -90,7 +90,7 @@ fn a_malformed_login_hears_what_the_server_says() -> Result<()> {
     let cluster = cluster.start()?;
     cluster.sql("create role asked login password 'x'; create role clear login password 'x'")?;
     cluster.sql("set password_encryption = 'md5'; create role md5er login password 'x'")?;
-    let worker = pooler_pid(&cluster)?;
+    let worker = cluster.front_pid()?;
     let mut wrong = Vec::new();
     let mut hold = |what: String, direct: Vec<String>, through: Vec<String>| {
         if direct != through {
@@ -184,7 +184,7 @@ fn a_malformed_login_hears_what_the_server_says() -> Result<()> {
         said(&with_password(at(cluster.pooler_port, "asked", "postgres"), "x")),
         "in as asked to postgres"
     );
-    assert_eq!(pooler_pid(&cluster)?, worker);
+    assert_eq!(cluster.front_pid()?, worker);
     Ok(())
 }
 
@@ -347,7 +347,7 @@ fn silent_slow_and_vanishing_clients_cost_nobody_else_anything() -> Result<()> {
     cluster.set("postern.pool_size", "3")?;
     let cluster = cluster.start()?;
     cluster.sql("create role asked login password 'x'")?;
-    let (worker, port) = (pooler_pid(&cluster)?, cluster.pooler_port);
+    let (worker, port) = (cluster.front_pid()?, cluster.pooler_port);
     every_place_is_free(&cluster)?;
 
     // Slow ones: a byte a second is not fast enough, whatever it sends; nor is stopping halfway.
@@ -426,7 +426,7 @@ fn silent_slow_and_vanishing_clients_cost_nobody_else_anything() -> Result<()> {
         }
     }
     every_place_is_free(&cluster)?;
-    assert_eq!(pooler_pid(&cluster)?, worker, "the same worker has served all of it");
+    assert_eq!(cluster.front_pid()?, worker, "the same worker has served all of it");
     assert_eq!(times(&cluster, "panicked"), 0, "{}", cluster.log_tail());
     Ok(())
 }

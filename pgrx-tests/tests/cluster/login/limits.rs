@@ -151,7 +151,7 @@ fn clients_of_a_full_server_wait_and_get_in_when_a_place_is_free() -> Result<()>
         Err(_) => sessions.len() == 9,
     })?;
     assert_eq!(code(&direct), "53300");
-    let (worker, port) = (super::pooler_pid(&cluster)?, cluster.pooler_port);
+    let (worker, port) = (cluster.front_pid()?, cluster.pooler_port);
     let (done, results) = channel();
     let waiting: Vec<_> = (0..4)
         .map(|_| {
@@ -173,6 +173,6 @@ fn clients_of_a_full_server_wait_and_get_in_when_a_place_is_free() -> Result<()>
     for thread in waiting {
         let _ = thread.join();
     }
-    assert_eq!(super::pooler_pid(&cluster)?, worker);
+    assert_eq!(cluster.front_pid()?, worker);
     Ok(())
 }

@@ -1,0 +1,72 @@
+//! Server connections that cannot be opened in time: what clients hear, when it is tried again, and who does not notice.
+
+use crate::pooling::{Doing, pooled, text, through, with_pool};
+use crate::state::Raw;
+use anyhow::{Context, Result, ensure};
+use pgrx_tests::cluster::Cluster;
+use pgrx_tests::wait;
+use std::time::{Duration, Instant};
+
+/// Makes every backend take so many seconds to begin.
+fn delay(cluster: &Cluster, watcher: &mut postgres::Client, seconds: u32) -> Result<()> {
+    watcher.batch_execute(&format!("alter system set post_auth_delay = {seconds}"))?;
+    watcher.batch_execute("select pg_reload_conf()")?;
+    wait::until("the postmaster has read it", || {
+        let shown = cluster.sql("select setting from pg_settings where name = 'post_auth_delay'");
+        shown.is_ok_and(|shown| shown == seconds.to_string())
+    })
+}
+
+/// In the log as well, where `log` would leave them out.
+const WARNINGS: (&str, &str) = ("log_min_messages", "warning");
+
+const TOO_SLOW: &str = "took longer than postern.server_connect_timeout";
+
+#[test]
+fn a_server_connection_that_takes_too_long_ends_who_waits_for_the_first_one() -> Result<()> {
+    let cluster = with_pool("too-slow", 2, &[("postern.server_connect_timeout", "1s"), WARNINGS])?;
+    let mut watcher = cluster.connect()?;
+    delay(&cluster, &mut watcher, 4)?;
+    let begun = Instant::now();
+    let said = Raw::open(cluster.pooler_port).err().context("a welcome")?.to_string();
+    let took = begun.elapsed();
+    ensure!(said.contains("SFATAL") && said.contains("C08006") && said.contains(TOO_SLOW), "{said}");
+    ensure!(took >= Duration::from_secs(1) && took < Duration::from_secs(4), "after {took:?}");
+    cluster.wait_log(TOO_SLOW)?;
+    delay(&cluster, &mut watcher, 0)?;
+    // A pool that has no connection at all tries again at once.
+    let begun = Instant::now();
+    wait::until("a client gets in", || Raw::open(cluster.pooler_port).is_ok())?;
+    ensure!(begun.elapsed() < Duration::from_secs(5), "after {:?}", begun.elapsed());
+    Ok(())
+}
+
+#[test]
+fn after_a_failed_server_connection_a_pool_that_has_one_waits_before_the_next() -> Result<()> {
+    let pause = Duration::from_secs(8);
+    let settings = [("postern.server_connect_timeout", "1s"), ("postern.server_login_retry", "8s"), WARNINGS];
+    let cluster = with_pool("retry", 2, &settings)?;
+    let mut watcher = cluster.connect()?;
+    let mut first = through(&cluster).connect(postgres::NoTls)?;
+    let mut second = through(&cluster).connect(postgres::NoTls)?;
+    // One backend may have been opened for somebody's impatience.
+    watcher.batch_execute("create extension postern")?;
+    wait::until("there is one backend", || {
+        watcher.batch_execute("select postern.disconnect_idle()").is_ok()
+            && pooled(&mut watcher).is_ok_and(|pids| pids.is_empty())
+    })?;
+    first.batch_execute("begin")?;
+    ensure!(pooled(&mut watcher)?.len() == 1);
+    delay(&cluster, &mut watcher, 3)?;
+    let waiting = Doing::start(move || text(&mut second, "select 'served'"));
+    cluster.wait_log(TOO_SLOW)?;
+    let failed = Instant::now();
+    delay(&cluster, &mut watcher, 0)?;
+    wait::until("another is opened", || pooled(&mut watcher).is_ok_and(|pids| pids.len() == 2))?;
+    let took = failed.elapsed();
+    ensure!(took > pause - Duration::from_secs(1), "it was tried again after {took:?}");
+    ensure!(took < pause + Duration::from_secs(5), "it was tried again after {took:?}");
+    ensure!(waiting.value()?? == "served", "the one who waited was served all the same");
+    ensure!(text(&mut first, "select 'here'")? == "here", "and the one that had a backend kept it");
+    Ok(())
+}
