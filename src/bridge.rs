@@ -9,7 +9,7 @@
 mod name;
 mod worker;
 
-pub use name::{NAME, Name};
+pub use name::Name;
 pub use worker::WorkerWords;
 
 use crate::settings::Settings;

@@ -10,6 +10,7 @@
 //! - [`limits`]: time limits of clients that a backend serves
 //! - `idle`: of clients that want nothing
 //! - [`opening`]: logging in at the server
+//! - [`notifications`]: what the front and the notification relay are to each other
 //! - [`agents`], [`control`]: what the front and the session agents say to each other
 //! - [`cancel`]: cancel requests
 //! - [`replication`]: connections that are copied to one of their own
@@ -35,6 +36,7 @@ pub mod hands;
 pub mod history;
 mod idle;
 pub mod limits;
+pub mod notifications;
 pub mod opening;
 pub mod operator;
 pub mod orders;

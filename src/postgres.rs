@@ -8,6 +8,8 @@
 //! - `shmem`: mapping the shared words
 //! - `worker`: the status worker's main loop
 //! - `front`: the pooler's main loop
+//! - `relay`: a database's notification relay
+//! - `notifications`: where the pooler and the relay meet
 //! - `activity`: what a pooled backend does
 //! - `answers`: what logins ask of the catalogs and of pg_hba.conf
 //! - `sample`: taking facts from the server
@@ -25,8 +27,10 @@ mod functions;
 mod guc;
 mod init;
 mod libpq;
+mod notifications;
 mod pool_functions;
 mod pool_metrics;
+mod relay;
 mod sample;
 mod shim;
 mod shmem;

@@ -19,6 +19,3 @@ pub mod shared;
 /// The SQLSTATE of a client that is ended because it has not read its notifications while the ring still held them. Class PN is
 /// Postern's own, of those that the SQL standard leaves to implementations (ISO 9075-2, clause 24.1).
 pub const TOO_SLOW: &str = "PN001";
-
-/// The SQLSTATE of a client that is ended because nobody hears its channels any more.
-pub const LOST: &str = "PN002";

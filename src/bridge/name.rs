@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU8, Ordering::*};
 
 /// Bytes of a name: NAMEDATALEN.
-pub const NAME: usize = 64;
+const NAME: usize = 64;
 
 /// A text of at most 63 bytes that is written before the state that publishes it.
 #[repr(C)]

@@ -2,7 +2,9 @@
 
 use super::control::{ANSWER, RECORD, Word};
 use super::front::Front;
-use super::shared::{ServerState, now};
+use super::notifications::{IN_FORCE, Request};
+use super::pools::{self, Pool};
+use super::shared::{Server, ServerState, now};
 use super::slot::State;
 use crate::bridge::Level;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
@@ -58,7 +60,25 @@ pub async fn serve(front: Arc<Front>, listener: std::os::unix::net::UnixListener
 }
 
 async fn hear(front: Arc<Front>, stream: UnixStream) {
-    let mut pool = None;
+    let mut speaker = Speaker::default();
+    listen_to(&front, stream, &mut speaker).await;
+    if let Some(source) = speaker.source {
+        front.relay.ended(&front, source);
+    }
+}
+
+/// Whoever is at the other end.
+#[derive(Default)]
+struct Speaker {
+    /// A pooled backend's pool and server connection.
+    pool: Option<Arc<Pool>>,
+    server: Option<&'static Server>,
+    /// A relay's source.
+    source: Option<u32>,
+}
+
+async fn listen_to(front: &Arc<Front>, stream: UnixStream, speaker: &mut Speaker) {
+    let Speaker { pool, server: speaking, source } = speaker;
     let mut record = [0; RECORD];
     // A read that leaves room tells the runtime that nothing is left, and saves it another one.
     let mut words = BufReader::with_capacity(4 * RECORD, stream);
@@ -74,7 +94,8 @@ async fn hear(front: Arc<Front>, stream: UnixStream) {
                         && stream.peer_cred().ok().and_then(|peer| peer.pid())
                             == Some(words.pid.load(Acquire))
                 });
-                pool = known.and_then(|words| front.pools.by_number(words.pool.load(Acquire)));
+                *pool = known.and_then(|words| front.pools.by_number(words.pool.load(Acquire)));
+                *speaking = known;
                 let Some(pool) = &pool else { return };
                 if give(stream, pool.epoll.as_fd()).await.is_err() {
                     return;
@@ -115,17 +136,74 @@ async fn hear(front: Arc<Front>, stream: UnixStream) {
                     pool.parts.lock().insert((slot, generation));
                 }
                 let pause = (LATER.0 * 2u32.pow(times)).min(LATER.1);
-                let to_arm = Arc::clone(&front);
+                let to_arm = Arc::clone(front);
                 front.spawn(async move {
                     tokio::time::sleep(pause).await;
-                    let seen = to_arm.shared.slots[slot as usize].word.seen();
+                    let word = &to_arm.shared.slots[slot as usize].word;
+                    let mut seen = word.seen();
+                    // Whoever writes to it arms it afterwards.
+                    while seen.state() == State::Notifying && !word.call(generation) {
+                        seen = word.seen();
+                    }
                     if seen.state() == State::Idle && seen.generation() == generation {
                         to_arm.seats.arm(slot, generation);
                     }
                 });
             }
+            Word::Listen { slot, generation, request } => {
+                let (Some(server), Some(pool)) = (*speaking, &pool) else { return };
+                if !is_of(front, slot, generation) {
+                    return;
+                }
+                let name = pool.words.database_name.bytes();
+                let listen = Request {
+                    client: slot,
+                    database: pool.words.database.load(Relaxed),
+                    database_name: &name,
+                    channel: &server.channel.bytes(),
+                    tentative: true,
+                };
+                let done = Box::new(move |result| answer(server, request, result));
+                front.relay.listen(front, listen, done);
+            }
+            Word::Unlisten { slot, listen, request } => {
+                let Some(server) = *speaking else { return };
+                front.relay.unlisten(front, slot, listen);
+                answer(server, request, IN_FORCE);
+            }
+            Word::TakeBack { slot, generation, request } => {
+                let Some(server) = *speaking else { return };
+                if is_of(front, slot, generation) {
+                    front.relay.take_back(front, slot);
+                }
+                answer(server, request, IN_FORCE);
+            }
+            Word::Behind { slot, generation } => {
+                if is_of(front, slot, generation) {
+                    front.relay.behind(slot);
+                }
+            }
+            Word::Relay { source: number, epoch } => {
+                if epoch != front.shared.header.epoch.load(Relaxed) {
+                    return;
+                }
+                *source = Some(number);
+            }
+            Word::News => front.relay.news(),
         }
     }
+}
+
+/// Whether a slot is still that client's.
+fn is_of(front: &Front, slot: u32, generation: u32) -> bool {
+    let slot = front.shared.slots.get(slot as usize);
+    slot.is_some_and(|slot| slot.word.seen().generation() == generation)
+}
+
+/// Answers a backend that waits on its latch.
+fn answer(server: &Server, request: u32, result: u32) {
+    server.answer.store(u64::from(request) << 32 | u64::from(result), Release);
+    pools::wake(server);
 }
 
 /// Answers with a descriptor.

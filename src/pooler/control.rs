@@ -1,5 +1,5 @@
 //! What a session agent and the front say to each other on the control socket: records of sixteen bytes from the agent, and for
-//! two of them an answer of eight bytes with a descriptor. Pure.
+//! two of them an answer of eight bytes with a descriptor. The relays' workers speak on it too. Pure.
 
 /// Data of the pipe in every pool's epoll instance whose other end the front holds: it becomes readable when the front is gone.
 pub const FRONT_GONE: u64 = u64::MAX;
@@ -23,6 +23,18 @@ pub enum Word {
     Kill { slot: u32, generation: u32 },
     /// Likewise: something has changed that pools are to look at.
     Look,
+    /// The client is to listen to the channel whose name the connection's words have. Answered there, with the request's number.
+    Listen { slot: u32, generation: u32, request: u32 },
+    /// The client listens no longer to what has this number. Answered likewise.
+    Unlisten { slot: u32, listen: u32, request: u32 },
+    /// The client's LISTENs that have not committed are not in force. Answered likewise.
+    TakeBack { slot: u32, generation: u32, request: u32 },
+    /// The client, now idle, lacks notifications.
+    Behind { slot: u32, generation: u32 },
+    /// The first of a relay's worker: its source, and the front's epoch.
+    Relay { source: u32, epoch: u32 },
+    /// A relay has put something into the ring, or listens otherwise.
+    News,
 }
 
 /// Bytes of a record and of an answer.
@@ -40,6 +52,12 @@ impl Word {
             Self::Idle { slot, generation } => [6, slot, generation, 0],
             Self::Kill { slot, generation } => [7, slot, generation, 0],
             Self::Look => [8, 0, 0, 0],
+            Self::Listen { slot, generation, request } => [9, slot, generation, request],
+            Self::Unlisten { slot, listen, request } => [10, slot, listen, request],
+            Self::TakeBack { slot, generation, request } => [11, slot, generation, request],
+            Self::Behind { slot, generation } => [12, slot, generation, 0],
+            Self::Relay { source, epoch } => [13, source, epoch, 0],
+            Self::News => [14, 0, 0, 0],
         };
         let mut bytes = [0; RECORD];
         for (chunk, word) in bytes.chunks_exact_mut(4).zip(words) {
@@ -53,7 +71,7 @@ impl Word {
         for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(4)) {
             *word = chunk.first_chunk().map_or(0, |chunk| u32::from_le_bytes(*chunk));
         }
-        let [kind, slot, generation, _] = words;
+        let [kind, slot, generation, request] = words;
         match kind {
             1 => Some(Self::Hello { server: slot, epoch: generation }),
             2 => Some(Self::Want { slot, generation }),
@@ -63,6 +81,12 @@ impl Word {
             6 => Some(Self::Idle { slot, generation }),
             7 => Some(Self::Kill { slot, generation }),
             8 => Some(Self::Look),
+            9 => Some(Self::Listen { slot, generation, request }),
+            10 => Some(Self::Unlisten { slot, listen: generation, request }),
+            11 => Some(Self::TakeBack { slot, generation, request }),
+            12 => Some(Self::Behind { slot, generation }),
+            13 => Some(Self::Relay { source: slot, epoch: generation }),
+            14 => Some(Self::News),
             _ => None,
         }
     }
@@ -99,6 +123,12 @@ mod tests {
             Word::Idle { slot: 7, generation: 1 },
             Word::Kill { slot: 8, generation: 2 },
             Word::Look,
+            Word::Listen { slot: 9, generation: 3, request: 4 },
+            Word::Unlisten { slot: 9, listen: 3, request: 4 },
+            Word::TakeBack { slot: 9, generation: 3, request: 4 },
+            Word::Behind { slot: 9, generation: 3 },
+            Word::Relay { source: 3, epoch: 5 },
+            Word::News,
         ] {
             assert_eq!(Word::from_bytes(&word.to_bytes()), Some(word));
         }

@@ -6,10 +6,11 @@ use super::console_client::Consoles;
 use super::hands::Hands;
 use super::history::{self, History};
 use super::limits::Received;
+use super::notifications::Relay;
 use super::pools::{self, Pools};
 use super::reception::LOOK_UPS;
 use super::seats::{Room, Seats, raise_file_limit};
-use super::shared::{ServerState, Shared, Slot};
+use super::shared::{Doom, ServerState, Shared, Slot};
 use super::slot::State;
 use crate::bridge::{Bridge, Level};
 use crate::login::{Question, Questions};
@@ -68,6 +69,7 @@ pub struct Front {
     pub(super) login_number: AtomicU64,
     /// Places for those who look up a name.
     pub(super) look_ups: Arc<Semaphore>,
+    pub relay: Box<dyn Relay>,
 }
 
 /// What main knows when it starts the front.
@@ -81,6 +83,7 @@ pub struct Start {
     pub postmaster: i32,
     /// Files that a server process may open for itself.
     pub own_files: u64,
+    pub relay: Box<dyn Relay>,
 }
 
 /// Starts the front's threads; dropping what is returned ends them within [`Threads::END`].
@@ -88,8 +91,17 @@ pub struct Start {
 /// # Errors
 /// When the system gives no thread, or not the control socket's name.
 pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
-    let Start { shared, questions, system_user, user_name, host_name, received, postmaster, own_files } =
-        start;
+    let Start {
+        shared,
+        questions,
+        system_user,
+        user_name,
+        host_name,
+        received,
+        postmaster,
+        own_files,
+        relay,
+    } = start;
     let wanted = u32::try_from(shared.slots.len()).unwrap_or(u32::MAX);
     let limit = raise_file_limit();
     let room = Room::of(limit, own_files, wanted);
@@ -132,6 +144,7 @@ pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
         logins: Mutex::default(),
         login_number: AtomicU64::new(0),
         look_ups: Arc::new(Semaphore::new(LOOK_UPS)),
+        relay,
     });
     front.load_identity();
     let mut threads = Threads::new(bridge);
@@ -153,7 +166,8 @@ pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
             Arc::clone(&front).watch_idle_clients(),
             agents::serve(Arc::clone(&front), control),
             keep(to_keep, LISTENERS, listeners, serve),
-            history::turn(&front)
+            history::turn(&front),
+            front.relay.run(Arc::clone(&front))
         );
         front.say_goodbye();
         front.hands.farewell(front.consoles.ended()).await;
@@ -217,6 +231,7 @@ impl Front {
             return;
         }
         self.seats.close(number, generation);
+        self.relay.unlisten_all(self, number);
         if let Some(pool) = self.shared.pools.get(slot.pool.load(Acquire) as usize) {
             pool.clients.fetch_sub(1, Relaxed);
         }
@@ -267,18 +282,19 @@ impl Front {
         let Some(slot) = self.shared.slots.get(number as usize) else { return false };
         let seen = slot.word.seen();
         let there = seen.generation() == generation
-            && matches!(seen.state(), State::Idle | State::Attached | State::Cancelling);
+            && !matches!(seen.state(), State::Free | State::Login | State::Closing);
         if there {
             let front = Arc::clone(self);
-            self.spawn(async move { front.end_wherever_it_is(number, generation).await });
+            let doom = Doom::Administrator;
+            self.spawn(async move { front.end_wherever_it_is(number, generation, doom).await });
         }
         there
     }
 
     /// A backend that is told may let go of the client before it hears it: then the next look finds the client elsewhere.
-    async fn end_wherever_it_is(self: Arc<Self>, number: u32, generation: u32) {
+    pub(super) async fn end_wherever_it_is(self: Arc<Self>, number: u32, generation: u32, doom: Doom) {
         let slot = &self.shared.slots[number as usize];
-        let report = Report::fatal("57P01", "terminating connection due to administrator command");
+        let report = doom.report();
         let mut pause = Duration::from_millis(5);
         loop {
             let seen = slot.word.seen();
@@ -286,12 +302,17 @@ impl Front {
                 return;
             }
             // Said again each time: one that comes too late to end the client before may have said over it.
+            slot.doom.store(doom as u32, Relaxed);
             slot.doomed.store(generation, SeqCst);
             match seen.state() {
                 State::Free | State::Login | State::Closing => return,
                 State::Idle if self.end_idle(number, generation, &report) => return,
-                State::Attached => self.tell_backend_of(slot, generation, pause > PROMPT),
-                State::Idle | State::Cancelling => {}
+                State::Attached => {
+                    let insist = doom == Doom::Administrator && pause > PROMPT;
+                    self.tell_backend_of(slot, generation, insist);
+                }
+                // Whoever writes to it looks, too.
+                State::Idle | State::Cancelling | State::Notifying | State::Called => {}
             }
             tokio::time::sleep(pause).await;
             pause = (2 * pause).min(Duration::from_secs(1));
@@ -320,7 +341,10 @@ impl Front {
         let bytes = report.to_bytes();
         for (number, slot) in self.shared.slots_in_use() {
             let seen = slot.word.seen();
-            if seen.state() == State::Idle && slot.word.close_idle(seen.generation()) {
+            if slot.word.close_notifying(seen.generation()) {
+                // It does not read, and hears nothing.
+                self.seats.close(number, seen.generation());
+            } else if seen.state() == State::Idle && slot.word.close_idle(seen.generation()) {
                 self.seats.say(number, seen.generation(), &bytes);
                 self.seats.close(number, seen.generation());
             }

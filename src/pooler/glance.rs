@@ -5,7 +5,6 @@
 
 use super::shared::{Pin, Pool, Server, ServerState, Shared, Slot, now};
 use super::slot::{Seen, State};
-use crate::bridge::Name;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, Ordering::*, fence};
 use std::time::Duration;
@@ -161,7 +160,7 @@ pub fn clients(shared: &Shared) -> Vec<ClientGlance> {
 fn client(shared: &Shared, number: u32, slot: &Slot) -> Option<ClientGlance> {
     let seen = slot.word.seen();
     let server = match seen.state() {
-        State::Idle => None,
+        State::Idle | State::Notifying | State::Called => None,
         State::Attached | State::Cancelling => shared.servers.get(seen.server() as usize),
         State::Free | State::Login | State::Closing => return None,
     };

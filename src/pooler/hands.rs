@@ -124,7 +124,7 @@ impl Front {
     }
 
     /// A task on the first thread.
-    pub(super) fn spawn_on_first<T: Send + 'static>(
+    pub fn spawn_on_first<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
     ) -> JoinHandle<T> {

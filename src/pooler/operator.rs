@@ -115,7 +115,7 @@ impl<'a> Console<'a> {
             let pool = u32::from(slot.pool.load(Acquire));
             let (server, waits) = match seen.state() {
                 State::Free | State::Login | State::Closing => return None,
-                State::Idle => {
+                State::Idle | State::Notifying | State::Called => {
                     let ready = || slot.is_fresh() || self.front.seats.is_ready(number, seen.generation());
                     (None, queues.contains(&pool) && ready())
                 }

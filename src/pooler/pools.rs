@@ -217,9 +217,16 @@ pub fn wake(server: &shared::Server) {
 
 /// A signal for the connection's backend, once it is known.
 pub fn signal(server: &shared::Server, signal: rustix::process::Signal) {
-    if let Some(pid) =
-        rustix::process::Pid::from_raw(server.pid.load(Acquire)).filter(|pid| pid.as_raw_nonzero().get() > 1)
-    {
+    signal_process(server.pid.load(Acquire), signal);
+}
+
+/// A process of the server looks at its words again.
+pub fn wake_process(pid: i32) {
+    signal_process(pid, rustix::process::Signal::USR1);
+}
+
+fn signal_process(pid: i32, signal: rustix::process::Signal) {
+    if let Some(pid) = rustix::process::Pid::from_raw(pid).filter(|pid| pid.as_raw_nonzero().get() > 1) {
         let _ = rustix::process::kill_process(pid, signal);
     }
 }

@@ -43,7 +43,7 @@ pub fn raise_file_limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(1 << 20)
 }
 
-struct Seat {
+pub(super) struct Seat {
     generation: u32,
     socket: OwnedFd,
     pool: Arc<OwnedFd>,
@@ -51,6 +51,12 @@ struct Seat {
     /// about to end.
     wire: Option<RawFd>,
     timer: Option<Timer>,
+}
+
+impl Seat {
+    pub(super) fn socket(&self) -> &OwnedFd {
+        &self.socket
+    }
 }
 
 /// A task that looks at a client when its time may be up.
@@ -155,7 +161,7 @@ impl Seats {
     }
 
     /// Something with a client's socket; `None` when the slot has none.
-    fn with<T>(&self, slot: u32, what: impl FnOnce(&Seat) -> T) -> Option<T> {
+    pub(super) fn with<T>(&self, slot: u32, what: impl FnOnce(&Seat) -> T) -> Option<T> {
         self.at(slot)?.lock().as_ref().map(what)
     }
 

@@ -4,8 +4,9 @@
 //! Written by the front's main thread and network threads and by the session agents; whose word it is stands at each.
 
 use super::slot::{SlotWord, WaitingSince};
-use crate::bridge::{NAME, Name, WorkerWords};
+use crate::bridge::{Name, WorkerWords};
 use crate::net::slots::Slots;
+use crate::wire::message::Report;
 use std::sync::atomic::{
     AtomicBool, AtomicI32, AtomicI64, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::*,
 };
@@ -168,8 +169,9 @@ pub struct Slot {
     pub authenticated: AtomicU8,
     /// What a CancelRequest must show beside the slot's pid.
     pub key: AtomicU32,
-    /// The generation that is to be ended at its next idle moment: whoever has it then does it.
+    /// The generation that is to be ended at its next idle moment: whoever has it then does it; and why ([`Doom`]).
     pub doomed: AtomicU32,
+    pub doom: AtomicU32,
     /// Bits of [`Pin`]: why it stays with its backend. The agent's.
     pub pins: AtomicU32,
     /// The client's settings and statements: addresses in the dynamic shared memory, of whoever owns the slot. 0 is none.
@@ -217,6 +219,37 @@ impl Slot {
     }
 }
 
+/// Why a client is to be ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Doom {
+    Administrator = 0,
+    /// Nobody hears its channels any more.
+    RelayEnded = 1,
+}
+
+impl Doom {
+    pub fn of(slot: &Slot) -> Self {
+        match slot.doom.load(Relaxed) {
+            1 => Self::RelayEnded,
+            _ => Self::Administrator,
+        }
+    }
+
+    /// What the client hears.
+    pub fn report(self) -> Report {
+        match self {
+            Self::Administrator => {
+                Report::fatal("57P01", "terminating connection due to administrator command")
+            }
+            Self::RelayEnded => {
+                Report::fatal("PN002", "terminating connection because the notification relay has ended")
+                    .with_detail("Notifications may have been missed.")
+            }
+        }
+    }
+}
+
 /// Why a client stays with its backend: bits of [`Slot::pins`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
@@ -225,7 +258,6 @@ pub enum Pin {
     TemporaryObjects = 2,
     AdvisoryLocks = 4,
     HoldCursors = 8,
-    Listens = 16,
     LoadedLibrary = 32,
     RandomSeed = 64,
     ReplicationState = 128,
@@ -234,12 +266,11 @@ pub enum Pin {
 }
 
 impl Pin {
-    pub const ALL: [(Self, &'static str); 10] = [
+    pub const ALL: [(Self, &'static str); 9] = [
         (Self::SessionMode, "session mode"),
         (Self::TemporaryObjects, "temporary objects"),
         (Self::AdvisoryLocks, "advisory locks"),
         (Self::HoldCursors, "cursors with hold"),
-        (Self::Listens, "listens"),
         (Self::LoadedLibrary, "loaded library"),
         (Self::RandomSeed, "random seed"),
         (Self::ReplicationState, "replication state"),
@@ -282,6 +313,12 @@ pub struct Server {
     /// As the front last looked.
     pub seen_transactions: AtomicU64,
     pub swaps: AtomicU64,
+    /// The channel that its client is to listen to: the agent's, before it asks. And the front's answer: the request's number, and in
+    /// the lower half what came of it.
+    pub channel: Name,
+    pub answer: AtomicU64,
+    /// Up to which of its clients' notifying transactions the relay has heard everything.
+    pub notified: AtomicU64,
 }
 
 /// What a server connection is doing.

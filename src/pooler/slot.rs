@@ -2,13 +2,16 @@
 //! pooled backends use it.
 //!
 //! ```text
-//! Free -> Login -> Idle <-> Attached -> Closing -> Free (the next generation)
-//!           |        |          ^
-//!           |        v          v
-//!           |     Closing    Cancelling
-//!           v
-//!         Free
+//!                  Notifying -> Called
+//!                     ^  |         |
+//!                     |  v         v
+//! Free -> Login ----> Idle <-> Attached -> Closing -> Free (the next generation)
+//!           |          |          ^
+//!           v          v          v
+//!         Free      Closing   Cancelling
 //! ```
+//!
+//! From Called it is Idle again, not Attached; from both, Closing.
 //!
 //! Whoever loses a swap lets go: it does not own the client. The generation tells a client from the one that had the slot
 //! before.
@@ -40,6 +43,10 @@ pub enum State {
     Cancelling = 4,
     /// The front, which ends it.
     Closing = 5,
+    /// The front, which writes notifications to it.
+    Notifying = 6,
+    /// Likewise, and a backend has come for it meanwhile: the pool is to hear of it again.
+    Called = 7,
 }
 
 /// The word as it was at one moment.
@@ -58,6 +65,8 @@ impl Seen {
             3 => State::Attached,
             4 => State::Cancelling,
             5 => State::Closing,
+            6 => State::Notifying,
+            7 => State::Called,
             _ => State::Free,
         }
     }
@@ -112,6 +121,31 @@ impl SlotWord {
     /// A backend takes an idle client.
     pub fn take(&self, generation: u32, server: u32) -> bool {
         self.swap(Seen::new(State::Idle, 0, generation), Seen::new(State::Attached, server, generation))
+    }
+
+    /// The front takes an idle client to write to it. Nobody else does, until [`SlotWord::notified`] or [`SlotWord::close_notifying`].
+    pub fn notify(&self, generation: u32) -> bool {
+        self.swap(Seen::new(State::Idle, 0, generation), Seen::new(State::Notifying, 0, generation))
+    }
+
+    /// A backend that would take a client finds the front writing to it: the pool hears of the client afterwards. False when the front
+    /// has just ended that: look again.
+    pub fn call(&self, generation: u32) -> bool {
+        self.swap(Seen::new(State::Notifying, 0, generation), Seen::new(State::Called, 0, generation))
+    }
+
+    /// The front has written: the client is idle. Whether a backend has come for it meanwhile, so that the pool is to hear of it again.
+    pub fn notified(&self, generation: u32) -> bool {
+        let idle = Seen::new(State::Idle, 0, generation);
+        !self.swap(Seen::new(State::Notifying, 0, generation), idle)
+            && self.swap(Seen::new(State::Called, 0, generation), idle)
+    }
+
+    /// The front ends a client that it was writing to.
+    pub fn close_notifying(&self, generation: u32) -> bool {
+        let closing = Seen::new(State::Closing, 0, generation);
+        self.swap(Seen::new(State::Notifying, 0, generation), closing)
+            || self.swap(Seen::new(State::Called, 0, generation), closing)
     }
 
     /// A backend gives its client back to the pool.

@@ -5,6 +5,7 @@
 //! - `seating`: who has the client: waiting, taking, giving back
 //! - `links`: what the front has given: sockets
 //! - `look`: what a client has sent
+//! - `listens`: its LISTENs and notifications
 //! - `farewell`: the last words of a backend that the front ends
 //! - `pins`: what holds a client here
 //! - `session`: beginning a client's session, and bringing the backend from one to another
@@ -18,6 +19,7 @@
 
 mod farewell;
 mod links;
+mod listens;
 mod look;
 mod names;
 mod pins;
@@ -30,6 +32,7 @@ mod transaction;
 mod unnamed;
 
 use self::links::Links;
+use self::listens::Listens;
 use self::settings::{Environment, SessionSettings};
 use self::statements::Statements;
 use self::transaction::Transaction;
@@ -122,6 +125,9 @@ struct Agent {
     settings: SessionSettings,
     statements: Option<Statements>,
     links: Option<Links>,
+    listens: Listens,
+    /// The client has missed notifications and is to hear it.
+    too_late: bool,
     /// The client that is served.
     seat: Option<Seat>,
     /// The client that was served last, whose state the session has, and how many transactions it had had then: one more since, and
@@ -174,6 +180,9 @@ impl Agent {
             server.pid.store(pg_sys::MyProcPid, Release);
             server.proc.store(shim::postern_proc_number(), Release);
         }
+        // A backend that had this place before may have been answered, and heard, under the same numbers.
+        server.answer.store(0, Release);
+        server.notified.store(0, Release);
         Some(Self {
             epoch,
             shared,
@@ -184,6 +193,8 @@ impl Agent {
             settings: SessionSettings::before_login(),
             statements: None,
             links: None,
+            listens: Listens::new()?,
+            too_late: false,
             seat: None,
             last: None,
             last_count: 0,
@@ -365,6 +376,9 @@ impl Agent {
             self.settling = true;
             self.settle();
             self.settling = false;
+        }
+        if self.ends_late() {
+            self.terminated = false;
         }
         if std::mem::take(&mut self.terminated) {
             // Only now is it written down what the client leaves behind.

@@ -3,6 +3,7 @@
 
 use super::agent::texts::Texts;
 use super::shim::{self, RawVerdict};
+use super::relay::Relays;
 use super::{activity, sample};
 use crate::auth::{Challenge, Found, Secret};
 use crate::login::{Admission, Arrival, Method, Origin, Question, Rights, Standing, Verdict};
@@ -23,6 +24,7 @@ pub(super) struct Answers {
     texts: Texts,
     /// OIDs of databases by the names that they had when they were last looked for.
     databases: HashMap<Vec<u8>, pg_sys::Oid>,
+    relays: Relays,
 }
 
 /// A role as pg_authid has it.
@@ -45,7 +47,7 @@ impl Answers {
         if watched.is_err() {
             warning!("postern: the pooler does not notice changed memberships of roles");
         }
-        Self { shared, texts, databases: HashMap::new() }
+        Self { shared, texts, databases: HashMap::new(), relays: Relays::default() }
     }
 
     /// Answers one question. An error of the server's is an answer too.
@@ -84,6 +86,12 @@ impl Answers {
             Question::Activity { servers, reply } => {
                 let _ =
                     reply.send(servers.into_iter().map(|server| activity::of(self.shared, server)).collect());
+            }
+            Question::StartRelay { source, reply } => {
+                let _ = reply.send(self.relays.start(source));
+            }
+            Question::RelayLives { source, reply } => {
+                let _ = reply.send(self.relays.lives(source));
             }
             Question::Forget { slot, reply } => {
                 if let Some(slot) = self.shared.slots.get(slot as usize) {

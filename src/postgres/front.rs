@@ -6,6 +6,7 @@
 
 use super::agent::texts::Texts;
 use super::answers::Answers;
+use super::notifications::Notifications;
 use super::worker::{Latch, log};
 use super::{guc, sample, shim, shmem, signals};
 use crate::bridge::{Level, LogLine, MainEnd, bridge};
@@ -79,7 +80,11 @@ fn run(shared: Shared) -> i32 {
     let wake = Latch(latch);
     let (end, threads_end) = bridge((), settings, &header.log_dropped, move || wake.set());
     let (questions, asked) = questions(move || wake.set());
-    let threads = match start(&threads_end, begin(shared, questions)) {
+    let Some(relay) = shmem::relay().and_then(|relay| Notifications::new(relay, questions.clone())) else {
+        warn("could not generate random numbers".to_owned());
+        return 1;
+    };
+    let threads = match start(&threads_end, begin(shared, questions, relay)) {
         Ok(threads) => threads,
         Err(error) => {
             warn(format!("could not start the pooler's threads: {error}"));
@@ -98,7 +103,7 @@ fn run(shared: Shared) -> i32 {
     code
 }
 
-fn begin(shared: Shared, questions: Questions) -> Start {
+fn begin(shared: Shared, questions: Questions, relay: Notifications) -> Start {
     // SAFETY: an int setting that does not change while the server runs.
     let own_files = u64::try_from(unsafe { pg_sys::max_files_per_process }).unwrap_or(1000);
     Start {
@@ -111,6 +116,7 @@ fn begin(shared: Shared, questions: Questions) -> Start {
         // SAFETY: set for every process of the server.
         postmaster: unsafe { pg_sys::PostmasterPid },
         own_files,
+        relay: Box::new(relay),
     }
 }
 

@@ -47,6 +47,11 @@ static SERVER_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(3600);
 static SERVER_CONNECT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(15);
 static SERVER_LOGIN_RETRY: GucSetting<i32> = GucSetting::<i32>::new(15);
 
+static RELAY_RING_SIZE: GucSetting<i32> = GucSetting::<i32>::new(16 * 1024);
+static RELAY_MAX_CHANNELS: GucSetting<i32> = GucSetting::<i32>::new(4096);
+static RELAY_MAX_LISTENS: GucSetting<i32> = GucSetting::<i32>::new(65_536);
+static RELAY_MAX_BACKLOG: GucSetting<i32> = GucSetting::<i32>::new(0);
+
 /// `postern.pool_mode`: how long a client keeps the backend that it got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
 #[allow(non_camel_case_types)]
@@ -105,6 +110,7 @@ pub(super) fn define() {
         check_list,
     );
     define_pooler();
+    define_relay();
     reserve(c"postern");
     define_old();
 }
@@ -258,6 +264,62 @@ fn define_pooler() {
     }
 }
 
+fn define_relay() {
+    number(
+        c"postern.relay_ring_size",
+        c"Shared memory for notifications that clients of the pooler have still to be sent.",
+        c"A client that has not read a notification when it is overwritten is disconnected. Takes effect at the server's start.",
+        &RELAY_RING_SIZE,
+        (64, 1_048_576),
+        GucContext::Postmaster,
+        GucFlags::UNIT_KB,
+    );
+    number(
+        c"postern.relay_max_channels",
+        c"Channels that clients of the pooler listen to at once, in all databases.",
+        c"Beyond it LISTEN is an error. Takes effect at the server's start.",
+        &RELAY_MAX_CHANNELS,
+        (1, 1_048_576),
+        GucContext::Postmaster,
+        GucFlags::default(),
+    );
+    number(
+        c"postern.relay_max_listens",
+        c"LISTENs of all clients of the pooler that are in force at once: one for each client and channel.",
+        c"Beyond it LISTEN is an error. Takes effect at the server's start.",
+        &RELAY_MAX_LISTENS,
+        (1, 16_777_216),
+        GucContext::Postmaster,
+        GucFlags::default(),
+    );
+    number(
+        c"postern.relay_max_backlog",
+        c"Memory of the ring of notifications by which a client may be behind before it is disconnected.",
+        c"0 is as much as postern.relay_ring_size. Takes effect on reload.",
+        &RELAY_MAX_BACKLOG,
+        (0, 1_048_576),
+        GucContext::Sighup,
+        GucFlags::UNIT_KB,
+    );
+}
+
+/// What the relay's tables are as long as. Fixed at the server's start.
+pub(super) struct RelaySizes {
+    /// Words of eight bytes.
+    pub ring: usize,
+    pub channels: usize,
+    pub listens: usize,
+}
+
+pub(super) fn relay_sizes() -> RelaySizes {
+    let of = |setting: &GucSetting<i32>| usize::try_from(setting.get()).unwrap_or(1);
+    RelaySizes {
+        ring: of(&RELAY_RING_SIZE) * 128,
+        channels: of(&RELAY_MAX_CHANNELS),
+        listens: of(&RELAY_MAX_LISTENS),
+    }
+}
+
 /// The modes and bounds that the agent reads in its own session.
 pub(super) fn pool_mode() -> PoolMode {
     POOL_MODE.get()
@@ -300,6 +362,7 @@ fn pooler_settings() -> Result<PoolerSettings, crate::settings::Error> {
         pool_mode: POOL_MODE.get() as u32,
         max_clients: u32::try_from(MAX_CLIENT_CONNECTIONS.get()).unwrap_or(1),
         threads: u32::try_from(POOLER_THREADS.get()).unwrap_or(1),
+        relay_max_backlog: u64::try_from(RELAY_MAX_BACKLOG.get()).unwrap_or(0) * 1024,
         client_login_timeout: time(&CLIENT_LOGIN_TIMEOUT),
         client_idle_timeout: time(&CLIENT_IDLE_TIMEOUT),
         client_message_timeout: time(&CLIENT_MESSAGE_TIMEOUT),

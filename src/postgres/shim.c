@@ -17,6 +17,7 @@
 #include "access/genam.h"
 #include "access/table.h"
 #include "access/transam.h"
+#include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/indexing.h"
 #include "catalog/namespace.h"
@@ -82,7 +83,8 @@ typedef struct
 	bool		settings;		/* a setting may have been changed */
 	bool		seed;			/* the random generator was seeded */
 	bool		loaded;			/* a library was loaded by name */
-	bool		listens;		/* LISTEN was run since the session last listened to nothing */
+	bool		acts;			/* the transaction under way has run LISTEN, UNLISTEN or NOTIFY */
+	bool		listens;		/* before the next ReadyForQuery, the client's notifications are to be looked after */
 	bool		report;			/* before the next ReadyForQuery, tell the client what it does not know yet */
 	bool		statement_mode; /* transaction blocks are refused */
 	bool		nameless;		/* the client has statements whose names are not in the table yet */
@@ -203,6 +205,26 @@ postern_unnamed_number(void)
 extern void postern_agent_ready(void);
 extern void postern_agent_reset(void);
 
+/*
+ * LISTEN, UNLISTEN and NOTIFY. The client's own come to the agent when they have been queued, with the depth of the transaction: the
+ * server's own bookkeeping of them cannot be read. A notification is announced before it is queued.
+ */
+extern void postern_agent_listens(int kind, const char *channel, int level);
+extern void postern_agent_notifies(int level);
+extern void postern_agent_transaction(int event);
+extern void postern_agent_subtransaction(bool aborted, int level);
+extern void postern_agent_notifications(bool idle);
+
+enum
+{
+	POSTERN_LISTEN, POSTERN_UNLISTEN, POSTERN_UNLISTEN_ALL
+};
+
+enum
+{
+	POSTERN_BEFORE_COMMIT, POSTERN_COMMITTED, POSTERN_ABORTED
+};
+
 static int
 agent_putmessage(char type, const char *body, size_t length)
 {
@@ -214,6 +236,8 @@ agent_putmessage(char type, const char *body, size_t length)
 				postern_seen.report = false;
 				BeginReportingGUCOptions();
 			}
+			if (postern_seen.listens && !postern_seen.mute)
+				postern_agent_notifications(body[0] == 'I');
 			postern_seen.ready = true;
 			postern_seen.status = body[0];
 			break;
@@ -321,6 +345,8 @@ see_utility(PlannedStmt *statement, const char *text, bool read_only, ProcessUti
 {
 	Node	   *node = statement->utilityStmt;
 	bool		names = false;
+	int			listens = -1;
+	const char *channel = "";
 
 	switch (nodeTag(node))
 	{
@@ -332,8 +358,12 @@ see_utility(PlannedStmt *statement, const char *text, bool read_only, ProcessUti
 		case T_DiscardStmt:
 			postern_seen.settings = true;
 			names = true;
-			if (((DiscardStmt *) node)->target == DISCARD_ALL && postern_seen.nameless)
-				postern_agent_all_names();
+			if (((DiscardStmt *) node)->target == DISCARD_ALL)
+			{
+				listens = POSTERN_UNLISTEN_ALL;
+				if (postern_seen.nameless)
+					postern_agent_all_names();
+			}
 			break;
 		case T_PrepareStmt:
 			names = true;
@@ -344,7 +374,15 @@ see_utility(PlannedStmt *statement, const char *text, bool read_only, ProcessUti
 				postern_agent_all_names();
 			break;
 		case T_ListenStmt:
-			postern_seen.listens = true;
+			listens = POSTERN_LISTEN;
+			channel = ((ListenStmt *) node)->conditionname;
+			break;
+		case T_UnlistenStmt:
+			channel = ((UnlistenStmt *) node)->conditionname;
+			listens = channel ? POSTERN_UNLISTEN : POSTERN_UNLISTEN_ALL;
+			break;
+		case T_NotifyStmt:
+			postern_agent_notifies(GetCurrentTransactionNestLevel());
 			break;
 		case T_LoadStmt:
 			postern_seen.loaded = true;
@@ -370,6 +408,39 @@ see_utility(PlannedStmt *statement, const char *text, bool read_only, ProcessUti
 		postern_seen.names = true;
 		postern_recount_statements();
 	}
+	/* Only what the server has taken. */
+	if (listens >= 0)
+		postern_agent_listens(listens, channel, GetCurrentTransactionNestLevel());
+}
+
+static void
+see_transaction(XactEvent event, void *argument)
+{
+	if (!postern_seen.acts)
+		return;
+	switch (event)
+	{
+		case XACT_EVENT_PRE_COMMIT:
+			postern_agent_transaction(POSTERN_BEFORE_COMMIT);
+			break;
+		case XACT_EVENT_COMMIT:
+			postern_agent_transaction(POSTERN_COMMITTED);
+			break;
+		case XACT_EVENT_ABORT:
+			postern_agent_transaction(POSTERN_ABORTED);
+			break;
+		default:
+			break;
+	}
+}
+
+static void
+see_subtransaction(SubXactEvent event, SubTransactionId mine, SubTransactionId parent, void *argument)
+{
+	if (!postern_seen.acts)
+		return;
+	if (event == SUBXACT_EVENT_COMMIT_SUB || event == SUBXACT_EVENT_ABORT_SUB)
+		postern_agent_subtransaction(event == SUBXACT_EVENT_ABORT_SUB, GetCurrentTransactionNestLevel());
 }
 
 static void
@@ -382,6 +453,8 @@ see_access(ObjectAccessType access, Oid class, Oid object, int sub, void *argume
 			postern_seen.settings = true;
 		else if (object == F_SETSEED)
 			postern_seen.seed = true;
+		else if (object == F_PG_NOTIFY)
+			postern_agent_notifies(GetCurrentTransactionNestLevel());
 		else if (object == F_PG_PREPARED_STATEMENT && postern_seen.nameless)
 			postern_agent_all_names();
 	}
@@ -396,6 +469,71 @@ postern_install_hooks(void)
 	ProcessUtility_hook = see_utility;
 	next_access = object_access_hook;
 	object_access_hook = see_access;
+	RegisterXactCallback(see_transaction, NULL);
+	RegisterSubXactCallback(see_subtransaction, NULL);
+}
+
+/* --- the relay's worker ------------------------------------------------------------------------------------------ */
+
+/* A NotificationResponse for the worker, without its type and length. */
+extern void postern_relay_hears(const char *body, size_t length);
+
+static int
+relay_putmessage(char type, const char *body, size_t length)
+{
+	if (type == 'A')
+		postern_relay_hears(body, length);
+	return 0;
+}
+
+static void
+relay_putmessage_noblock(char type, const char *body, size_t length)
+{
+	(void) relay_putmessage(type, body, length);
+}
+
+static void
+relay_nothing(void)
+{
+}
+
+static int
+relay_zero(void)
+{
+	return 0;
+}
+
+static bool
+relay_false(void)
+{
+	return false;
+}
+
+static const PQcommMethods relay_methods = {
+	.comm_reset = relay_nothing,
+	.flush = relay_zero,
+	.flush_if_writable = relay_zero,
+	.is_send_pending = relay_false,
+	.putmessage = relay_putmessage,
+	.putmessage_noblock = relay_putmessage_noblock,
+};
+
+/* The worker's notifications go to itself. The server's own comment on Async_Listen() invites workers to do this. */
+void
+postern_relay_begin(void)
+{
+	PqCommMethods = &relay_methods;
+	whereToSendOutput = DestRemote;
+}
+
+/* Hears what has been committed since: every notification of a channel that is listened to. Outside a transaction. */
+void
+postern_relay_hear(void)
+{
+	if (catchupInterruptPending)
+		ProcessCatchupInterrupt();
+	if (notifyInterruptPending)
+		ProcessNotifyInterrupt(true);
 }
 
 /* --- the client's socket ----------------------------------------------------------------------------------------- */
@@ -999,29 +1137,6 @@ postern_holds_locks(void)
 #endif
 	}
 	return false;
-}
-
-/* Whether the session listens to any channel: whether pg_listening_channels() has a first row. */
-bool
-postern_listens(void)
-{
-	LOCAL_FCINFO(call, 0);
-	ExprContext *context = CreateStandaloneExprContext();
-	ReturnSetInfo result;
-	FmgrInfo	function;
-
-	memset(&result, 0, sizeof(result));
-	result.type = T_ReturnSetInfo;
-	fmgr_info(F_PG_LISTENING_CHANNELS, &function);
-	result.econtext = context;
-	result.allowedModes = SFRM_ValuePerCall;
-	result.returnMode = SFRM_ValuePerCall;
-	result.isDone = ExprSingleResult;
-	InitFunctionCallInfoData(*call, &function, 0, InvalidOid, NULL, (Node *) &result);
-	(void) FunctionCallInvoke(call);
-	/* Calls back to end a scan that is not at its end. */
-	FreeExprContext(context, true);
-	return result.isDone == ExprMultipleResult;
 }
 
 /* This process's number in the table of processes, and the latch of such a number. */

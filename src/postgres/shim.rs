@@ -17,6 +17,7 @@ pub(super) struct Seen {
     pub settings: bool,
     pub seed: bool,
     pub loaded: bool,
+    pub acts: bool,
     pub listens: bool,
     pub report: bool,
     pub statement_mode: bool,
@@ -187,8 +188,6 @@ guarded! {
     fn postern_discard_input();
     fn postern_welcome(pid: u32, key: u32);
     fn postern_release_advisory_locks();
-    /// Whether the session listens to any channel.
-    fn postern_listens() -> bool;
     /// `transaction_isolation` and its like as if a SET had touched them, or none. Outside a transaction.
     fn postern_mark_transaction_setting(setting: *mut pg_sys::config_generic, set: bool);
     fn postern_apply_options(options: *const c_char, superuser: bool);
@@ -198,5 +197,11 @@ guarded! {
     /// commands/sequence.h
     fn ResetSequenceCaches();
     /// commands/async.h
+    fn Async_Listen(channel: *const c_char);
+    fn Async_Unlisten(channel: *const c_char);
     fn Async_UnlistenAll();
+    fn Async_Notify(channel: *const c_char, payload: *const c_char);
+
+    fn postern_relay_begin();
+    fn postern_relay_hear();
 }

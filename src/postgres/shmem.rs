@@ -2,10 +2,11 @@
 
 use super::guc;
 use crate::pooler::shared as pooler;
+use crate::relay::shared as relay;
 use crate::status::shared::Shared;
 use pgrx::prelude::*;
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering::*};
 
 /// Set in the postmaster before there is shared memory; copied into each newly made one.
 pub(super) static NO_STATUS_PLACE: AtomicBool = AtomicBool::new(false);
@@ -61,6 +62,45 @@ fn pooler_size() -> usize {
         + size_of::<pooler::Slot>() * guc::max_client_connections()
 }
 
+static RELAY: AtomicPtr<relay::Header> = AtomicPtr::new(null_mut());
+
+/// The relay's tables; `None` when the library is not in `shared_preload_libraries`.
+pub(super) fn relay() -> Option<relay::Shared> {
+    let header = RELAY.load(Acquire);
+    if header.is_null() {
+        return None;
+    }
+    let sizes = guc::relay_sizes();
+    // SAFETY: what `make` has mapped, as large as `relay_size` says, zeroed by the system, which is a valid value of every part; aligned,
+    // since each part's size is a multiple of its alignment but that of the numbers, after which words of eight bytes begin anew. All
+    // fields are atomics.
+    unsafe {
+        let words = header.add(1).cast::<AtomicU64>();
+        let channels = words.add(sizes.ring).cast::<relay::Channel>();
+        let listens = channels.add(sizes.channels).cast::<relay::Listen>();
+        let listeners = listens.add(sizes.listens).cast::<relay::Listener>();
+        Some(relay::Shared {
+            header: &*header,
+            words: std::slice::from_raw_parts(words, sizes.ring),
+            channels: std::slice::from_raw_parts(channels, sizes.channels),
+            listens: std::slice::from_raw_parts(listens, sizes.listens),
+            listeners: std::slice::from_raw_parts(listeners, guc::max_client_connections()),
+        })
+    }
+}
+
+fn relay_size() -> usize {
+    let sizes = guc::relay_sizes();
+    size_of::<relay::Header>()
+        + size_of::<AtomicU64>() * sizes.ring
+        + size_of::<relay::Channel>() * sizes.channels
+        + size_of::<relay::Listen>() * sizes.listens
+        + size_of::<relay::Listener>() * guc::max_client_connections()
+}
+
+/// The name of the lock under which relays write into the ring.
+pub(super) const RELAY_LOCK: &std::ffi::CStr = c"postern relay";
+
 /// Asks for the memory and arranges for it to be made. Postmaster, while libraries are preloaded.
 pub(super) fn reserve() {
     // SAFETY: hook chains may be changed here, and the postmaster has one thread.
@@ -84,6 +124,8 @@ unsafe extern "C-unwind" fn request() {
         }
         pg_sys::RequestAddinShmemSpace(size_of::<Shared>());
         pg_sys::RequestAddinShmemSpace(pooler_size());
+        pg_sys::RequestAddinShmemSpace(relay_size());
+        pg_sys::RequestNamedLWLockTranche(RELAY_LOCK.as_ptr(), 1);
     }
 }
 
@@ -111,5 +153,7 @@ unsafe extern "C-unwind" fn make() {
             (*tables).header.no_worker_slot.store(u32::from(NO_POOLER_PLACE.load(Relaxed)), Relaxed);
         }
         POOLER.store(tables, Release);
+        let relay = pg_sys::ShmemInitStruct(RELAY_LOCK.as_ptr(), relay_size(), &mut found);
+        RELAY.store(relay.cast::<relay::Header>(), Release);
     }
 }

@@ -5,7 +5,7 @@ use super::book::{Book, Error, Listened};
 use super::reader::{Batch, Collected, Reader};
 use super::ring::Ring;
 use super::shared::{ChannelState, Shared, Source, SourceState};
-use super::{LOST, TOO_SLOW};
+use super::TOO_SLOW;
 use crate::wire::message::Report;
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
@@ -78,8 +78,8 @@ pub trait Clients: Send + Sync + 'static {
     /// Ends a client that was taken.
     fn end(&self, client: u32);
 
-    /// Ends a client with these words, whoever has it.
-    fn fail(&self, client: u32, report: Report);
+    /// Ends a client whose channels nobody hears any more, whoever has it.
+    fn lose(&self, client: u32);
 
     /// Starts the worker of a source; false when there is no place for one.
     fn start(&self, source: u32) -> Wait<bool>;
@@ -124,7 +124,7 @@ impl Refusal {
             Self::Databases => Report::error("53400", "too many databases are listened to"),
             Self::NoWorker => Report::error("53400", "no background worker for the notification relay")
                 .with_hint("Raise max_worker_processes and restart the server."),
-            Self::Ended => Report::error(LOST, "the notification relay has ended"),
+            Self::Ended => Report::error("58000", "the notification relay has ended"),
         }
     }
 }
@@ -137,6 +137,19 @@ impl From<Error> for Refusal {
             Error::Databases => Self::Databases,
         }
     }
+}
+
+/// A LISTEN that somebody asks for.
+pub struct Request<'a> {
+    pub client: u32,
+    /// The database's OID and name.
+    pub database: u32,
+    pub database_name: &'a [u8],
+    /// The front's.
+    pub epoch: u32,
+    pub channel: &'a [u8],
+    /// It is given nothing until it is confirmed.
+    pub tentative: bool,
 }
 
 /// What is called when a LISTEN is in force, or not to be.
@@ -200,34 +213,31 @@ impl Engine {
         &self.shared.header.sources[number as usize]
     }
 
-    /// A client is to listen to a channel of a database. A tentative listen is given nothing until it is confirmed.
+    /// A client is to listen to a channel of a database.
     pub fn listen(
         self: &Arc<Self>,
         clients: &Arc<dyn Clients>,
-        client: u32,
-        database: (u32, &[u8]),
-        epoch: u32,
-        name: &[u8],
-        tentative: bool,
+        request: &Request<'_>,
         done: Done,
     ) {
+        let client = request.client;
         let mut inner = self.inner.lock();
-        if inner.book.find(client, name).is_some() {
+        if inner.book.find(client, request.channel).is_some() {
             drop(inner);
             return done(Ok(()));
         }
-        let added = inner.book.source(database.0).and_then(|source| {
+        let added = inner.book.source(request.database).and_then(|source| {
             let words = self.source(source);
             let starts = words.state() == SourceState::Free;
             if starts {
-                words.database.store(database.0, Relaxed);
-                words.database_name.set(database.1);
+                words.database.store(request.database, Relaxed);
+                words.database_name.set(request.database_name);
                 words.retire.store(0, Relaxed);
                 words.pid.store(0, Relaxed);
-                words.epoch.store(epoch, Relaxed);
+                words.epoch.store(request.epoch, Relaxed);
                 words.wants_news.store(1, Relaxed);
             }
-            let listened = inner.book.add(client, source, name, tentative)?;
+            let listened = inner.book.add(client, source, request.channel, request.tentative)?;
             if starts {
                 words.state.store(SourceState::Starting as u32, Release);
             }
@@ -369,11 +379,8 @@ impl Engine {
             self.shared.header.counters.refused.fetch_add(1, Relaxed);
             (wait.done)(Err(why));
         }
-        let name = words.database_name.text();
         for client in listeners.into_iter().filter(|client| !waited.contains(client)) {
-            let report = Report::fatal(LOST, "terminating connection because the notification relay has ended")
-                .with_detail(format!("Notifications of database \"{name}\" may have been missed."));
-            clients.fail(client, report);
+            clients.lose(client);
         }
     }
 

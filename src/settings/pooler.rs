@@ -22,6 +22,8 @@ pub struct PoolerSettings {
     pub max_clients: u32,
     /// `postern.pooler_threads`; 0 is as 1.
     pub threads: u32,
+    /// `postern.relay_max_backlog`, in bytes; 0 is as much as the ring holds.
+    pub relay_max_backlog: u64,
     /// `postern.client_login_timeout`.
     pub client_login_timeout: Option<Duration>,
     /// `postern.client_idle_timeout`.

@@ -23,13 +23,6 @@ impl Agent {
             if !self.portals.is_null() && shim::postern_entries(self.portals) > 0 {
                 pins |= Pin::HoldCursors as u32;
             }
-            // A LISTEN and an UNLISTEN take effect when their transaction commits, so the session itself is asked.
-            if shim::postern_seen.listens {
-                shim::postern_seen.listens = shim::postern_listens();
-            }
-            if shim::postern_seen.listens {
-                pins |= Pin::Listens as u32;
-            }
             if shim::postern_seen.loaded {
                 pins |= Pin::LoadedLibrary as u32;
             }
@@ -63,14 +56,10 @@ impl Agent {
             if has(Pin::AdvisoryLocks) {
                 shim::postern_release_advisory_locks();
             }
-            if has(Pin::HoldCursors) || has(Pin::Listens) {
+            if has(Pin::HoldCursors) {
                 pg_sys::SetCurrentStatementStartTimestamp();
                 pg_sys::StartTransactionCommand();
                 pg_sys::PortalHashTableDeleteAll();
-                if has(Pin::Listens) {
-                    shim::postern_seen.listens = false;
-                    shim::Async_UnlistenAll();
-                }
                 pg_sys::CommitTransactionCommand();
             }
         }

@@ -4,7 +4,7 @@ use super::look::Look;
 use super::settings::Refused;
 use super::{Agent, Seat, shim};
 use crate::pooler::control::{FRONT_GONE, Word};
-use crate::pooler::shared::{ServerState, now};
+use crate::pooler::shared::{Doom, ServerState, now};
 use crate::pooler::slot::{Release, State};
 use crate::wire::message::Report;
 use pgrx::prelude::*;
@@ -29,7 +29,7 @@ impl Agent {
     pub(super) fn is_doomed(&mut self, seat: Seat) -> bool {
         let doomed = self.slot(seat).doomed.load(SeqCst) == seat.generation;
         if doomed {
-            self.dismiss(&Report::fatal("57P01", "terminating connection due to administrator command"));
+            self.dismiss(&Doom::of(self.slot(seat)).report());
         }
         doomed
     }
@@ -46,6 +46,10 @@ impl Agent {
                 self.let_go();
                 return false;
             }
+        }
+        if !self.notify(seat, pinned) {
+            self.pool.unstay(self.member);
+            return false;
         }
         loop {
             // SAFETY: the session's own waits and interrupts.
@@ -78,6 +82,10 @@ impl Agent {
                 if called || to_leave {
                     self.pool.unstay(self.member);
                     self.let_go();
+                    return false;
+                }
+                if !self.notify(seat, pinned) {
+                    self.pool.unstay(self.member);
                     return false;
                 }
                 continue;
@@ -146,6 +154,7 @@ impl Agent {
             && let Some(links) = &self.links
         {
             links.arm(seat);
+            self.leave_behind(seat);
             if idle > 0 || before > 0 {
                 // The server's own timer would end this backend; the front keeps the time of the client.
                 links.say(Word::Idle { slot: seat.slot, generation: seat.generation });
@@ -159,6 +168,7 @@ impl Agent {
             && let Some(links) = &self.links
         {
             links.say(Word::Later { slot: seat.slot, generation: seat.generation });
+            self.leave_behind(seat);
         }
     }
 
@@ -286,7 +296,10 @@ impl Agent {
     /// Seats the client of a slot that the pool said is ready.
     fn take(&mut self, number: u32) -> bool {
         let Some(slot) = self.shared.slots.get(number as usize) else { return false };
-        let seen = slot.word.seen();
+        let mut seen = slot.word.seen();
+        while seen.state() == State::Notifying && !slot.word.call(seen.generation()) {
+            seen = slot.word.seen();
+        }
         let seat = Seat { slot: number, generation: seen.generation() };
         if seen.state() != State::Idle || !slot.word.take(seat.generation, self.number) {
             return false;
@@ -371,6 +384,7 @@ impl Agent {
             return false;
         }
         self.last = Some(seat);
+        self.begin_listening(seat);
         // SAFETY: as above; it came during the swap.
         if unsafe { shim::postern_dying() } {
             self.let_go();

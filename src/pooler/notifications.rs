@@ -1,0 +1,151 @@
+//! What the front and the notification relay are to each other: which the services do not know of each other stands behind
+//! [`Relay`]; and who may write to an idle client. Network threads.
+
+use super::front::Front;
+use super::pools;
+use super::shared::{Doom, ServerState};
+use super::slot::State;
+use rustix::net::SendFlags;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{Ordering::*, fence};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// The answer to a LISTEN that is in force; the others are the relay's own.
+pub const IN_FORCE: u32 = 1;
+
+/// A LISTEN that somebody asks for.
+pub struct Request<'a> {
+    pub client: u32,
+    /// The database's OID and name.
+    pub database: u32,
+    pub database_name: &'a [u8],
+    pub channel: &'a [u8],
+    /// Its transaction has not committed.
+    pub tentative: bool,
+}
+
+/// What is done when a LISTEN is in force ([`IN_FORCE`]), or not to be.
+pub type Done = Box<dyn FnOnce(u32) + Send>;
+
+/// The notification relay, as the front needs it.
+pub trait Relay: Send + Sync {
+    fn listen(&self, front: &Arc<Front>, request: Request<'_>, done: Done);
+
+    /// By the number of the listen.
+    fn unlisten(&self, front: &Arc<Front>, client: u32, listen: u32);
+
+    /// The LISTENs of a transaction that has not committed.
+    fn take_back(&self, front: &Arc<Front>, client: u32);
+
+    /// The client listens to nothing any more, or is gone.
+    fn unlisten_all(&self, front: &Arc<Front>, client: u32);
+
+    /// Nobody has the client any more, and it may lack notifications.
+    fn behind(&self, client: u32);
+
+    /// A relay's worker has something new.
+    fn news(&self);
+
+    /// The worker of a source has ended.
+    fn ended(&self, front: &Arc<Front>, source: u32);
+
+    /// Writes notifications to idle clients until the front ends. On the first thread.
+    fn run(&self, front: Arc<Front>) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}
+
+/// Who has a client that is to be written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// Whoever asked.
+    Yes,
+    /// A backend, which looks what there is for it before its client's next command.
+    Elsewhere,
+    /// Somebody, for a moment.
+    Busy,
+    Gone,
+}
+
+impl Front {
+    /// Takes an idle client to write to it; has a backend that waits for its own client look at what there is for it.
+    pub fn take_to_notify(&self, number: u32) -> Taken {
+        // What there is for the client was published before; a backend that begins to wait for it looks after it has said so.
+        fence(SeqCst);
+        let Some(slot) = self.shared.slots.get(number as usize) else { return Taken::Gone };
+        let seen = slot.word.seen();
+        match seen.state() {
+            State::Idle if slot.word.notify(seen.generation()) => Taken::Yes,
+            State::Idle | State::Cancelling => Taken::Busy,
+            State::Attached => {
+                if let Some(server) = self.shared.servers.get(seen.server() as usize)
+                    && matches!(server.state(), ServerState::Staying | ServerState::Pinned)
+                {
+                    pools::wake(server);
+                }
+                Taken::Elsewhere
+            }
+            // It is being written to, and is given what there is before it is given back.
+            State::Notifying | State::Called => Taken::Elsewhere,
+            State::Free | State::Login | State::Closing => Taken::Gone,
+        }
+    }
+
+    /// Writes to a client that was taken, without waiting.
+    ///
+    /// # Errors
+    /// As send(2) has it.
+    pub fn notify(&self, number: u32, bytes: &[u8]) -> std::io::Result<usize> {
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        self.seats
+            .with(number, |seat| rustix::net::send(seat.socket(), bytes, flags))
+            .unwrap_or(Err(rustix::io::Errno::BADF))
+            .map_err(Into::into)
+    }
+
+    /// Waits until more can be written to a client that was taken.
+    pub fn notifiable(&self, number: u32) -> impl Future<Output = ()> + Send + use<> {
+        let socket = self.seats.with(number, |seat| rustix::io::fcntl_dupfd_cloexec(seat.socket(), 0));
+        async move {
+            let Some(Ok(socket)) = socket else { return };
+            // Deprecated because a type might change its descriptor; `OwnedFd` keeps one for life.
+            #[allow(deprecated)]
+            if let Ok(socket) = AsyncFd::with_interest(socket, Interest::WRITABLE) {
+                let _ = socket.writable().await;
+            }
+        }
+    }
+
+    /// Gives a client back that was taken.
+    pub fn notified(&self, number: u32) {
+        let Some(slot) = self.shared.slots.get(number as usize) else { return };
+        let generation = slot.word.seen().generation();
+        if slot.word.notified(generation) {
+            self.seats.arm(number, generation);
+        }
+    }
+
+    /// Whether a client that was taken is to be ended.
+    pub fn is_doomed(&self, number: u32) -> bool {
+        let slot = self.shared.slots.get(number as usize);
+        slot.is_none_or(|slot| slot.doomed.load(SeqCst) == slot.word.seen().generation())
+    }
+
+    /// Ends a client that was taken.
+    pub fn end_notified(self: &Arc<Self>, number: u32) {
+        let Some(slot) = self.shared.slots.get(number as usize) else { return };
+        let generation = slot.word.seen().generation();
+        if slot.word.close_notifying(generation) {
+            self.end_client(number, generation);
+        }
+    }
+
+    /// Ends a client whose channels nobody hears any more, whoever has it.
+    pub fn end_listener(self: &Arc<Self>, number: u32) {
+        let Some(slot) = self.shared.slots.get(number as usize) else { return };
+        let generation = slot.word.seen().generation();
+        let front = Arc::clone(self);
+        self.spawn(async move { front.end_wherever_it_is(number, generation, Doom::RelayEnded).await });
+    }
+}

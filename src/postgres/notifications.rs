@@ -1,0 +1,153 @@
+//! Where the pooler and the relay meet, which do not know each other: the front asks the relay's engine, and the engine writes to the
+//! front's clients. Network threads: nothing of PostgreSQL here.
+
+use crate::login::{Question, Questions};
+use crate::pooler::front::Front;
+use crate::pooler::notifications::{self as pooler, Done, IN_FORCE, Relay, Request};
+use crate::relay::engine::{Clients, Engine, Taken, Wait};
+use crate::relay::shared::Shared;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::*;
+
+/// The relay as the front sees it.
+pub(super) struct Notifications {
+    engine: Arc<Engine>,
+    questions: Questions,
+}
+
+impl Notifications {
+    pub fn new(shared: Shared, questions: Questions) -> Option<Self> {
+        let secret = crate::pooler::front::random_words()?;
+        Some(Self { engine: Engine::new(shared, secret), questions })
+    }
+
+    fn doors(&self, front: &Arc<Front>) -> Doors {
+        Doors { front: Arc::clone(front), questions: self.questions.clone() }
+    }
+}
+
+impl Relay for Notifications {
+    fn listen(&self, front: &Arc<Front>, request: Request<'_>, done: Done) {
+        let clients: Arc<dyn Clients> = Arc::new(self.doors(front));
+        let listen = crate::relay::engine::Request {
+            client: request.client,
+            database: request.database,
+            database_name: request.database_name,
+            epoch: front.shared.header.epoch.load(Acquire),
+            channel: request.channel,
+            tentative: request.tentative,
+        };
+        let done = Box::new(move |result: Result<(), _>| done(result.map_or_else(|why| why as u32, |()| IN_FORCE)));
+        self.engine.listen(&clients, &listen, done);
+    }
+
+    fn unlisten(&self, front: &Arc<Front>, client: u32, listen: u32) {
+        self.engine.unlisten(&self.doors(front), client, listen);
+    }
+
+    fn take_back(&self, front: &Arc<Front>, client: u32) {
+        self.engine.take_back(&self.doors(front), client);
+    }
+
+    fn unlisten_all(&self, front: &Arc<Front>, client: u32) {
+        self.engine.unlisten_all(&self.doors(front), client);
+    }
+
+    fn behind(&self, client: u32) {
+        self.engine.behind(client);
+    }
+
+    fn news(&self) {
+        self.engine.news();
+    }
+
+    fn ended(&self, front: &Arc<Front>, source: u32) {
+        self.engine.ended(&self.doors(front), source);
+    }
+
+    fn run(&self, front: Arc<Front>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let (engine, clients) = (Arc::clone(&self.engine), Arc::new(self.doors(&front)));
+        let mut settings = front.bridge.settings_watch();
+        let stop = front.bridge.stop();
+        Box::pin(async move {
+            let follow = async {
+                loop {
+                    engine.set_most_behind(settings.borrow_and_update().pooler.relay_max_backlog);
+                    if settings.changed().await.is_err() {
+                        std::future::pending::<()>().await;
+                    }
+                }
+            };
+            tokio::select! {
+                () = Arc::clone(&engine).run(clients, stop) => {}
+                () = follow => {}
+            }
+        })
+    }
+}
+
+/// The front's clients as the relay sees them.
+struct Doors {
+    front: Arc<Front>,
+    questions: Questions,
+}
+
+impl Clients for Doors {
+    fn take(&self, client: u32) -> Taken {
+        match self.front.take_to_notify(client) {
+            pooler::Taken::Yes => Taken::Yes,
+            pooler::Taken::Elsewhere => Taken::Elsewhere,
+            pooler::Taken::Busy => Taken::Busy,
+            pooler::Taken::Gone => Taken::Gone,
+        }
+    }
+
+    fn send(&self, client: u32, bytes: &[u8]) -> std::io::Result<usize> {
+        self.front.notify(client, bytes)
+    }
+
+    fn writable(&self, client: u32) -> Wait<()> {
+        Box::pin(self.front.notifiable(client))
+    }
+
+    fn is_doomed(&self, client: u32) -> bool {
+        self.front.is_doomed(client)
+    }
+
+    fn give_back(&self, client: u32) {
+        self.front.notified(client);
+    }
+
+    fn end(&self, client: u32) {
+        self.front.end_notified(client);
+    }
+
+    fn lose(&self, client: u32) {
+        self.front.end_listener(client);
+    }
+
+    fn start(&self, source: u32) -> Wait<bool> {
+        let questions = self.questions.clone();
+        Box::pin(async move {
+            questions.ask(|reply| Question::StartRelay { source, reply }).await.unwrap_or(false)
+        })
+    }
+
+    fn is_alive(&self, source: u32) -> Wait<bool> {
+        let questions = self.questions.clone();
+        Box::pin(async move {
+            // Without an answer nothing is known.
+            questions.ask(|reply| Question::RelayLives { source, reply }).await.unwrap_or(true)
+        })
+    }
+
+    fn wake(&self, pid: i32) {
+        crate::pooler::pools::wake_process(pid);
+    }
+
+    fn spawn(&self, task: Wait<()>) {
+        drop(self.front.spawn_on_first(task));
+    }
+}
