@@ -19,6 +19,7 @@ mod pooler;
 mod pooling;
 mod prepared;
 mod protocol;
+mod relay;
 mod replication;
 mod rig;
 mod state;

@@ -108,7 +108,6 @@ fn what_pins_a_client_is_shown_until_it_is_gone() -> Result<()> {
         ("CREATE TEMP TABLE t (a int)", "DROP TABLE t", "temporary objects"),
         ("SELECT pg_advisory_lock(1)", "SELECT pg_advisory_unlock(1)", "advisory locks"),
         ("SET postern.pool_mode = session", "RESET postern.pool_mode", "session mode"),
-        ("LISTEN news", "UNLISTEN *", "listens"),
         ("DECLARE c CURSOR WITH HOLD FOR SELECT 1", "CLOSE c", "cursors with hold"),
         ("PREPARE n AS SELECT 'now'::timestamptz", "DEALLOCATE n", "statement with a value of its moment"),
     ] {
