@@ -4,11 +4,12 @@ use crate::drivers;
 use crate::pooling::with_pool;
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::{Cluster, Stop};
-use pgrx_tests::{process, wait};
+use pgrx_tests::{machine, process, wait};
 use postgres::{Client, NoTls};
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// A session through the front, as superuser to database `postgres`, over TCP.
 fn through(cluster: &Cluster) -> Result<Client> {
@@ -153,6 +154,57 @@ fn a_client_beyond_max_client_connections_hears_which_limit_it_is() -> Result<()
     }
     drop(clients.pop());
     wait::until("a place is free", || through(&cluster).is_ok())
+}
+
+/// How long the processor has worked for a process.
+fn worked(pid: i32) -> Result<Duration> {
+    let mut sum = 0;
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let text = std::fs::read_to_string(thread?.path().join("schedstat"))?;
+        sum += text.split(' ').next().context("an empty schedstat")?.parse::<u64>()?;
+    }
+    Ok(Duration::from_nanos(sum))
+}
+
+#[test]
+fn a_front_without_a_free_descriptor_serves_who_is_there_and_tells_who_comes() -> Result<()> {
+    let cluster = with_pool("emfile", 2, &[("log_min_messages", "warning")])?;
+    let mut old = through(&cluster)?;
+    let row = "SELECT pg_backend_pid()";
+    old.simple_query(row)?;
+    let front = cluster.front_pid()?;
+    let limit = |most: usize| -> Result<()> {
+        let mut prlimit = Command::new("prlimit");
+        prlimit.args(["--pid", &front.to_string(), &format!("--nofile={most}:")]);
+        machine::as_server_user(&mut prlimit)?;
+        ensure!(prlimit.status().context("prlimit")?.success());
+        Ok(())
+    };
+    let limits = std::fs::read_to_string(format!("/proc/{front}/limits"))?;
+    let before = limits.lines().find(|line| line.starts_with("Max open files")).context("no limit")?;
+    let before = before.split_whitespace().nth(3).context("no number")?.parse()?;
+    limit(std::fs::read_dir(format!("/proc/{front}/fd"))?.count() + 3)?;
+    // More than it can even accept.
+    let mut refused = (0..12).map(|_| knock(&cluster, "postgres")).collect::<Result<Vec<_>>>()?;
+    let (begun, used) = (Instant::now(), worked(front)?);
+    while begun.elapsed() < Duration::from_secs(2) {
+        old.simple_query(row).context("the one who is there")?;
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let used = worked(front)? - used;
+    ensure!(used < Duration::from_secs(1), "the front works itself hot: {used:?} of two seconds");
+    for (number, client) in refused.iter_mut().enumerate() {
+        let mut said = Vec::new();
+        client.read_to_end(&mut said).with_context(|| format!("client {number} hears nothing"))?;
+        let said = String::from_utf8_lossy(&said).replace('\0', " ");
+        ensure!(said.contains("FATAL C53000 Mno place for the client"), "client {number}: {said}");
+    }
+    cluster.wait_log("pooler could not accept a client: Too many open files")?;
+    limit(before)?;
+    wait::until("new clients get in", || through(&cluster).is_ok())?;
+    old.simple_query(row)?;
+    ensure!(cluster.front_pid()? == front, "it is the same front");
+    Ok(())
 }
 
 /// A message of the protocol: its type, its length and its body.
