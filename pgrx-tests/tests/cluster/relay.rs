@@ -303,7 +303,7 @@ const PLAYS: &[&[&str]] = &[
 fn played(cluster: &Cluster, target: &Target, setting: &str, blocks: bool) -> Result<Vec<Vec<String>>> {
     let mut notifier = cluster.connect()?;
     let mut all = Vec::new();
-    let has_blocks = |steps: &&[&str]| steps.iter().any(|step| step.contains("BEGIN;") || step.ends_with("BEGIN"));
+    let has_blocks = |steps: &&[&str]| steps.iter().any(|step| step[3..].starts_with("BEGIN"));
     for steps in PLAYS.iter().filter(|steps| blocks || !has_blocks(steps)) {
         let mut play = Play::new(target)?;
         for client in [&mut play.a, &mut play.b] {
