@@ -46,6 +46,9 @@ pub trait Relay: Send + Sync {
     /// Nobody has the client any more, and it may lack notifications.
     fn behind(&self, client: u32);
 
+    /// A relay has taken an idle client to write to it, and only so many bytes of what it lacks have gone.
+    fn finish(&self, front: &Arc<Front>, client: u32, sent: usize);
+
     /// A relay's worker has something new.
     fn news(&self);
 

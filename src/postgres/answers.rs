@@ -264,7 +264,7 @@ impl Answers {
         });
         let clients = clients.count() as i32;
         // A pooled backend that begins or ends between the counts would be in one of them.
-        let mut pooled = self.pooled(&counts);
+        let mut pooled = self.pooled(counts);
         for _ in 0..RECOUNTS {
             // SAFETY: counts in the server's table of processes.
             let backends = unsafe {
@@ -274,7 +274,7 @@ impl Answers {
                     _ => 0,
                 }
             };
-            let again = self.pooled(&counts);
+            let again = self.pooled(counts);
             if again == pooled {
                 return backends + clients - pooled.len() as i32;
             }

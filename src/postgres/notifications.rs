@@ -60,6 +60,11 @@ impl Relay for Notifications {
         self.engine.behind(client);
     }
 
+    fn finish(&self, front: &Arc<Front>, client: u32, sent: usize) {
+        let clients: Arc<dyn Clients> = Arc::new(self.doors(front));
+        self.engine.finish(&clients, client, sent);
+    }
+
     fn news(&self) {
         self.engine.news();
     }

@@ -362,8 +362,8 @@ impl Agent {
         self.give_notifications(seat);
     }
 
-    /// Puts what the client lacks among what is sent to it, as much as one goes; whether that was all.
-    pub(super) fn give_notifications(&mut self, seat: Seat) -> bool {
+    /// Puts what the client lacks among what is sent to it, as much as goes at once.
+    pub(super) fn give_notifications(&mut self, seat: Seat) {
         let listens = &mut self.listens;
         let collected = listens.reader.collect(seat.slot, BATCH, &mut listens.batch);
         let bytes = &listens.batch.bytes;
@@ -375,21 +375,21 @@ impl Agent {
             listens.shared.header.counters.too_slow.fetch_add(1, Relaxed);
             self.too_late = true;
         }
-        collected == Collected::All
     }
 
-    /// Gives a client that its backend waits for what there is for it. False when the client is attached no longer.
+    /// Gives a client that its backend waits for what there is for it. False when the client is attached no longer: one that waits for
+    /// notifications gets the next ones sooner from the relay itself, which writes to idle clients, and one that does not read them holds
+    /// no backend.
     pub(super) fn notify(&mut self, seat: Seat, pinned: bool) -> bool {
         fence(SeqCst);
         while self.listens.reader.is_behind(seat.slot) {
-            let all = self.give_notifications(seat);
+            self.give_notifications(seat);
             // SAFETY: to the client that is attached.
             unsafe { shim::postern_flush() };
             if self.ends_late() {
                 return false;
             }
-            if !all && !pinned {
-                // It may be one that does not read; the front goes on.
+            if !pinned {
                 self.let_go();
                 return false;
             }
