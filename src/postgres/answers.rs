@@ -2,8 +2,8 @@
 //! pooler's main thread.
 
 use super::agent::texts::Texts;
-use super::shim::{self, RawVerdict};
 use super::relay::Relays;
+use super::shim::{self, RawVerdict};
 use super::{activity, sample};
 use crate::auth::{Challenge, Found, Secret};
 use crate::login::{Admission, Arrival, Method, Origin, Question, Rights, Standing, Verdict};
@@ -19,6 +19,9 @@ use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_int};
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering::*;
+
+/// How often sessions are counted again when a pooled backend has begun or ended meanwhile.
+const RECOUNTS: u32 = 100;
 
 pub(super) struct Answers {
     shared: Shared,
@@ -259,14 +262,6 @@ impl Answers {
 
     /// Sessions that count against a limit: clients of the pooler, and backends that are not the pooler's.
     fn sessions(&self, role: Option<pg_sys::Oid>, database: Option<pg_sys::Oid>) -> i32 {
-        // SAFETY: counts in the server's table of processes.
-        let backends = unsafe {
-            match (role, database) {
-                (Some(role), _) => pg_sys::CountUserBackends(role),
-                (_, Some(database)) => pg_sys::CountDBConnections(database),
-                _ => 0,
-            }
-        };
         let counts = |its_role: pg_sys::Oid, its_database: pg_sys::Oid| {
             role.is_none_or(|oid| oid == its_role) && database.is_none_or(|oid| oid == its_database)
         };
@@ -275,19 +270,38 @@ impl Answers {
             role != pg_sys::InvalidOid
                 && counts(role, pg_sys::Oid::from(slot.admitted_database.load(Relaxed)))
         });
-        let clients = clients.count();
-        let pooled = self.shared.servers.iter().filter(|server| {
-            let pid = server.pid.load(Acquire);
-            if pid <= 1 {
-                return false;
+        let clients = clients.count() as i32;
+        // A pooled backend that begins or ends between the counts would be in one of them.
+        let mut pooled = self.pooled(&counts);
+        for _ in 0..RECOUNTS {
+            // SAFETY: counts in the server's table of processes.
+            let backends = unsafe {
+                match (role, database) {
+                    (Some(role), _) => pg_sys::CountUserBackends(role),
+                    (_, Some(database)) => pg_sys::CountDBConnections(database),
+                    _ => 0,
+                }
+            };
+            let again = self.pooled(&counts);
+            if again == pooled {
+                return backends + clients - pooled.len() as i32;
             }
+            pooled = again;
+        }
+        clients
+    }
+
+    /// The process ids of the pooled backends that count.
+    fn pooled(&self, counts: impl Fn(pg_sys::Oid, pg_sys::Oid) -> bool) -> Vec<i32> {
+        let pids = self.shared.servers.iter().map(|server| server.pid.load(Acquire)).filter(|pid| *pid > 1);
+        pids.filter(|pid| {
             // SAFETY: null, or an entry of the server's table of processes, which is never freed.
             unsafe {
-                let entry = pg_sys::BackendPidGetProc(pid);
+                let entry = pg_sys::BackendPidGetProc(*pid);
                 !entry.is_null() && counts((*entry).roleId, (*entry).databaseId)
             }
-        });
-        backends + clients as i32 - pooled.count() as i32
+        })
+        .collect()
     }
 }
 

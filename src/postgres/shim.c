@@ -378,8 +378,12 @@ see_utility(PlannedStmt *statement, const char *text, bool read_only, ProcessUti
 			channel = ((ListenStmt *) node)->conditionname;
 			break;
 		case T_UnlistenStmt:
-			channel = ((UnlistenStmt *) node)->conditionname;
-			listens = channel ? POSTERN_UNLISTEN : POSTERN_UNLISTEN_ALL;
+			listens = POSTERN_UNLISTEN_ALL;
+			if (((UnlistenStmt *) node)->conditionname)
+			{
+				listens = POSTERN_UNLISTEN;
+				channel = ((UnlistenStmt *) node)->conditionname;
+			}
 			break;
 		case T_NotifyStmt:
 			postern_agent_notifies(GetCurrentTransactionNestLevel());

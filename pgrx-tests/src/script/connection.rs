@@ -1,6 +1,7 @@
 //! A raw connection: bytes out, whole backend messages in. Runs in test programs.
 
-use anyhow::{Context, Result, ensure};
+use super::frontend::Message;
+use anyhow::{Context, Result, bail, ensure};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, crypto};
@@ -197,6 +198,35 @@ impl Connection {
             }
         };
         Ok(Self { wire, inbox: Vec::new(), taken: 0, closed: false, owed: 0, key: None })
+    }
+
+    /// A session of `postgres` in the database of that name, ready for a query.
+    ///
+    /// # Errors
+    /// When nobody listens there, or it is not let in.
+    pub fn log_in(target: &Target) -> Result<Self> {
+        let mut connection = Self::open(target)?;
+        let parameters = ["user", "database"].map(|name| (name.as_bytes().to_vec(), b"postgres".to_vec()));
+        connection.send(&Message::startup((3, 0), &parameters).bytes, None);
+        connection.until(b'Z', Duration::from_secs(20))?;
+        Ok(connection)
+    }
+
+    /// The body of the next message of a type. Each message may take that long.
+    ///
+    /// # Errors
+    /// With what the server says when an error of its comes first, and when the connection ends or nothing comes.
+    pub fn until(&mut self, wanted: u8, patience: Duration) -> Result<Vec<u8>> {
+        loop {
+            match self.receive(patience)? {
+                Received::Message { tag, body } if tag == wanted => return Ok(body),
+                Received::Message { tag: b'E', body } => {
+                    bail!("{}", String::from_utf8_lossy(&body).replace('\0', " "))
+                }
+                Received::Message { .. } => {}
+                other => bail!("{other:?}"),
+            }
+        }
     }
 
     pub fn local_port(&self) -> Option<u16> {

@@ -8,9 +8,9 @@ use crate::pooling::{text, through, with_pool};
 use crate::state::Raw;
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::Cluster;
+use pgrx_tests::script::Target;
 use pgrx_tests::script::connection::{Connection, Received};
 use pgrx_tests::script::frontend::Message;
-use pgrx_tests::script::{Target, connection};
 use pgrx_tests::{process, wait};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
@@ -242,24 +242,11 @@ fn heard(client: &mut Connection) -> Result<Vec<(u8, Vec<u8>)>> {
 
 /// A raw client that has been let in.
 fn client(cluster: &Cluster) -> Result<Connection> {
-    let mut client = Connection::open(&Target::tcp(cluster.pooler_port))?;
-    let parameters = ["user", "database"].map(|name| (name.as_bytes().to_vec(), b"postgres".to_vec()));
-    client.send(&Message::startup((3, 0), &parameters).bytes, None);
-    until(&mut client, b'Z')?;
-    Ok(client)
+    Connection::log_in(&Target::tcp(cluster.pooler_port))
 }
 
-fn until(client: &mut connection::Connection, wanted: u8) -> Result<Vec<u8>> {
-    loop {
-        match client.receive(Duration::from_secs(20))? {
-            Received::Message { tag, body } if tag == wanted => return Ok(body),
-            Received::Message { tag: b'E', body } => {
-                anyhow::bail!("{}", String::from_utf8_lossy(&body).replace('\0', " "))
-            }
-            Received::Message { .. } => {}
-            other => anyhow::bail!("{other:?}"),
-        }
-    }
+fn until(client: &mut Connection, wanted: u8) -> Result<Vec<u8>> {
+    client.until(wanted, Duration::from_secs(20))
 }
 
 #[test]

@@ -4,11 +4,13 @@ use crate::drivers;
 use crate::pooling::with_pool;
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::{Cluster, Stop};
-use pgrx_tests::{process, wait};
+use pgrx_tests::script::frontend::Message;
+use pgrx_tests::{machine, process, wait};
 use postgres::{Client, NoTls};
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// A session through the front, as superuser to database `postgres`, over TCP.
 fn through(cluster: &Cluster) -> Result<Client> {
@@ -155,20 +157,73 @@ fn a_client_beyond_max_client_connections_hears_which_limit_it_is() -> Result<()
     wait::until("a place is free", || through(&cluster).is_ok())
 }
 
-/// A message of the protocol: its type, its length and its body.
-fn message(tag: u8, body: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(body.len() + 4).unwrap_or_default();
-    [&[tag][..], &length.to_be_bytes(), body].concat()
+/// How long the processor has worked for a process.
+fn worked(pid: i32) -> Result<Duration> {
+    let mut sum = 0;
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let text = std::fs::read_to_string(thread?.path().join("schedstat"))?;
+        sum += text.split(' ').next().context("an empty schedstat")?.parse::<u64>()?;
+    }
+    Ok(Duration::from_nanos(sum))
+}
+
+#[test]
+fn a_front_without_a_free_descriptor_serves_who_is_there_and_tells_who_comes() -> Result<()> {
+    let cluster = with_pool("emfile", 2, &[("log_min_messages", "warning")])?;
+    let mut old = through(&cluster)?;
+    let row = "SELECT pg_backend_pid()";
+    old.simple_query(row)?;
+    let front = cluster.front_pid()?;
+    let limit = |most: usize| -> Result<()> {
+        let mut prlimit = Command::new("prlimit");
+        prlimit.args(["--pid", &front.to_string(), &format!("--nofile={most}:")]);
+        machine::as_server_user(&mut prlimit)?;
+        ensure!(prlimit.status().context("prlimit")?.success());
+        Ok(())
+    };
+    let limits = std::fs::read_to_string(format!("/proc/{front}/limits"))?;
+    let before = limits.lines().find(|line| line.starts_with("Max open files")).context("no limit")?;
+    let before = before.split_whitespace().nth(3).context("no number")?.parse()?;
+    limit(std::fs::read_dir(format!("/proc/{front}/fd"))?.count() + 3)?;
+    // More than it can even accept.
+    let mut refused = (0..12).map(|_| knock(&cluster, "postgres")).collect::<Result<Vec<_>>>()?;
+    let (begun, used) = (Instant::now(), worked(front)?);
+    while begun.elapsed() < Duration::from_secs(2) {
+        old.simple_query(row).context("the one who is there")?;
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let used = worked(front)? - used;
+    ensure!(used < Duration::from_secs(1), "the front works itself hot: {used:?} of two seconds");
+    for (number, client) in refused.iter_mut().enumerate() {
+        let mut said = Vec::new();
+        client.read_to_end(&mut said).with_context(|| format!("client {number} hears nothing"))?;
+        let said = String::from_utf8_lossy(&said).replace('\0', " ");
+        ensure!(
+            said.contains("FATAL C53000 Mno place for the client"),
+            "client {number}: {said}\n{}",
+            cluster.log_tail()
+        );
+    }
+    cluster.wait_log("pooler could not accept a client: Too many open files")?;
+    limit(before)?;
+    wait::until("new clients get in", || through(&cluster).is_ok())?;
+    old.simple_query(row)?;
+    ensure!(cluster.front_pid()? == front, "it is the same front");
+    Ok(())
+}
+
+/// The bytes of a message.
+fn typed(tag: u8, body: &[u8]) -> Vec<u8> {
+    Message::typed(tag, body).bytes
 }
 
 /// A connection that has said which role it is.
 fn knock(cluster: &Cluster, role: &str) -> Result<TcpStream> {
     let mut stream = TcpStream::connect(("127.0.0.1", cluster.pooler_port))?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    let parameters = format!("user\0{role}\0database\0postgres\0\0");
-    let body = [&196_608u32.to_be_bytes()[..], parameters.as_bytes()].concat();
-    let length = u32::try_from(body.len() + 4)?;
-    stream.write_all(&[&length.to_be_bytes()[..], &body].concat())?;
+    let parameters = [("user", role), ("database", "postgres")]
+        .map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec()));
+    stream.write_all(&Message::startup((3, 0), &parameters).bytes)?;
     Ok(stream)
 }
 
@@ -186,12 +241,12 @@ fn what_a_client_sends_behind_its_goodbye_reaches_nobody_and_leaves_nothing() ->
     other.simple_query("SELECT 1")?;
     for _ in 0..5 {
         let query = b"SET work_mem = '77MB'; PREPARE leak AS SELECT 1; SELECT pg_advisory_lock(1)\0";
-        let mut batch = message(b'Q', query);
-        batch.extend(message(b'X', b""));
-        batch.extend(message(b'Q', b"CREATE TABLE leaked ()\0"));
+        let mut batch = typed(b'Q', query);
+        batch.extend(typed(b'X', b""));
+        batch.extend(typed(b'Q', b"CREATE TABLE leaked ()\0"));
         raw(&cluster)?.write_all(&batch)?;
         // A length that is none, behind the goodbye's type.
-        let mut batch = message(b'Q', b"SET work_mem = '78MB'\0");
+        let mut batch = typed(b'Q', b"SET work_mem = '78MB'\0");
         batch.extend(b"X\xff\xff\xff");
         raw(&cluster)?.write_all(&batch)?;
         let row = other.query_one(
@@ -219,7 +274,7 @@ fn clients_that_vanish_amid_a_message_give_their_places_back() -> Result<()> {
                 place.is_some()
             })?;
             let mut stream = place.context("no place")?;
-            stream.write_all(&message(b'Q', b"SELECT 1\0")[..1 + round])?;
+            stream.write_all(&typed(b'Q', b"SELECT 1\0")[..1 + round])?;
         }
         wait::until("ten clients get in again", || {
             (0..10).map(|_| through(&cluster)).collect::<Result<Vec<_>>>().is_ok()
@@ -234,7 +289,7 @@ fn an_idle_client_is_ended_also_while_its_backend_stays_with_it() -> Result<()> 
     cluster.set("postern.client_idle_timeout", "2s")?;
     let cluster = cluster.start()?;
     let mut idle = raw(&cluster)?;
-    idle.write_all(&message(b'Q', b"SELECT 1\0"))?;
+    idle.write_all(&typed(b'Q', b"SELECT 1\0"))?;
     let mut busy = through(&cluster)?;
     let mut said: Vec<u8> = Vec::new();
     idle.set_read_timeout(Some(Duration::from_millis(200)))?;
@@ -270,21 +325,21 @@ fn what_is_left_of_a_failed_copy_holds_no_backend() -> Result<()> {
     // A whole message behind the failing one and in the same packet, a part of one, and a part of a long one.
     for part in [0, 3, 5_000] {
         let mut copying = raw(&cluster)?;
-        copying.write_all(&message(b'Q', b"COPY numbers FROM STDIN\0"))?;
-        let mut data = message(b'd', b"no number\n");
-        data.extend(message(b'd', b"1\n"));
-        data.extend(message(b'c', b""));
+        copying.write_all(&typed(b'Q', b"COPY numbers FROM STDIN\0"))?;
+        let mut data = typed(b'd', b"no number\n");
+        data.extend(typed(b'd', b"1\n"));
+        data.extend(typed(b'c', b""));
         copying.write_all(&data)?;
         let said = answer(&mut copying)?;
         ensure!(said.windows(6).any(|text| text == b"C22P02"), "the COPY has not failed");
-        let rest = message(b'd', &vec![b'x'; 100_000]);
+        let rest = typed(b'd', &vec![b'x'; 100_000]);
         copying.write_all(&rest[..part])?;
         let mut other = through(&cluster)?;
         other.simple_query("SELECT 1")?;
         if part > 0 {
             copying.write_all(&rest[part..])?;
         }
-        copying.write_all(&message(b'Q', b"SELECT 'still here'\0"))?;
+        copying.write_all(&typed(b'Q', b"SELECT 'still here'\0"))?;
         let said = answer(&mut copying)?;
         ensure!(said.windows(10).any(|text| text == b"still here"), "the client has lost its place");
         other.simple_query("SELECT 1")?;
@@ -333,7 +388,7 @@ fn a_client_of_whom_a_backend_has_only_seen_a_part_is_not_as_it_left_it() -> Res
     drop((first, second));
     let mut client = raw(&cluster)?;
     let mut ask = |sql: &str| -> Result<String> {
-        let query = message(b'Q', &[sql.as_bytes(), b"\0"].concat());
+        let query = typed(b'Q', &[sql.as_bytes(), b"\0"].concat());
         // In pieces, so that either of the two backends has the client and lets it go again before one of them serves it.
         for piece in query.chunks(query.len().div_ceil(4)) {
             client.write_all(piece)?;

@@ -514,7 +514,8 @@ fn a_pooler_that_is_told_to_end_comes_back_within_a_moment() -> Result<()> {
                     .is_ok_and(|mut client| text(&mut client, "select 1").is_ok_and(|one| one == "1"))
         })
         .with_context(|| cluster.log_tail())?;
-        ensure!(begun.elapsed() < Duration::from_secs(4), "round {round}: it took {:?}", begun.elapsed());
+        // A second, and what a loaded machine adds.
+        ensure!(begun.elapsed() < Duration::from_secs(3), "round {round}: it took {:?}", begun.elapsed());
     }
     let said = busy.last_words()?;
     ensure!(said.contains("C57P01"), "busy: {said}");

@@ -239,9 +239,12 @@ impl Agent {
     /// Whether the database has a relay.
     fn is_heard(&self) -> bool {
         let database = self.pool.database.load(Relaxed);
-        self.listens.shared.header.sources.iter().any(|source| {
-            source.state() != SourceState::Free && source.database.load(Relaxed) == database
-        })
+        self.listens
+            .shared
+            .header
+            .sources
+            .iter()
+            .any(|source| source.state() != SourceState::Free && source.database.load(Relaxed) == database)
     }
 
     fn announce(&mut self, level: c_int) {

@@ -124,6 +124,18 @@ fn the_verdict_of_pg_hba_conf_is_the_servers_own_also_after_a_reload() -> Result
         assert_ne!(ask(port, "banned", "db1"), "authentication 3");
     }
     compare(&cluster).context("after a reload")?;
+
+    // Names of hosts, of an address that leads to one without asking anybody else.
+    cluster.set_hba("local all postgres trust\nhost all banned localhost reject\nhost all alice nowhere.invalid reject\nhost all all localhost md5\nhost all all all password\n")?;
+    cluster.reload()?;
+    for port in [cluster.port, cluster.pooler_port] {
+        wait::until("the new lines are in force", || {
+            ask(port, "banned", "db1").contains("rejects connection")
+        })?;
+    }
+    for role in ROLES {
+        assert_eq!(ask(cluster.pooler_port, role, "db1"), ask(cluster.port, role, "db1"), "{role}");
+    }
     Ok(())
 }
 

@@ -430,3 +430,49 @@ fn silent_slow_and_vanishing_clients_cost_nobody_else_anything() -> Result<()> {
     assert_eq!(times(&cluster, "panicked"), 0, "{}", cluster.log_tail());
     Ok(())
 }
+
+#[test]
+fn who_takes_too_long_to_log_in_hears_what_the_server_tells_such_a_client() -> Result<()> {
+    let cluster = Cluster::new("login-time")?;
+    cluster.set_hba("local all all trust\nhost all all all scram-sha-256\n")?;
+    cluster.set("authentication_timeout", "2s")?.set("postern.client_login_timeout", "2s")?;
+    let cluster = cluster.start()?;
+    cluster.sql("create role asked login password 'x'")?;
+    let begun = Instant::now();
+    let at_each_stage = |port: u16| -> Result<Vec<Raw>> {
+        let stages = 0..4;
+        let client = |stage| {
+            let mut client = Raw::tcp(&cluster, port)?;
+            match stage {
+                0 => {}
+                1 => client.send(&startup(&[(b"user", b"asked")])[..12]),
+                _ => client.startup(&[("user", "asked"), ("database", "postgres")]),
+            }
+            if stage == 3 {
+                client.hear()?;
+                client.send(&initial(b"SCRAM-SHA-256", b"n,,n=,r=abc"));
+            }
+            Ok(client)
+        };
+        stages.map(client).collect()
+    };
+    let clients = at_each_stage(cluster.port)?.into_iter().zip(at_each_stage(cluster.pooler_port)?);
+    for (stage, (mut direct, mut through)) in clients.enumerate() {
+        let all = |client: &mut Raw| -> Result<Vec<String>> {
+            let mut all = Vec::new();
+            loop {
+                let heard = client.hear()?;
+                all.push(heard.shown());
+                if matches!(heard, Heard::Closed | Heard::Scraps(_)) {
+                    return Ok(all);
+                }
+            }
+        };
+        let (direct, through) = (all(&mut direct)?, all(&mut through)?);
+        assert_eq!(through, direct, "stage {stage}");
+        assert_eq!(through.len(), if stage < 2 { 1 } else { 2 }, "stage {stage}: {through:?}");
+    }
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_secs(2) && took < Duration::from_secs(8), "{took:?}");
+    Ok(())
+}
