@@ -174,7 +174,8 @@ pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
         let to_serve = Arc::clone(&front);
         let serve = move |listener, counts| Arc::clone(&to_serve).accept(listener, counts, Port::Pooler);
         let to_listen = Arc::clone(&front);
-        let listen = move |listener, counts| Arc::clone(&to_listen).accept(listener, counts, Port::ListenOnly);
+        let listen =
+            move |listener, counts| Arc::clone(&to_listen).accept(listener, counts, Port::ListenOnly);
         tokio::join!(
             Arc::clone(&front).watch_server(),
             Arc::clone(&front).keep_identity(),

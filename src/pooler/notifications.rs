@@ -11,8 +11,12 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering::*, fence};
+use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+/// How much earlier than the front a relay may end when the server stops.
+const RELAY_FIRST: Duration = Duration::from_millis(200);
 
 /// The answer to a LISTEN that is in force; the others are the relay's own.
 pub const IN_FORCE: u32 = 1;
@@ -177,6 +181,11 @@ impl Front {
         let Some(slot) = self.shared.slots.get(number as usize) else { return };
         let generation = slot.word.seen().generation();
         let front = Arc::clone(self);
-        self.spawn(async move { front.end_wherever_it_is(number, generation, Doom::RelayEnded).await });
+        self.spawn(async move {
+            // When the server stops, a relay may have ended before we do: then that is what its clients hear.
+            if tokio::time::timeout(RELAY_FIRST, front.bridge.stop().cancelled()).await.is_err() {
+                front.end_wherever_it_is(number, generation, Doom::RelayEnded).await;
+            }
+        });
     }
 }

@@ -3,8 +3,8 @@
 
 use super::shmem;
 use crate::pooler::control::Word;
-use crate::pooler::listening::NO_POOL;
 use crate::pooler::glance::{self, shown};
+use crate::pooler::listening::NO_POOL;
 use crate::pooler::orders::{self, Which};
 use crate::pooler::shared::{ServerState, Shared};
 use pgrx::prelude::*;
