@@ -2,8 +2,8 @@
 //! pooler's main thread.
 
 use super::agent::texts::Texts;
-use super::shim::{self, RawVerdict};
 use super::relay::Relays;
+use super::shim::{self, RawVerdict};
 use super::{activity, sample};
 use crate::auth::{Challenge, Found, Secret};
 use crate::login::{Admission, Arrival, Method, Origin, Question, Rights, Standing, Verdict};

@@ -39,7 +39,8 @@ impl Relay for Notifications {
             channel: request.channel,
             tentative: request.tentative,
         };
-        let done = Box::new(move |result: Result<(), _>| done(result.map_or_else(|why| why as u32, |()| IN_FORCE)));
+        let done =
+            Box::new(move |result: Result<(), _>| done(result.map_or_else(|why| why as u32, |()| IN_FORCE)));
         self.engine.listen(&clients, &listen, done);
     }
 

@@ -198,8 +198,7 @@ fn wait() -> bool {
     let events = pg_sys::WL_LATCH_SET | pg_sys::WL_POSTMASTER_DEATH | pg_sys::WL_TIMEOUT;
     // SAFETY: our own latch, on the thread that owns it.
     let happened = unsafe {
-        let happened =
-            pg_sys::WaitLatch(pg_sys::MyLatch, events as c_int, TICK, pg_sys::PG_WAIT_EXTENSION);
+        let happened = pg_sys::WaitLatch(pg_sys::MyLatch, events as c_int, TICK, pg_sys::PG_WAIT_EXTENSION);
         pg_sys::ResetLatch(pg_sys::MyLatch);
         happened
     };
@@ -209,8 +208,7 @@ fn wait() -> bool {
 fn connect(pooler: Pooler) -> Option<OwnedFd> {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
     let address = SocketAddrUnix::new_abstract_name(pooler.control_name().as_bytes()).ok()?;
-    let control =
-        socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).ok()?;
+    let control = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).ok()?;
     connect(&control, &address).ok()?;
     // The name is in nobody's directory: whoever holds it must be the server's own user.
     let peer = rustix::net::sockopt::socket_peercred(&control).ok()?;

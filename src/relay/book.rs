@@ -88,13 +88,7 @@ impl Book {
     ///
     /// # Errors
     /// When a table is full.
-    pub fn add(
-        &mut self,
-        client: u32,
-        source: u32,
-        name: &[u8],
-        tentative: bool,
-    ) -> Result<Listened, Error> {
+    pub fn add(&mut self, client: u32, source: u32, name: &[u8], tentative: bool) -> Result<Listened, Error> {
         let listen = *self.free_listens.last().ok_or(Error::Listens)?;
         let key = (source, name.to_vec());
         let channel = match self.channels.get(&key) {

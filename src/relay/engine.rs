@@ -1,11 +1,11 @@
 //! Writing to clients that nobody serves, and the relays' beginnings and ends. The front's first thread; what the others want comes
 //! through a lock that is held for moments.
 
+use super::TOO_SLOW;
 use super::book::{Book, Error, Listened};
 use super::reader::{Batch, Collected, Reader};
 use super::ring::Ring;
 use super::shared::{ChannelState, Shared, Source, SourceState};
-use super::TOO_SLOW;
 use crate::wire::message::Report;
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
@@ -214,12 +214,7 @@ impl Engine {
     }
 
     /// A client is to listen to a channel of a database.
-    pub fn listen(
-        self: &Arc<Self>,
-        clients: &Arc<dyn Clients>,
-        request: &Request<'_>,
-        done: Done,
-    ) {
+    pub fn listen(self: &Arc<Self>, clients: &Arc<dyn Clients>, request: &Request<'_>, done: Done) {
         let client = request.client;
         let mut inner = self.inner.lock();
         if inner.book.find(client, request.channel).is_some() {
@@ -323,7 +318,8 @@ impl Engine {
         // What it still waits for is over too; nobody waits for the answer.
         let shared = self.shared;
         waiting.retain(|wait| {
-            wait.client != client || shared.listens_of(client).any(|(number, _)| number == wait.listened.listen)
+            wait.client != client
+                || shared.listens_of(client).any(|(number, _)| number == wait.listened.listen)
         });
         drop(inner);
         for source in told {
@@ -446,8 +442,9 @@ impl Engine {
         if inner.waiting.is_empty() {
             return;
         }
-        let heard =
-            |wait: &Waiting| self.shared.channels[wait.listened.channel as usize].state() == ChannelState::Heard;
+        let heard = |wait: &Waiting| {
+            self.shared.channels[wait.listened.channel as usize].state() == ChannelState::Heard
+        };
         let (ready, waiting): (Vec<_>, Vec<_>) =
             std::mem::take(&mut inner.waiting).into_iter().partition(heard);
         inner.waiting = waiting;
@@ -545,7 +542,9 @@ impl Engine {
 /// What a client that is too slow hears.
 pub fn too_slow() -> Report {
     Report::fatal(TOO_SLOW, "terminating connection because it does not read its notifications fast enough")
-        .with_hint("Raise postern.relay_max_backlog or postern.relay_ring_size, or read notifications more often.")
+        .with_hint(
+            "Raise postern.relay_max_backlog or postern.relay_ring_size, or read notifications more often.",
+        )
 }
 
 /// Going round the clients that lack something.

@@ -183,7 +183,11 @@ pub(super) mod tests {
         let channel = &shared.channels[0];
         let mut places = Vec::new();
         for number in 0..1000u32 {
-            ring.append(0, channel, format!("message {number} {}", "x".repeat(number as usize % 40)).as_bytes());
+            ring.append(
+                0,
+                channel,
+                format!("message {number} {}", "x".repeat(number as usize % 40)).as_bytes(),
+            );
             places.push(channel.last.load(Relaxed));
             assert!(ring.head() - ring.tail() <= ring.size());
             let mut kept = 0;
