@@ -30,6 +30,15 @@ AS 'MODULE_PATHNAME', 'kill_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/postgres/relay_functions.rs
+-- postern::postgres::relay_functions::listening_channels
+CREATE  FUNCTION "listening_channels"() RETURNS SETOF TEXT /* String */
+STRICT VOLATILE PARALLEL RESTRICTED
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'listening_channels_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/postgres/pool_functions.rs
 -- postern::postgres::pool_functions::pause
 CREATE  FUNCTION "pause"(
@@ -147,6 +156,58 @@ AS 'MODULE_PATHNAME', 'reconnect_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- src/postgres/relay_functions.rs
+-- postern::postgres::relay_functions::relay_channels
+CREATE  FUNCTION "relay_channels"() RETURNS TABLE (
+	"database" TEXT,  /* String */
+	"channel" TEXT,  /* String */
+	"listeners" INT,  /* i32 */
+	"delivered" bigint,  /* i64 */
+	"since" double precision,  /* f64 */
+	"worker_pid" INT  /* Option < i32 > */
+)
+STRICT VOLATILE PARALLEL RESTRICTED
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'relay_channels_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/postgres/relay_functions.rs
+-- postern::postgres::relay_functions::relay_listens
+CREATE  FUNCTION "relay_listens"() RETURNS TABLE (
+	"pid" INT,  /* i32 */
+	"database" TEXT,  /* String */
+	"channel" TEXT  /* String */
+)
+STRICT VOLATILE PARALLEL RESTRICTED
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'relay_listens_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- src/postgres/relay_functions.rs
+-- postern::postgres::relay_functions::relay_status
+CREATE  FUNCTION "relay_status"() RETURNS TABLE (
+	"databases" INT,  /* i32 */
+	"channels" INT,  /* i32 */
+	"channel_capacity" INT,  /* i32 */
+	"listens" INT,  /* i32 */
+	"listen_capacity" INT,  /* i32 */
+	"ring_size" bigint,  /* i64 */
+	"clients" bigint,  /* i64 */
+	"listened" bigint,  /* i64 */
+	"unlistened" bigint,  /* i64 */
+	"received" bigint,  /* i64 */
+	"delivered" bigint,  /* i64 */
+	"too_slow" bigint,  /* i64 */
+	"refused" bigint  /* i64 */
+)
+STRICT VOLATILE PARALLEL RESTRICTED
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'relay_status_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- src/postgres/pool_functions.rs
 -- postern::postgres::pool_functions::resume
 CREATE  FUNCTION "resume"(
@@ -222,6 +283,10 @@ AS 'MODULE_PATHNAME', 'status_listeners_wrapper';
 --   reconnect
 --   disconnect_idle
 --   kill
+--   relay_status
+--   relay_channels
+--   relay_listens
+--   listening_channels
 
 -- The views over the functions, and who may read them: superusers and members of pg_monitor. What changes something is for
 -- superusers, and for whom they grant it to.
@@ -287,6 +352,21 @@ SELECT pid, database, role, state, client_pid,
        transactions, swaps, retiring
 FROM postern.pooler_servers();
 
+CREATE VIEW postern.relay AS
+SELECT databases, channels, channel_capacity, listens, listen_capacity, ring_size,
+       clients, listened, unlistened, received, delivered, too_slow, refused
+FROM postern.relay_status();
+
+CREATE VIEW postern.channels AS
+SELECT database, channel, listeners, delivered,
+       to_timestamp(since) AS since,
+       worker_pid
+FROM postern.relay_channels();
+
+CREATE VIEW postern.listens AS
+SELECT pid, database, channel
+FROM postern.relay_listens();
+
 COMMENT ON VIEW postern.status IS 'This server, its replication and Postern''s status worker, as of now';
 COMMENT ON VIEW postern.listeners IS 'Each address that the status worker and the pooler listen on, and what was done there';
 COMMENT ON COLUMN postern.status.healthy IS 'Whether the server should get traffic, as the agent and HTTP checks judge';
@@ -328,6 +408,21 @@ COMMENT ON COLUMN postern.servers.pid IS 'Its backend''s process id';
 COMMENT ON COLUMN postern.servers.state IS 'opening, idle, active, staying with its last client, or pinned to it';
 COMMENT ON COLUMN postern.servers.swaps IS 'How often it went from one client to another';
 COMMENT ON COLUMN postern.servers.retiring IS 'It is closed when it is next free';
+COMMENT ON VIEW postern.relay IS 'The notification relay as a whole; counts are since the server''s start';
+COMMENT ON COLUMN postern.relay.databases IS 'Databases that have listeners, each with a worker';
+COMMENT ON COLUMN postern.relay.clients IS 'Clients that have listened to anything';
+COMMENT ON COLUMN postern.relay.listened IS 'LISTENs that have taken effect';
+COMMENT ON COLUMN postern.relay.unlistened IS 'LISTENs that have ended, by UNLISTEN or with their client';
+COMMENT ON COLUMN postern.relay.received IS 'Notifications that the workers have heard';
+COMMENT ON COLUMN postern.relay.delivered IS 'Notifications that clients were given';
+COMMENT ON COLUMN postern.relay.too_slow IS 'Clients that were disconnected because they did not read their notifications in time';
+COMMENT ON COLUMN postern.relay.refused IS 'LISTENs that a limit has refused';
+COMMENT ON VIEW postern.channels IS 'Each channel that clients of the pooler listen to';
+COMMENT ON COLUMN postern.channels.delivered IS 'Notifications that its listeners were given, together';
+COMMENT ON COLUMN postern.channels.since IS 'Since when anybody listens to it';
+COMMENT ON COLUMN postern.channels.worker_pid IS 'The worker that listens for them';
+COMMENT ON VIEW postern.listens IS 'Which client of the pooler listens to which channel; pid is that of postern.clients';
+COMMENT ON FUNCTION postern.listening_channels IS 'The channels that this session''s client listens to, through the pooler or not';
 COMMENT ON FUNCTION postern.pause IS 'Clients of the pools that there are get no server connection until postern.resume(), and open ones are closed as they become free; returns how many pools, at once';
 COMMENT ON FUNCTION postern.resume IS 'Ends postern.pause(); returns how many pools were paused';
 COMMENT ON FUNCTION postern.reconnect IS 'Closes every server connection of now once it is free; returns how many';
@@ -336,6 +431,9 @@ COMMENT ON FUNCTION postern.kill IS 'Ends a client by its pid in postern.clients
 COMMENT ON VIEW postern.settings IS 'Postern''s settings and where they come from';
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA postern FROM PUBLIC;
+-- What pg_listening_channels() is to a session, this is to a client: for everybody.
+GRANT USAGE ON SCHEMA postern TO PUBLIC;
+GRANT EXECUTE ON FUNCTION postern.listening_channels TO PUBLIC;
 GRANT USAGE ON SCHEMA postern TO pg_monitor;
 GRANT SELECT ON ALL TABLES IN SCHEMA postern TO pg_monitor;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA postern TO pg_monitor;

@@ -14,8 +14,8 @@
 //! - `answers`: what logins ask of the catalogs and of pg_hba.conf
 //! - `sample`: taking facts from the server
 //! - `asker`, `libpq`: asking the primary
-//! - `functions`, `pool_functions`: what SQL can call
-//! - `pool_metrics`: what the status worker shows of the pooler
+//! - `functions`, `pool_functions`, `relay_functions`: what SQL can call
+//! - `pool_metrics`, `relay_metrics`: what the status worker shows of the pooler and of the relay
 //! - `versions`: every difference between major versions
 
 mod activity;
@@ -31,6 +31,8 @@ mod notifications;
 mod pool_functions;
 mod pool_metrics;
 mod relay;
+mod relay_functions;
+mod relay_metrics;
 mod sample;
 mod shim;
 mod shmem;

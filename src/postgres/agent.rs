@@ -62,6 +62,11 @@ fn agent() -> Option<&'static mut Agent> {
     unsafe { (*PLACE.0.get()).as_deref_mut() }
 }
 
+/// The number of the client that this pooled backend serves.
+pub(super) fn client() -> Option<u32> {
+    Some(agent()?.seat?.slot)
+}
+
 /// Makes every later backend look at its startup packet. Postmaster, while libraries are preloaded.
 pub(super) fn install() {
     // SAFETY: a hook chain, changed where that is allowed.

@@ -147,6 +147,10 @@ pgrx::extension_sql_file!(
         resume,
         reconnect,
         disconnect_idle,
-        kill
+        kill,
+        relay_status,
+        relay_channels,
+        relay_listens,
+        listening_channels
     ]
 );

@@ -302,7 +302,7 @@ fn state_name(state: ServerState) -> &'static str {
     }
 }
 
-fn speaks_utf8() -> bool {
+pub(super) fn speaks_utf8() -> bool {
     // SAFETY: a number that is set for every backend.
     unsafe { pg_sys::GetDatabaseEncoding() == pg_sys::pg_enc::PG_UTF8 as i32 }
 }

@@ -6,7 +6,7 @@
 
 use super::asker::Asker;
 use super::sample::Sampler;
-use super::{guc, pool_metrics, shmem, signals};
+use super::{guc, pool_metrics, relay_metrics, shmem, signals};
 use crate::bridge::{Level, LogLine, MainEnd, bridge};
 use crate::status::facts::{Facts, ServerState};
 use crate::status::metrics::MoreMetrics;
@@ -83,8 +83,12 @@ fn run(shared: &'static Shared) -> i32 {
 
 /// What the page of metrics has of the other services.
 fn others() -> MoreMetrics {
-    let pooler = shmem::pooler();
-    Arc::new(move || pooler.as_ref().map_or_else(Vec::new, pool_metrics::families))
+    let (pooler, relay) = (shmem::pooler(), shmem::relay());
+    Arc::new(move || {
+        let mut families = pooler.as_ref().map_or_else(Vec::new, pool_metrics::families);
+        families.extend(relay.into_iter().flat_map(relay_metrics::families));
+        families
+    })
 }
 
 struct Main {

@@ -202,7 +202,7 @@ pub struct Shared {
 
 impl Shared {
     /// The listens of a client.
-    pub fn listens_of(&self, client: u32) -> impl Iterator<Item = (u32, &'static Listen)> {
+    pub fn listens_of(&self, client: u32) -> impl Iterator<Item = (u32, &'static Listen)> + use<> {
         let listens = self.listens;
         let first = self.listeners.get(client as usize).and_then(|listener| listener.first.get());
         let at = move |number: u32| listens.get(number as usize).map(|listen| (number, listen));

@@ -359,3 +359,66 @@ fn every_play_of_listen_and_notify_is_as_with_direct_connections() -> Result<()>
     }
     Ok(())
 }
+
+#[test]
+fn the_views_and_the_metrics_show_who_listens_to_what() -> Result<()> {
+    let cluster = with_pool("relay_views", 1, &[])?;
+    cluster.create_extension()?;
+    let (mut a, mut b) = (Client::through(&cluster)?, Client::through(&cluster)?);
+    a.query("LISTEN news; LISTEN \"Größe\"")?;
+    b.query("LISTEN news")?;
+    b.query("NOTIFY news")?;
+    a.wait_for(1)?;
+    let shows = |sql: &str, what: &str| -> Result<()> {
+        let found = cluster.sql(sql)?;
+        ensure!(found == what, "{sql}: {found}");
+        Ok(())
+    };
+    shows(
+        "SELECT string_agg(concat_ws(' ', database, channel, listeners, delivered, since > now() - '1 min'::interval, \
+         worker_pid = (SELECT pid FROM pg_stat_activity WHERE backend_type = 'postern relay')), ', ' ORDER BY channel) \
+         FROM postern.channels",
+        "postgres Größe 1 0 t t, postgres news 2 2 t t",
+    )?;
+    shows(
+        "SELECT databases, channels, channel_capacity, listens, listened, unlistened, received, delivered, too_slow \
+         FROM postern.relay",
+        "1|2|4096|3|3|0|1|2|0",
+    )?;
+    let listens = format!("{}:Größe {}:news {}:news", a.pid, a.pid, b.pid);
+    shows(
+        "SELECT string_agg(pid || ':' || channel, ' ' ORDER BY pid, channel) FROM postern.listens",
+        &listens,
+    )?;
+    // What pg_listening_channels() says of a session, directly and for anybody who is served by one.
+    cluster.sql("CREATE ROLE somebody LOGIN")?;
+    let mut somebody = Client::open(&Target::tcp(cluster.pooler_port), "somebody", "postgres")?;
+    somebody.query("LISTEN mine")?;
+    somebody.query(
+        "DO $$ BEGIN ASSERT (SELECT array_agg(c) = '{mine}' FROM postern.listening_channels() c); END $$",
+    )?;
+    let mut direct = Client::open(&Target::tcp(cluster.port), "somebody", "postgres")?;
+    direct.query("LISTEN own")?;
+    direct.query(
+        "DO $$ BEGIN ASSERT (SELECT array_agg(c) = '{own}' FROM postern.listening_channels() c); END $$",
+    )?;
+    let page = pgrx_tests::probe::get(cluster.http_port, "/metrics")?.body;
+    for line in [
+        "postern_relay_channels 3",
+        "postern_relay_listens 4",
+        "postern_relay_clients_total 3",
+        "postern_relay_listens_total 4",
+        "postern_relay_unlistens_total 0",
+        "postern_relay_notifications_total 2",
+        "postern_relay_slow_clients_total 0",
+    ] {
+        ensure!(page.lines().any(|found| found == line), "{line}: {page}");
+    }
+    drop((a, b, somebody));
+    wait::until("nobody listens", || {
+        cluster
+            .sql("SELECT channels, listens, listened - unlistened, databases FROM postern.relay")
+            .is_ok_and(|n| n == "0|0|0|0")
+    })?;
+    shows("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'postern relay'", "0")
+}
