@@ -27,8 +27,7 @@ struct Options {
     channels: usize,
 }
 
-const USAGE: &str =
-    "parts: rate deliveries latency channels\noptions: --rounds=3 --seconds=10 --listeners=1000 --channels=10000";
+const USAGE: &str = "parts: rate deliveries latency channels\noptions: --rounds=3 --seconds=10 --listeners=1000 --channels=10000";
 
 impl Options {
     fn read() -> Result<Self> {

@@ -81,11 +81,11 @@ pub trait Clients: Send + Sync + 'static {
     /// Ends a client whose channels nobody hears any more, whoever has it.
     fn lose(&self, client: u32);
 
-    /// Starts the worker of a source; false when there is no place for one.
-    fn start(&self, source: u32) -> Wait<bool>;
+    /// Starts the worker of a source, which is to have this number; false when there is no place for one.
+    fn start(&self, source: u32, turn: u32) -> Wait<bool>;
 
-    /// Whether the worker of a source, which has been started, has not ended.
-    fn is_alive(&self, source: u32) -> Wait<bool>;
+    /// Whether that worker of a source, which has been started, has not ended.
+    fn is_alive(&self, source: u32, turn: u32) -> Wait<bool>;
 
     /// Sets the latch of a process of the server.
     fn wake(&self, pid: i32);
@@ -145,8 +145,6 @@ pub struct Request<'a> {
     /// The database's OID and name.
     pub database: u32,
     pub database_name: &'a [u8],
-    /// The front's.
-    pub epoch: u32,
     pub channel: &'a [u8],
     /// It is given nothing until it is confirmed.
     pub tentative: bool,
@@ -167,6 +165,8 @@ struct Inner {
     waiting: Vec<Waiting>,
     /// Clients that may lack something, whatever has come.
     due: VecDeque<u32>,
+    /// The workers that the postmaster has been asked for: by source, with their numbers.
+    started: HashMap<u32, u32>,
     /// Since when sources have had no listener.
     unused: HashMap<u32, Instant>,
 }
@@ -187,12 +187,14 @@ impl Engine {
             word.store(value, Release);
         }
         for source in &shared.header.sources {
+            source.turn.fetch_add(1, AcqRel);
             source.state.store(SourceState::Free as u32, Release);
         }
         let inner = Inner {
             book: Book::new(shared),
             waiting: Vec::new(),
             due: VecDeque::new(),
+            started: HashMap::new(),
             unused: HashMap::new(),
         };
         Arc::new(Self {
@@ -229,7 +231,7 @@ impl Engine {
                 words.database_name.set(request.database_name);
                 words.retire.store(0, Relaxed);
                 words.pid.store(0, Relaxed);
-                words.epoch.store(request.epoch, Relaxed);
+                words.turn.fetch_add(1, AcqRel);
                 words.wants_news.store(1, Relaxed);
             }
             let listened = inner.book.add(client, source, request.channel, request.tentative)?;
@@ -256,9 +258,12 @@ impl Engine {
         drop(inner);
         if starts {
             let (engine, to_start) = (Arc::clone(self), Arc::clone(clients));
+            let turn = self.source(listened.source).turn.load(Acquire);
             clients.spawn(Box::pin(async move {
-                if !to_start.start(listened.source).await {
-                    engine.end_source(&*to_start, listened.source, Refusal::NoWorker);
+                if to_start.start(listened.source, turn).await {
+                    engine.inner.lock().started.insert(listened.source, turn);
+                } else {
+                    engine.end_source(&*to_start, listened.source, turn, Refusal::NoWorker);
                 }
             }));
         } else {
@@ -338,17 +343,20 @@ impl Engine {
         self.news.notify_one();
     }
 
-    /// The worker of a source has ended. Its listeners hear it.
-    pub fn ended(&self, clients: &dyn Clients, source: u32) {
-        self.end_source(clients, source, Refusal::Ended);
+    /// That worker of a source has ended. Its listeners hear it.
+    pub fn ended(&self, clients: &dyn Clients, source: u32, turn: u32) {
+        self.end_source(clients, source, turn, Refusal::Ended);
     }
 
-    fn end_source(&self, clients: &dyn Clients, source: u32, why: Refusal) {
-        let words = self.source(source);
+    fn end_source(&self, clients: &dyn Clients, source: u32, turn: u32, why: Refusal) {
+        let Some(words) = self.shared.header.sources.get(source as usize) else { return };
         let mut inner = self.inner.lock();
-        if words.state() == SourceState::Free {
+        if words.state() == SourceState::Free || words.turn.load(Acquire) != turn {
             return;
         }
+        // Should it live after all, it has nothing to say from here on.
+        words.turn.fetch_add(1, AcqRel);
+        inner.started.remove(&source);
         let (over, waiting) =
             std::mem::take(&mut inner.waiting).into_iter().partition(|wait| wait.listened.source == source);
         inner.waiting = waiting;
@@ -467,12 +475,15 @@ impl Engine {
             match source.state() {
                 SourceState::Free => {}
                 SourceState::Starting => {
+                    // One that has not been started yet has not ended.
+                    let turn = source.turn.load(Acquire);
+                    if inner.started.get(&number) != Some(&turn) {
+                        continue;
+                    }
                     let (engine, to_ask) = (Arc::clone(self), Arc::clone(clients));
                     clients.spawn(Box::pin(async move {
-                        if !to_ask.is_alive(number).await
-                            && engine.source(number).state() == SourceState::Starting
-                        {
-                            engine.ended(&*to_ask, number);
+                        if !to_ask.is_alive(number, turn).await {
+                            engine.ended(&*to_ask, number, turn);
                         }
                     }));
                 }

@@ -84,8 +84,8 @@ pub struct Source {
     /// Counts the times that the front has changed what it is to listen to, and up to which the worker has done it.
     pub wanted: AtomicU64,
     pub done: AtomicU64,
-    /// Which front it belongs to.
-    pub epoch: AtomicU32,
+    /// Counts its workers: only the one with this number is its relay. An earlier one that lives on leaves everything alone.
+    pub turn: AtomicU32,
     /// 1: nobody listens any more.
     pub retire: AtomicU32,
     /// 1: the front wants to hear of the next notification.

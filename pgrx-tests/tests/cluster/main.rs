@@ -20,6 +20,7 @@ mod pooling;
 mod prepared;
 mod protocol;
 mod relay;
+mod relay_clients;
 mod relay_load;
 mod replication;
 mod rig;

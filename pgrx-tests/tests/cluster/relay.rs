@@ -9,11 +9,11 @@ use pgrx_tests::wait;
 use std::time::{Duration, Instant};
 
 /// A notification as a client gets it.
-type Notification = (u32, String, String);
+pub type Notification = (u32, String, String);
 
 /// A client that keeps what it is told in the order in which it came.
 pub struct Client {
-    connection: Connection,
+    pub connection: Connection,
     /// Of BackendKeyData.
     pub pid: u32,
     pub notifications: Vec<Notification>,
@@ -50,7 +50,7 @@ impl Client {
     }
 
     /// The tags up to ReadyForQuery; the fields of the last error, if there was one.
-    fn answer(&mut self) -> Result<(String, Option<String>)> {
+    pub fn answer(&mut self) -> Result<(String, Option<String>)> {
         let (mut tags, mut error) = (String::new(), None);
         loop {
             match self.connection.receive(wait::LIMIT)? {
@@ -76,7 +76,7 @@ impl Client {
         Ok(tags)
     }
 
-    fn try_query(&mut self, sql: &str) -> Result<(String, Option<String>)> {
+    pub fn try_query(&mut self, sql: &str) -> Result<(String, Option<String>)> {
         self.connection.send(&Message::query(sql.as_bytes()).bytes, None);
         self.answer()
     }
@@ -98,13 +98,13 @@ impl Client {
     }
 
     /// What has come since the last time, after so many more have.
-    fn next(&mut self, count: usize) -> Result<Vec<Notification>> {
+    pub fn next(&mut self, count: usize) -> Result<Vec<Notification>> {
         self.wait_for(count)?;
         Ok(std::mem::take(&mut self.notifications))
     }
 
     /// Nothing comes for a moment.
-    fn hears_nothing(&mut self) -> Result<()> {
+    pub fn hears_nothing(&mut self) -> Result<()> {
         match self.connection.receive(Duration::from_millis(200))? {
             Received::Silence => Ok(()),
             other => anyhow::bail!("{other:?}"),
@@ -112,7 +112,7 @@ impl Client {
     }
 }
 
-fn note(pid: u32, channel: &str, payload: &str) -> Notification {
+pub fn note(pid: u32, channel: &str, payload: &str) -> Notification {
     (pid, channel.to_owned(), payload.to_owned())
 }
 
