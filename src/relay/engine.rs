@@ -1,6 +1,9 @@
 //! Writing to clients that nobody serves, and the relays' beginnings and ends. The front's first thread; what the others want comes
 //! through a lock that is held for moments.
 
+#[cfg(test)]
+mod tests;
+
 use super::TOO_SLOW;
 use super::book::{Book, Error, Listened};
 use super::reader::{Batch, Collected, Reader};
@@ -605,10 +608,11 @@ impl Pass {
         let mut inner = self.engine.inner.lock();
         let mut due = std::mem::take(&mut inner.due);
         self.number += 1;
-        let mut position = self.seen.max(ring.tail());
+        let mut position = self.seen;
         while position < head {
             let Ok((channel, next)) = ring.at(position) else {
-                // So much has come that not all of it can be looked at: those who lack something are found otherwise.
+                // So much has come that not all of it can be looked at: those who lack something are found otherwise. Who is
+                // missed here would never hear that it is too late.
                 due.extend(self.engine.shared.channels.iter().enumerate().flat_map(|(number, channel)| {
                     let heard = channel.state() == ChannelState::Heard;
                     inner.book.clients_of(number as u32).filter(move |_| heard)
