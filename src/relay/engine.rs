@@ -174,6 +174,16 @@ struct Inner {
     unused: HashMap<u32, Instant>,
 }
 
+impl Inner {
+    /// A source whose worker has ended is free when its last listener has gone.
+    fn free_if_over(&mut self, words: &Source, source: u32) {
+        if words.state() == SourceState::Ended && !self.book.has_listeners(source) {
+            self.book.forget(source);
+            words.state.store(SourceState::Free as u32, Release);
+        }
+    }
+}
+
 pub struct Engine {
     shared: Shared,
     inner: Mutex<Inner>,
@@ -329,6 +339,9 @@ impl Engine {
             wait.client != client
                 || shared.listens_of(client).any(|(number, _)| number == wait.listened.listen)
         });
+        for source in &told {
+            inner.free_if_over(self.source(*source), *source);
+        }
         drop(inner);
         for source in told {
             self.wake(clients, source);
@@ -354,7 +367,7 @@ impl Engine {
     fn end_source(&self, clients: &dyn Clients, source: u32, turn: u32, why: Refusal) {
         let Some(words) = self.shared.header.sources.get(source as usize) else { return };
         let mut inner = self.inner.lock();
-        if words.state() == SourceState::Free || words.turn.load(Acquire) != turn {
+        if !words.is_heard() || words.turn.load(Acquire) != turn {
             return;
         }
         // Should it live after all, it has nothing to say from here on.
@@ -364,29 +377,25 @@ impl Engine {
             std::mem::take(&mut inner.waiting).into_iter().partition(|wait| wait.listened.source == source);
         inner.waiting = waiting;
         let over: Vec<Waiting> = over;
+        for wait in &over {
+            inner.book.remove(wait.client, |number, _| number == wait.listened.listen);
+        }
         let channels: Vec<u32> = inner.book.channels_of(source).collect();
         let mut listeners: Vec<u32> =
             channels.iter().flat_map(|channel| inner.book.clients_of(*channel)).collect();
         listeners.sort_unstable();
         listeners.dedup();
-        for wait in &over {
-            inner.book.remove(wait.client, |number, _| number == wait.listened.listen);
-        }
-        let of = |listen: &super::shared::Listen| channels.contains(&listen.channel.load(Relaxed));
-        for client in &listeners {
-            inner.book.remove(*client, |_, listen| of(listen));
-        }
-        inner.book.forget(source);
         inner.unused.remove(&source);
         words.pid.store(0, Relaxed);
-        words.state.store(SourceState::Free as u32, Release);
+        // What clients listen to stays theirs until they end: whoever has one of them may be reading its list.
+        words.state.store(SourceState::Ended as u32, Release);
+        inner.free_if_over(words, source);
         drop(inner);
-        let waited: Vec<u32> = over.iter().map(|wait| wait.client).collect();
         for wait in over {
             self.shared.header.counters.refused.fetch_add(1, Relaxed);
             (wait.done)(Err(why));
         }
-        for client in listeners.into_iter().filter(|client| !waited.contains(client)) {
+        for client in listeners {
             clients.lose(client);
         }
     }
@@ -444,7 +453,7 @@ impl Engine {
 
     /// Whether there is anything to look at from time to time.
     fn is_in_use(&self) -> bool {
-        self.shared.header.sources.iter().any(|source| source.state() != SourceState::Free)
+        self.shared.header.sources.iter().any(Source::is_heard)
     }
 
     /// Answers the LISTENs whose channels are heard by now.
@@ -476,7 +485,7 @@ impl Engine {
         for (number, source) in self.shared.header.sources.iter().enumerate() {
             let number = number as u32;
             match source.state() {
-                SourceState::Free => {}
+                SourceState::Free | SourceState::Ended => {}
                 SourceState::Starting => {
                     // One that has not been started yet has not ended.
                     let turn = source.turn.load(Acquire);

@@ -99,13 +99,21 @@ pub enum SourceState {
     Free = 0,
     Starting = 1,
     Running = 2,
+    /// Its worker has ended, and clients that listened by it are still to hear that.
+    Ended = 3,
 }
 
 impl Source {
+    /// Whether a worker hears it, or will.
+    pub fn is_heard(&self) -> bool {
+        matches!(self.state(), SourceState::Starting | SourceState::Running)
+    }
+
     pub fn state(&self) -> SourceState {
         match self.state.load(Acquire) {
             1 => SourceState::Starting,
             2 => SourceState::Running,
+            3 => SourceState::Ended,
             _ => SourceState::Free,
         }
     }

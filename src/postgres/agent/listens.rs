@@ -10,7 +10,6 @@ use crate::pooler::notifications::IN_FORCE;
 use crate::pooler::shared::{Server, Shared, now};
 use crate::relay::engine::{Refusal, too_slow};
 use crate::relay::reader::{Batch, Collected, Reader};
-use crate::relay::shared::SourceState;
 use crate::wire::message::Report;
 use pgrx::prelude::*;
 use std::ffi::{CStr, CString, c_char, c_int};
@@ -244,7 +243,7 @@ impl Agent {
             .header
             .sources
             .iter()
-            .any(|source| source.state() != SourceState::Free && source.database.load(Relaxed) == database)
+            .any(|source| source.is_heard() && source.database.load(Relaxed) == database)
     }
 
     fn announce(&mut self, level: c_int) {

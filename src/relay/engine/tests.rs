@@ -112,6 +112,25 @@ fn pass(engine: &Arc<Engine>, clients: &Arc<dyn Clients>) -> Pass {
 }
 
 #[tokio::test]
+async fn who_listens_already_hears_that_the_relay_has_ended_amid_its_next_listen() {
+    let (shared, engine, noted, clients) = scene(64);
+    let first = listen(&engine, &clients, 1, 5, "a");
+    relay(shared);
+    engine.confirm();
+    assert_eq!(*first.lock(), Some(Ok(())));
+    let second = listen(&engine, &clients, 1, 5, "b");
+    let another = listen(&engine, &clients, 2, 5, "b");
+    engine.ended(&*clients, 0, shared.header.sources[0].turn.load(Relaxed));
+    assert_eq!(*second.lock(), Some(Err(Refusal::Ended)));
+    assert_eq!(*another.lock(), Some(Err(Refusal::Ended)));
+    assert_eq!(
+        *noted.lost.lock(),
+        [1],
+        "what it listened to is heard by nobody, and the other had nothing yet"
+    );
+}
+
+#[tokio::test]
 async fn who_lacks_what_was_overwritten_before_it_was_looked_at_is_found() {
     let (shared, engine, _, clients) = scene(64);
     listen(&engine, &clients, 1, 5, "a");
@@ -125,4 +144,23 @@ async fn who_lacks_what_was_overwritten_before_it_was_looked_at_is_found() {
         ring.append(1, &shared.channels[1], b"another's");
     }
     assert!(pass.due().contains(&1));
+}
+
+#[tokio::test]
+async fn what_a_client_listened_to_stays_its_own_until_it_has_gone_also_when_the_relay_has_ended() {
+    let (shared, engine, _, clients) = scene(64);
+    listen(&engine, &clients, 1, 5, "a");
+    relay(shared);
+    engine.confirm();
+    engine.ended(&*clients, 0, shared.header.sources[0].turn.load(Relaxed));
+    let listens = |client| shared.listens_of(client).map(|(number, _)| number).collect::<Vec<_>>();
+    let its = listens(1);
+    // The next one's listen is another, and by another worker.
+    listen(&engine, &clients, 2, 5, "a");
+    assert!(its.len() == 1 && listens(1) == its && !its.contains(&listens(2)[0]));
+    let states = || [0, 1].map(|number: usize| shared.header.sources[number].state());
+    assert_eq!(states(), [SourceState::Ended, SourceState::Starting]);
+    engine.unlisten_all(&*clients, 1);
+    assert_eq!(states(), [SourceState::Free, SourceState::Starting]);
+    assert_eq!((shared.header.channels.load(Relaxed), shared.header.listens.load(Relaxed)), (1, 1));
 }
