@@ -62,8 +62,8 @@ pub async fn serve(front: Arc<Front>, listener: std::os::unix::net::UnixListener
 async fn hear(front: Arc<Front>, stream: UnixStream) {
     let mut speaker = Speaker::default();
     listen_to(&front, stream, &mut speaker).await;
-    if let Some(source) = speaker.source {
-        front.relay.ended(&front, source);
+    if let Some((source, turn)) = speaker.source {
+        front.relay.ended(&front, source, turn);
     }
 }
 
@@ -73,8 +73,8 @@ struct Speaker {
     /// A pooled backend's pool and server connection.
     pool: Option<Arc<Pool>>,
     server: Option<&'static Server>,
-    /// A relay's source.
-    source: Option<u32>,
+    /// A relay's source, and its number there.
+    source: Option<(u32, u32)>,
 }
 
 async fn listen_to(front: &Arc<Front>, stream: UnixStream, speaker: &mut Speaker) {
@@ -186,12 +186,7 @@ async fn listen_to(front: &Arc<Front>, stream: UnixStream, speaker: &mut Speaker
                     front.relay.behind(slot);
                 }
             }
-            Word::Relay { source: number, epoch } => {
-                if epoch != front.shared.header.epoch.load(Relaxed) {
-                    return;
-                }
-                *source = Some(number);
-            }
+            Word::Relay { source: number, turn } => *source = Some((number, turn)),
             Word::News => front.relay.news(),
             Word::Arm { slot, generation } => front.seats.arm(slot, generation),
             Word::Finish { slot, generation, sent } => {

@@ -72,8 +72,8 @@ pub trait Relay: Send + Sync {
     /// A relay's worker has something new.
     fn news(&self);
 
-    /// The worker of a source has ended.
-    fn ended(&self, front: &Arc<Front>, source: u32);
+    /// That worker of a source has ended.
+    fn ended(&self, front: &Arc<Front>, source: u32, turn: u32);
 
     /// Writes notifications to idle clients until the front ends. On the first thread.
     fn run(&self, front: Arc<Front>) -> Pin<Box<dyn Future<Output = ()> + Send>>;

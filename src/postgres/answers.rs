@@ -98,11 +98,11 @@ impl Answers {
                 let _ =
                     reply.send(servers.into_iter().map(|server| activity::of(self.shared, server)).collect());
             }
-            Question::StartRelay { source, reply } => {
-                let _ = reply.send(self.relays.start(source));
+            Question::StartRelay { source, turn, reply } => {
+                let _ = reply.send(self.relays.start(source, turn));
             }
-            Question::RelayLives { source, reply } => {
-                let _ = reply.send(self.relays.lives(source));
+            Question::RelayLives { source, turn, reply } => {
+                let _ = reply.send(self.relays.lives(source, turn));
             }
             Question::Forget { slot, reply } => {
                 if let Some(slot) = self.shared.slots.get(slot as usize) {

@@ -51,11 +51,11 @@ const CLIENTS: usize = 10_000;
 
 /// The workers that the front's main thread has started.
 #[derive(Default)]
-pub(super) struct Relays(HashMap<u32, DynamicBackgroundWorker>);
+pub(super) struct Relays(HashMap<u32, (u32, DynamicBackgroundWorker)>);
 
 impl Relays {
     /// Starts the worker of a source; false when there is no place for one.
-    pub fn start(&mut self, number: u32) -> bool {
+    pub fn start(&mut self, number: u32, turn: u32) -> bool {
         let Some(source) = source_of(number) else { return false };
         let name = format!("postern relay {}", source.database_name.text());
         // SAFETY: a word of this process.
@@ -64,7 +64,7 @@ impl Relays {
             .set_type("postern relay")
             .set_library("postern")
             .set_function(FUNCTION)
-            .set_argument(Some(pg_sys::Datum::from(number)))
+            .set_argument(Some(pg_sys::Datum::from(u64::from(turn) << 32 | u64::from(number))))
             .set_restart_time(None)
             .set_start_time(BgWorkerStartTime::RecoveryFinished)
             .set_notify_pid(pid)
@@ -72,7 +72,7 @@ impl Relays {
             .load_dynamic();
         match worker {
             Ok(worker) => {
-                self.0.insert(number, worker);
+                self.0.insert(number, (turn, worker));
                 true
             }
             Err(_) => {
@@ -85,9 +85,10 @@ impl Relays {
         }
     }
 
-    /// Whether the worker of a source has not ended.
-    pub fn lives(&self, number: u32) -> bool {
-        let status = self.0.get(&number).map(DynamicBackgroundWorker::pid);
+    /// Whether that worker of a source has not ended.
+    pub fn lives(&self, number: u32, turn: u32) -> bool {
+        let worker = self.0.get(&number).filter(|(its, _)| *its == turn);
+        let status = worker.map(|(_, worker)| worker.pid());
         matches!(status, Some(Ok(_) | Err(BackgroundWorkerStatus::NotYetStarted)))
     }
 }
@@ -102,6 +103,7 @@ struct Worker {
     pooler: Pooler,
     source: &'static Source,
     number: u32,
+    turn: u32,
     marker: Vec<u8>,
     /// Numbers of the channels that are listened to.
     channels: HashMap<Vec<u8>, u32>,
@@ -133,18 +135,26 @@ static PLACE: Place = Place(UnsafeCell::new(None));
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn postern_relay_main(argument: pg_sys::Datum) {
-    run(argument.value() as u32);
+    let argument = argument.value() as u64;
+    run(argument as u32, (argument >> 32) as u32);
+    if let Some(worker) = worker() {
+        // From here on nobody's latch is meant.
+        // SAFETY: a word of this process.
+        let _ = worker.source.pid.compare_exchange(unsafe { pg_sys::MyProcPid }, 0, AcqRel, Relaxed);
+    }
     // SAFETY: the end of a process. It is started again when somebody listens.
     unsafe { pg_sys::proc_exit(0) }
 }
 
-fn run(number: u32) {
+fn run(number: u32, turn: u32) {
     let (Some(shared), Some(pooler), Some(source)) = (shmem::relay(), shmem::pooler(), source_of(number))
     else {
         return;
     };
-    let epoch = source.epoch.load(Acquire);
     BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
+    if source.turn.load(Acquire) != turn {
+        return;
+    }
     // SAFETY: in a new worker, by the OID of a database, as the bootstrap superuser.
     unsafe {
         let database = pg_sys::Oid::from(source.database.load(Acquire));
@@ -162,6 +172,7 @@ fn run(number: u32) {
             pooler,
             source,
             number,
+            turn,
             marker: marker.clone(),
             channels: HashMap::new(),
             clients: HashMap::new(),
@@ -178,8 +189,8 @@ fn run(number: u32) {
         shim::postern_relay_begin();
     }
     let Some(worker) = worker() else { return };
-    worker.say(Word::Relay { source: number, epoch });
-    if change(&[marker], &[]).is_err() {
+    worker.say(Word::Relay { source: number, turn });
+    if change(&[marker], &[]).is_err() || !worker.is_ours() {
         return;
     }
     // SAFETY: words of this process.
@@ -192,6 +203,9 @@ fn run(number: u32) {
         // SAFETY: outside a transaction.
         unsafe { shim::postern_relay_hear() };
         if let Some(worker) = self::worker() {
+            if !worker.is_ours() || source.retire.load(Acquire) == 1 {
+                return;
+            }
             worker.publish();
             worker.give_directly();
             let wanted = source.wanted.load(Acquire);
@@ -214,8 +228,7 @@ fn run(number: u32) {
             worker.swept = Instant::now();
             worker.sweep();
         }
-        let ours = pooler.header.epoch.load(Acquire) == epoch && source.retire.load(Acquire) == 0;
-        if !ours || BackgroundWorker::sigterm_received() || wait() {
+        if BackgroundWorker::sigterm_received() || wait() {
             return;
         }
         check_for_interrupts!();
@@ -292,6 +305,11 @@ impl Worker {
         let _ = rustix::net::send(&self.control, &word.to_bytes(), SendFlags::NOSIGNAL);
     }
 
+    /// Whether this is still the source's worker: the front may have ended, and the next one have given channels' numbers to others.
+    fn is_ours(&self) -> bool {
+        self.source.turn.load(Acquire) == self.turn
+    }
+
     /// The front looks, if it is not looking anyway.
     fn tell(&self) {
         fence(SeqCst);
@@ -332,6 +350,9 @@ impl Worker {
             self.channels.insert(name.clone(), *number);
         }
         change(&names(&listen), &names(&leave))?;
+        if !self.is_ours() {
+            return Err(());
+        }
         for (number, name) in leave {
             self.channels.remove(&name);
             self.shared.channels[number as usize].change(ChannelState::Unwanted, ChannelState::Left);
@@ -467,6 +488,9 @@ impl Worker {
 
     /// A notification: the process id of who notified, the channel and the payload, both terminated.
     fn hear(&mut self, body: &[u8]) {
+        if !self.is_ours() {
+            return;
+        }
         let Some((pid, rest)) = body.split_first_chunk() else { return };
         let pid = i32::from_be_bytes(*pid);
         let Some(end) = rest.iter().position(|byte| *byte == 0) else { return };
