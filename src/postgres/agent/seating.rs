@@ -88,7 +88,7 @@ impl Agent {
                     self.pool.unstay(self.member);
                     return false;
                 }
-                continue;
+                // While notifications come without end the latch is always set: the client is looked at all the same.
             }
             let look = self.look(seat);
             if let Look::Nothing = look {
