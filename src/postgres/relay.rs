@@ -200,6 +200,8 @@ fn run(number: u32, turn: u32) {
     }
     let mut done = 0;
     loop {
+        // Whoever asked before this has to wait no longer than for what is heard now.
+        let asked = source.asked.load(Acquire);
         // SAFETY: outside a transaction.
         unsafe { shim::postern_relay_hear() };
         if let Some(worker) = self::worker() {
@@ -208,6 +210,10 @@ fn run(number: u32, turn: u32) {
             }
             worker.publish();
             worker.give_directly();
+            if source.heard.load(Relaxed) != asked {
+                source.heard.store(asked, Release);
+                worker.tell();
+            }
             let wanted = source.wanted.load(Acquire);
             if wanted != done {
                 if worker.listen().is_err() {

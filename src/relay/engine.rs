@@ -160,6 +160,8 @@ pub type Done = Box<dyn FnOnce(Result<(), Refusal>) + Send>;
 struct Waiting {
     client: u32,
     listened: Listened,
+    /// Its number among those that wait for the source.
+    asked: u64,
     done: Done,
 }
 
@@ -262,12 +264,9 @@ impl Engine {
             }
         };
         inner.unused.remove(&listened.source);
-        if self.shared.channels[listened.channel as usize].state() == ChannelState::Heard {
-            drop(inner);
-            self.count_listen(client);
-            return done(Ok(()));
-        }
-        inner.waiting.push(Waiting { client, listened, done });
+        // Also when its channel is heard: what was committed before, and the relay has not read yet, is not the client's.
+        let asked = self.source(listened.source).asked.fetch_add(1, AcqRel) + 1;
+        inner.waiting.push(Waiting { client, listened, asked, done });
         drop(inner);
         if starts {
             let (engine, to_start) = (Arc::clone(self), Arc::clone(clients));
@@ -459,10 +458,14 @@ impl Engine {
 
     fn is_idle(&self) -> bool {
         let inner = self.inner.lock();
-        inner.due.is_empty()
-            && !inner.waiting.iter().any(|wait| {
-                self.shared.channels[wait.listened.channel as usize].state() == ChannelState::Heard
-            })
+        inner.due.is_empty() && !inner.waiting.iter().any(|wait| self.is_heard(wait))
+    }
+
+    /// Whether the channel is heard, and everything has been heard that was committed before the LISTEN.
+    fn is_heard(&self, wait: &Waiting) -> bool {
+        let Listened { channel, source, .. } = wait.listened;
+        self.shared.channels[channel as usize].state() == ChannelState::Heard
+            && self.source(source).heard.load(Acquire) >= wait.asked
     }
 
     /// Whether there is anything to look at from time to time.
@@ -476,11 +479,8 @@ impl Engine {
         if inner.waiting.is_empty() {
             return;
         }
-        let heard = |wait: &Waiting| {
-            self.shared.channels[wait.listened.channel as usize].state() == ChannelState::Heard
-        };
         let (ready, waiting): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut inner.waiting).into_iter().partition(heard);
+            std::mem::take(&mut inner.waiting).into_iter().partition(|wait| self.is_heard(wait));
         inner.waiting = waiting;
         for wait in &ready {
             inner.book.begin(wait.listened.listen);

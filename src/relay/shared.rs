@@ -86,6 +86,9 @@ pub struct Source {
     pub done: AtomicU64,
     /// Counts its workers: only the one with this number is its relay. An earlier one that lives on leaves everything alone.
     pub turn: AtomicU32,
+    /// Counts the LISTENs that wait until everything has been heard that was committed before them, and up to which that is so.
+    pub asked: AtomicU64,
+    pub heard: AtomicU64,
     /// 1: nobody listens any more.
     pub retire: AtomicU32,
     /// 1: the front wants to hear of the next notification.

@@ -402,17 +402,24 @@ impl Agent {
     /// no backend.
     pub(super) fn notify(&mut self, seat: Seat, pinned: bool) -> bool {
         fence(SeqCst);
-        while self.listens.reader.is_behind(seat.slot) {
-            self.give_notifications(seat);
-            // SAFETY: to the client that is attached.
-            unsafe { shim::postern_flush() };
-            if self.ends_late() {
-                return false;
-            }
-            if !pinned {
-                self.let_go();
-                return false;
-            }
+        if !self.listens.reader.is_behind(seat.slot) {
+            return true;
+        }
+        if !pinned {
+            // It may be one that does not read, and others wait for this backend: the front writes, which waits for nobody.
+            self.let_go();
+            return false;
+        }
+        let all = self.give_notifications(seat);
+        // SAFETY: to the client that is attached.
+        unsafe { shim::postern_flush() };
+        if self.ends_late() {
+            return false;
+        }
+        if !all {
+            // The rest after a look at what the client has sent, and at interrupts.
+            // SAFETY: our own latch.
+            unsafe { pg_sys::SetLatch(pg_sys::MyLatch) };
         }
         true
     }

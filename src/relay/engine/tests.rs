@@ -87,8 +87,11 @@ fn relay(shared: Shared) {
         channel.change(ChannelState::Wanted, ChannelState::Heard);
         channel.change(ChannelState::Unwanted, ChannelState::Left);
     }
-    for source in shared.header.sources.iter().filter(|source| source.state() == SourceState::Starting) {
-        source.state.store(SourceState::Running as u32, Release);
+    for source in &shared.header.sources {
+        if source.state() == SourceState::Starting {
+            source.state.store(SourceState::Running as u32, Release);
+        }
+        source.heard.store(source.asked.load(Relaxed), Relaxed);
     }
 }
 
@@ -163,4 +166,20 @@ async fn what_a_client_listened_to_stays_its_own_until_it_has_gone_also_when_the
     engine.unlisten_all(&*clients, 1);
     assert_eq!(states(), [SourceState::Free, SourceState::Starting]);
     assert_eq!((shared.header.channels.load(Relaxed), shared.header.listens.load(Relaxed)), (1, 1));
+}
+
+#[tokio::test]
+async fn what_was_committed_before_a_listen_and_is_heard_behind_it_is_not_the_clients() {
+    let (shared, engine, _, clients) = scene(64);
+    listen(&engine, &clients, 1, 5, "a");
+    relay(shared);
+    engine.confirm();
+    let second = listen(&engine, &clients, 2, 5, "a");
+    engine.confirm();
+    assert_eq!(*second.lock(), None, "the relay may be behind");
+    Ring::new(shared).append(0, &shared.channels[0], b"committed before");
+    relay(shared);
+    engine.confirm();
+    let reader = Reader::new(shared);
+    assert_eq!((*second.lock(), reader.is_behind(1), reader.is_behind(2)), (Some(Ok(())), true, false));
 }
