@@ -27,8 +27,7 @@ struct Options {
     channels: usize,
 }
 
-const USAGE: &str =
-    "parts: rate deliveries latency channels\noptions: --rounds=3 --seconds=10 --listeners=1000 --channels=10000";
+const USAGE: &str = "parts: rate deliveries latency channels\noptions: --rounds=3 --seconds=10 --listeners=1000 --channels=10000";
 
 impl Options {
     fn read() -> Result<Self> {
@@ -66,7 +65,7 @@ fn main() -> Result<()> {
     server.set("postern.relay_max_channels", &(options.channels + 100).to_string())?;
     let server = server.start()?;
     let bench = Bench { options, server };
-    let parts: [(&str, fn(&Bench) -> Result<()>); 4] =
+    let parts: [(&str, Part); 4] =
         [("rate", rate), ("deliveries", deliveries), ("latency", latency), ("channels", channels)];
     for (name, part) in parts {
         if bench.options.wants(name) {
@@ -76,6 +75,8 @@ fn main() -> Result<()> {
     }
     Ok(())
 }
+
+type Part = fn(&Bench) -> Result<()>;
 
 struct Bench {
     options: Options,

@@ -137,9 +137,9 @@ pub enum Question {
     /// What do the backends of server connections do? In their order; `None` for one that is gone.
     Activity { servers: Vec<u32>, reply: oneshot::Sender<Vec<Option<Activity>>> },
     /// Starts the worker of a database's relay, by the number of its source; false when there is no place for one.
-    StartRelay { source: u32, reply: oneshot::Sender<bool> },
+    StartRelay { source: u32, turn: u32, reply: oneshot::Sender<bool> },
     /// Whether such a worker has not ended.
-    RelayLives { source: u32, reply: oneshot::Sender<bool> },
+    RelayLives { source: u32, turn: u32, reply: oneshot::Sender<bool> },
     /// A client's slot is about to be free: its texts are not needed.
     Forget { slot: u32, reply: oneshot::Sender<()> },
 }

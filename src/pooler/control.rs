@@ -31,10 +31,14 @@ pub enum Word {
     TakeBack { slot: u32, generation: u32, request: u32 },
     /// The client, now idle, lacks notifications.
     Behind { slot: u32, generation: u32 },
-    /// The first of a relay's worker: its source, and the front's epoch.
-    Relay { source: u32, epoch: u32 },
+    /// The first of a relay's worker: its source, and its number there.
+    Relay { source: u32, turn: u32 },
     /// A relay has put something into the ring, or listens otherwise.
     News,
+    /// A relay had taken the client to write to it, and a backend has come for it meanwhile: the pool is to hear of it again.
+    Arm { slot: u32, generation: u32 },
+    /// A relay has taken the client to write to it, and only so many bytes of what it lacks have gone. The client is the front's.
+    Finish { slot: u32, generation: u32, sent: u32 },
 }
 
 /// Bytes of a record and of an answer.
@@ -56,8 +60,10 @@ impl Word {
             Self::Unlisten { slot, listen, request } => [10, slot, listen, request],
             Self::TakeBack { slot, generation, request } => [11, slot, generation, request],
             Self::Behind { slot, generation } => [12, slot, generation, 0],
-            Self::Relay { source, epoch } => [13, source, epoch, 0],
+            Self::Relay { source, turn } => [13, source, turn, 0],
             Self::News => [14, 0, 0, 0],
+            Self::Arm { slot, generation } => [15, slot, generation, 0],
+            Self::Finish { slot, generation, sent } => [16, slot, generation, sent],
         };
         let mut bytes = [0; RECORD];
         for (chunk, word) in bytes.chunks_exact_mut(4).zip(words) {
@@ -85,8 +91,10 @@ impl Word {
             10 => Some(Self::Unlisten { slot, listen: generation, request }),
             11 => Some(Self::TakeBack { slot, generation, request }),
             12 => Some(Self::Behind { slot, generation }),
-            13 => Some(Self::Relay { source: slot, epoch: generation }),
+            13 => Some(Self::Relay { source: slot, turn: generation }),
             14 => Some(Self::News),
+            15 => Some(Self::Arm { slot, generation }),
+            16 => Some(Self::Finish { slot, generation, sent: request }),
             _ => None,
         }
     }
@@ -127,8 +135,10 @@ mod tests {
             Word::Unlisten { slot: 9, listen: 3, request: 4 },
             Word::TakeBack { slot: 9, generation: 3, request: 4 },
             Word::Behind { slot: 9, generation: 3 },
-            Word::Relay { source: 3, epoch: 5 },
+            Word::Relay { source: 3, turn: 5 },
             Word::News,
+            Word::Arm { slot: 9, generation: 3 },
+            Word::Finish { slot: 9, generation: 3, sent: 70_000 },
         ] {
             assert_eq!(Word::from_bytes(&word.to_bytes()), Some(word));
         }

@@ -66,11 +66,14 @@ pub trait Relay: Send + Sync {
     /// Nobody has the client any more, and it may lack notifications.
     fn behind(&self, client: u32);
 
+    /// A relay has taken an idle client to write to it, and only so many bytes of what it lacks have gone.
+    fn finish(&self, front: &Arc<Front>, client: u32, sent: usize);
+
     /// A relay's worker has something new.
     fn news(&self);
 
-    /// The worker of a source has ended.
-    fn ended(&self, front: &Arc<Front>, source: u32);
+    /// That worker of a source has ended.
+    fn ended(&self, front: &Arc<Front>, source: u32, turn: u32);
 
     /// Writes notifications to idle clients until the front ends. On the first thread.
     fn run(&self, front: Arc<Front>) -> Pin<Box<dyn Future<Output = ()> + Send>>;

@@ -148,6 +148,22 @@ impl SlotWord {
         self.swap(Seen::new(State::Notifying, 0, generation), Seen::new(State::Called, 0, generation))
     }
 
+    /// A backend has heard of the client, as nobody else has: takes it, or leaves a call to the front that writes to it. The client's
+    /// generation when it has it. Only what is neither idle nor written to is let be: whoever has it has the pool hear of it.
+    pub fn come(&self, server: u32) -> Option<u32> {
+        loop {
+            let seen = self.seen();
+            let generation = seen.generation();
+            match seen.state() {
+                State::Idle if self.take(generation, server) => return Some(generation),
+                State::Notifying if self.call(generation) => return None,
+                // It has changed meanwhile.
+                State::Idle | State::Notifying => {}
+                _ => return None,
+            }
+        }
+    }
+
     /// The front has written: the client is idle. Whether a backend has come for it meanwhile, so that the pool is to hear of it again.
     pub fn notified(&self, generation: u32) -> bool {
         let idle = Seen::new(State::Idle, 0, generation);

@@ -98,11 +98,11 @@ impl Answers {
                 let _ =
                     reply.send(servers.into_iter().map(|server| activity::of(self.shared, server)).collect());
             }
-            Question::StartRelay { source, reply } => {
-                let _ = reply.send(self.relays.start(source));
+            Question::StartRelay { source, turn, reply } => {
+                let _ = reply.send(self.relays.start(source, turn));
             }
-            Question::RelayLives { source, reply } => {
-                let _ = reply.send(self.relays.lives(source));
+            Question::RelayLives { source, turn, reply } => {
+                let _ = reply.send(self.relays.lives(source, turn));
             }
             Question::Forget { slot, reply } => {
                 if let Some(slot) = self.shared.slots.get(slot as usize) {
@@ -272,7 +272,7 @@ impl Answers {
         });
         let clients = clients.count() as i32;
         // A pooled backend that begins or ends between the counts would be in one of them.
-        let mut pooled = self.pooled(&counts);
+        let mut pooled = self.pooled(counts);
         for _ in 0..RECOUNTS {
             // SAFETY: counts in the server's table of processes.
             let backends = unsafe {
@@ -282,7 +282,7 @@ impl Answers {
                     _ => 0,
                 }
             };
-            let again = self.pooled(&counts);
+            let again = self.pooled(counts);
             if again == pooled {
                 return backends + clients - pooled.len() as i32;
             }

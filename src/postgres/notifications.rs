@@ -26,8 +26,12 @@ pub(super) struct Notifications {
 impl Notifications {
     pub fn new(shared: Shared, questions: Questions) -> Option<Self> {
         let secret = crate::pooler::front::random_words()?;
-        let (reader, batch) = (Reader::new(shared), Mutex::default());
-        Some(Self { engine: Engine::new(shared, secret), questions, reader, batch })
+        let engine = Engine::new(shared, secret);
+        for source in &shared.header.sources {
+            // One of an earlier front's looks whose it is, and ends.
+            crate::pooler::pools::wake_process(source.pid.swap(0, AcqRel));
+        }
+        Some(Self { engine, questions, reader: Reader::new(shared), batch: Mutex::default() })
     }
 
     fn doors(&self, front: &Arc<Front>) -> Doors {
@@ -42,7 +46,6 @@ impl Relay for Notifications {
             client: request.client,
             database: request.database,
             database_name: request.database_name,
-            epoch: front.shared.header.epoch.load(Acquire),
             channel: request.channel,
             tentative: request.tentative,
         };
@@ -96,12 +99,17 @@ impl Relay for Notifications {
         self.engine.behind(client);
     }
 
+    fn finish(&self, front: &Arc<Front>, client: u32, sent: usize) {
+        let clients: Arc<dyn Clients> = Arc::new(self.doors(front));
+        self.engine.finish(&clients, client, sent);
+    }
+
     fn news(&self) {
         self.engine.news();
     }
 
-    fn ended(&self, front: &Arc<Front>, source: u32) {
-        self.engine.ended(&self.doors(front), source);
+    fn ended(&self, front: &Arc<Front>, source: u32, turn: u32) {
+        self.engine.ended(&self.doors(front), source, turn);
     }
 
     fn run(&self, front: Arc<Front>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
@@ -165,18 +173,18 @@ impl Clients for Doors {
         self.front.end_listener(client);
     }
 
-    fn start(&self, source: u32) -> Wait<bool> {
+    fn start(&self, source: u32, turn: u32) -> Wait<bool> {
         let questions = self.questions.clone();
         Box::pin(async move {
-            questions.ask(|reply| Question::StartRelay { source, reply }).await.unwrap_or(false)
+            questions.ask(|reply| Question::StartRelay { source, turn, reply }).await.unwrap_or(false)
         })
     }
 
-    fn is_alive(&self, source: u32) -> Wait<bool> {
+    fn is_alive(&self, source: u32, turn: u32) -> Wait<bool> {
         let questions = self.questions.clone();
         Box::pin(async move {
             // Without an answer nothing is known.
-            questions.ask(|reply| Question::RelayLives { source, reply }).await.unwrap_or(true)
+            questions.ask(|reply| Question::RelayLives { source, turn, reply }).await.unwrap_or(true)
         })
     }
 

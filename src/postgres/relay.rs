@@ -2,11 +2,15 @@
 //! database, without a thread: its main thread waits on its latch, and listens and hears when it is woken. Started by the pooler's main
 //! thread, and never again by the postmaster; it ends when nobody listens any more or when the front has ended.
 
+use super::agent::answer;
 use super::worker::log;
 use super::{shim, shmem};
 use crate::bridge::{Level, LogLine};
 use crate::pooler::control::Word;
-use crate::pooler::shared::Shared as Pooler;
+use crate::pooler::seats::raise_file_limit;
+use crate::pooler::shared::{ServerState, Shared as Pooler};
+use crate::pooler::slot::State;
+use crate::relay::reader::{Batch, Collected, Reader};
 use crate::relay::ring::Ring;
 use crate::relay::shared::{ChannelState, Shared, Source, SourceState};
 use pgrx::bgworkers::{
@@ -14,17 +18,32 @@ use pgrx::bgworkers::{
     DynamicBackgroundWorker, SignalWakeFlags,
 };
 use pgrx::prelude::*;
+use rustix::net::SendFlags;
 use std::cell::UnsafeCell;
 use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_int};
 use std::os::fd::OwnedFd;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{Ordering::*, fence};
+use std::time::{Duration, Instant};
 
 const FUNCTION: &str = "postern_relay_main";
 
 /// Notifications that are heard before signals are looked at again are those of one wake-up; so often is looked whether the front lives.
 const TICK: std::ffi::c_long = 5_000;
+
+/// A channel of so many listeners is written to by the worker itself, where they are idle; beyond that by the front, which has another
+/// processor.
+const FEW: u32 = 4;
+
+/// Bytes that a client is given at a time.
+const BATCH: usize = 64 * 1024;
+
+/// How often the sockets of clients that have gone are closed.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// Clients' sockets that are kept at hand.
+const SOCKETS: usize = 10_000;
 
 /// Pooled backends whose clients are remembered. More are open at once only with a larger `max_connections`; what is forgotten shows as
 /// the backend's own process id.
@@ -32,11 +51,11 @@ const CLIENTS: usize = 10_000;
 
 /// The workers that the front's main thread has started.
 #[derive(Default)]
-pub(super) struct Relays(HashMap<u32, DynamicBackgroundWorker>);
+pub(super) struct Relays(HashMap<u32, (u32, DynamicBackgroundWorker)>);
 
 impl Relays {
     /// Starts the worker of a source; false when there is no place for one.
-    pub fn start(&mut self, number: u32) -> bool {
+    pub fn start(&mut self, number: u32, turn: u32) -> bool {
         let Some(source) = source_of(number) else { return false };
         let name = format!("postern relay {}", source.database_name.text());
         // SAFETY: a word of this process.
@@ -45,7 +64,7 @@ impl Relays {
             .set_type("postern relay")
             .set_library("postern")
             .set_function(FUNCTION)
-            .set_argument(Some(pg_sys::Datum::from(number)))
+            .set_argument(Some(pg_sys::Datum::from(u64::from(turn) << 32 | u64::from(number))))
             .set_restart_time(None)
             .set_start_time(BgWorkerStartTime::RecoveryFinished)
             .set_notify_pid(pid)
@@ -53,7 +72,7 @@ impl Relays {
             .load_dynamic();
         match worker {
             Ok(worker) => {
-                self.0.insert(number, worker);
+                self.0.insert(number, (turn, worker));
                 true
             }
             Err(_) => {
@@ -66,9 +85,10 @@ impl Relays {
         }
     }
 
-    /// Whether the worker of a source has not ended.
-    pub fn lives(&self, number: u32) -> bool {
-        let status = self.0.get(&number).map(DynamicBackgroundWorker::pid);
+    /// Whether that worker of a source has not ended.
+    pub fn lives(&self, number: u32, turn: u32) -> bool {
+        let worker = self.0.get(&number).filter(|(its, _)| *its == turn);
+        let status = worker.map(|(_, worker)| worker.pid());
         matches!(status, Some(Ok(_) | Err(BackgroundWorkerStatus::NotYetStarted)))
     }
 }
@@ -83,6 +103,7 @@ struct Worker {
     pooler: Pooler,
     source: &'static Source,
     number: u32,
+    turn: u32,
     marker: Vec<u8>,
     /// Numbers of the channels that are listened to.
     channels: HashMap<Vec<u8>, u32>,
@@ -91,6 +112,13 @@ struct Worker {
     /// Server connections and up to which of their transactions everything has been heard.
     heard: Vec<(u32, u64)>,
     lock: *mut pg_sys::LWLock,
+    /// Channels of few listeners that something has come for.
+    heard_of: Vec<u32>,
+    /// Clients' sockets, by slot, with the generation.
+    sockets: HashMap<u32, (u32, OwnedFd)>,
+    swept: Instant,
+    reader: Reader,
+    batch: Batch,
     /// The message that is being put together.
     message: Vec<u8>,
     control: OwnedFd,
@@ -107,23 +135,32 @@ static PLACE: Place = Place(UnsafeCell::new(None));
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn postern_relay_main(argument: pg_sys::Datum) {
-    run(argument.value() as u32);
+    let argument = argument.value() as u64;
+    run(argument as u32, (argument >> 32) as u32);
+    if let Some(worker) = worker() {
+        // From here on nobody's latch is meant.
+        // SAFETY: a word of this process.
+        let _ = worker.source.pid.compare_exchange(unsafe { pg_sys::MyProcPid }, 0, AcqRel, Relaxed);
+    }
     // SAFETY: the end of a process. It is started again when somebody listens.
     unsafe { pg_sys::proc_exit(0) }
 }
 
-fn run(number: u32) {
+fn run(number: u32, turn: u32) {
     let (Some(shared), Some(pooler), Some(source)) = (shmem::relay(), shmem::pooler(), source_of(number))
     else {
         return;
     };
-    let epoch = source.epoch.load(Acquire);
     BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
+    if source.turn.load(Acquire) != turn {
+        return;
+    }
     // SAFETY: in a new worker, by the OID of a database, as the bootstrap superuser.
     unsafe {
         let database = pg_sys::Oid::from(source.database.load(Acquire));
         pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0);
     }
+    raise_file_limit();
     // From here on the front hears of our end.
     let Some(control) = connect(pooler) else { return };
     let marker = shared.marker().into_bytes();
@@ -135,19 +172,25 @@ fn run(number: u32) {
             pooler,
             source,
             number,
+            turn,
             marker: marker.clone(),
             channels: HashMap::new(),
             clients: HashMap::new(),
             heard: Vec::new(),
             lock,
+            heard_of: Vec::new(),
+            sockets: HashMap::new(),
+            swept: Instant::now(),
+            reader: Reader::new(shared),
+            batch: Batch::default(),
             message: Vec::new(),
             control,
         });
         shim::postern_relay_begin();
     }
     let Some(worker) = worker() else { return };
-    worker.say(Word::Relay { source: number, epoch });
-    if change(&[marker], &[]).is_err() {
+    worker.say(Word::Relay { source: number, turn });
+    if change(&[marker], &[]).is_err() || !worker.is_ours() {
         return;
     }
     // SAFETY: words of this process.
@@ -157,10 +200,20 @@ fn run(number: u32) {
     }
     let mut done = 0;
     loop {
+        // Whoever asked before this has to wait no longer than for what is heard now.
+        let asked = source.asked.load(Acquire);
         // SAFETY: outside a transaction.
         unsafe { shim::postern_relay_hear() };
         if let Some(worker) = self::worker() {
+            if !worker.is_ours() || source.retire.load(Acquire) == 1 {
+                return;
+            }
             worker.publish();
+            worker.give_directly();
+            if source.heard.load(Relaxed) != asked {
+                source.heard.store(asked, Release);
+                worker.tell();
+            }
             let wanted = source.wanted.load(Acquire);
             if wanted != done {
                 if worker.listen().is_err() {
@@ -175,8 +228,13 @@ fn run(number: u32) {
                 continue;
             }
         }
-        let ours = pooler.header.epoch.load(Acquire) == epoch && source.retire.load(Acquire) == 0;
-        if !ours || BackgroundWorker::sigterm_received() || wait() {
+        if let Some(worker) = self::worker()
+            && worker.swept.elapsed() >= SWEEP
+        {
+            worker.swept = Instant::now();
+            worker.sweep();
+        }
+        if BackgroundWorker::sigterm_received() || wait() {
             return;
         }
         check_for_interrupts!();
@@ -250,7 +308,12 @@ fn change(listen: &[Vec<u8>], leave: &[Vec<u8>]) -> Result<(), ()> {
 
 impl Worker {
     fn say(&self, word: Word) {
-        let _ = rustix::net::send(&self.control, &word.to_bytes(), rustix::net::SendFlags::NOSIGNAL);
+        let _ = rustix::net::send(&self.control, &word.to_bytes(), SendFlags::NOSIGNAL);
+    }
+
+    /// Whether this is still the source's worker: the front may have ended, and the next one have given channels' numbers to others.
+    fn is_ours(&self) -> bool {
+        self.source.turn.load(Acquire) == self.turn
     }
 
     /// The front looks, if it is not looking anyway.
@@ -293,6 +356,9 @@ impl Worker {
             self.channels.insert(name.clone(), *number);
         }
         change(&names(&listen), &names(&leave))?;
+        if !self.is_ours() {
+            return Err(());
+        }
         for (number, name) in leave {
             self.channels.remove(&name);
             self.shared.channels[number as usize].change(ChannelState::Unwanted, ChannelState::Left);
@@ -303,8 +369,134 @@ impl Worker {
         Ok(())
     }
 
+    /// Writes to the listeners of channels that have few, where these are idle: waking the front for it would take as long as all the
+    /// rest. The front does what is left.
+    fn give_directly(&mut self) {
+        if self.heard_of.is_empty() {
+            return;
+        }
+        let mut left = false;
+        for number in std::mem::take(&mut self.heard_of) {
+            let clients = self.clients_of(number);
+            let Some(channel) = self.shared.channels.get(number as usize) else { continue };
+            left |= (clients.len() as u32) < channel.listeners.load(Relaxed);
+            for client in clients {
+                left |= !self.give(client);
+            }
+        }
+        if left {
+            self.tell();
+        }
+    }
+
+    /// The listeners of a channel, as far as they can be seen: the front may be changing the list.
+    fn clients_of(&self, number: u32) -> Vec<u32> {
+        let mut clients = Vec::new();
+        let mut next = self.shared.channels.get(number as usize).and_then(|channel| channel.first.get());
+        while let Some(listen) = next.and_then(|listen| self.shared.listens.get(listen as usize))
+            && listen.channel.load(Relaxed) == number
+            && clients.len() < FEW as usize
+        {
+            clients.push(listen.client.load(Relaxed));
+            next = listen.next_of_channel.get();
+        }
+        clients
+    }
+
+    /// Gives a client what it lacks, if it is idle; whether it lacks nothing now or is the front's.
+    fn give(&mut self, client: u32) -> bool {
+        let Some(slot) = self.pooler.slots.get(client as usize) else { return true };
+        // What there is for the client was published before; a backend that begins to wait for it looks after it has said so.
+        fence(SeqCst);
+        let seen = slot.word.seen();
+        let generation = seen.generation();
+        if seen.state() == State::Attached {
+            // Its backend gives it to it: at its next idle ReadyForQuery, or now if it waits for the client. If it has just let go,
+            // it says so to the front.
+            if let Some(server) = self.pooler.servers.get(seen.server() as usize)
+                && matches!(server.state(), ServerState::Staying | ServerState::Pinned)
+            {
+                // SAFETY: the number of a process that was listed; a latch that is set once too often harms nobody.
+                unsafe { shim::postern_wake(server.proc.load(Acquire)) };
+            }
+            return true;
+        }
+        if seen.state() != State::Idle
+            || !self.has_socket(client, generation)
+            || !slot.word.notify(generation)
+        {
+            return !self.reader.is_behind(client);
+        }
+        // From here to the end the client is ours, and nothing may fail.
+        let mut done = true;
+        loop {
+            let (collected, given) = self.reader.peek(client, BATCH, &mut self.batch);
+            let bytes = &self.batch.bytes;
+            if collected == Collected::TooLate {
+                done = false;
+                break;
+            }
+            let Some((_, socket)) = self.sockets.get(&client).filter(|_| !bytes.is_empty()) else { break };
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            match rustix::net::send(socket, bytes, flags) {
+                Ok(length) if length == bytes.len() => self.reader.commit(&given),
+                Ok(length) => {
+                    self.say(Word::Finish { slot: client, generation, sent: length as u32 });
+                    return true;
+                }
+                // It does not read, or is gone: who finds it idle finds out.
+                Err(_) => {
+                    done = false;
+                    break;
+                }
+            }
+            if collected == Collected::All {
+                break;
+            }
+        }
+        if slot.word.notified(generation) {
+            self.say(Word::Arm { slot: client, generation });
+        }
+        done
+    }
+
+    /// Whether the client's socket is at hand. It is asked for once; the front answers at once, or has ended.
+    fn has_socket(&mut self, client: u32, generation: u32) -> bool {
+        if self.sockets.get(&client).is_some_and(|(of, _)| *of == generation) {
+            return true;
+        }
+        self.sockets.remove(&client);
+        if self.sockets.len() >= SOCKETS {
+            self.sweep();
+        }
+        if self.sockets.len() >= SOCKETS {
+            return false;
+        }
+        self.say(Word::Want { slot: client, generation });
+        match answer(&self.control) {
+            Some(socket) => {
+                self.sockets.insert(client, (generation, socket));
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Closes the sockets of clients that have gone.
+    fn sweep(&mut self) {
+        let slots = self.pooler.slots;
+        let listens = |client: &u32| self.reader.listens(*client);
+        self.sockets.retain(|client, (generation, _)| {
+            let slot = slots.get(*client as usize);
+            listens(client) && slot.is_some_and(|slot| slot.word.seen().generation() == *generation)
+        });
+    }
+
     /// A notification: the process id of who notified, the channel and the payload, both terminated.
     fn hear(&mut self, body: &[u8]) {
+        if !self.is_ours() {
+            return;
+        }
         let Some((pid, rest)) = body.split_first_chunk() else { return };
         let pid = i32::from_be_bytes(*pid);
         let Some(end) = rest.iter().position(|byte| *byte == 0) else { return };
@@ -328,7 +520,11 @@ impl Worker {
             pg_sys::LWLockRelease(self.lock);
         }
         self.shared.header.counters.received.fetch_add(1, Relaxed);
-        self.tell();
+        if channel.listeners.load(Relaxed) > FEW {
+            self.tell();
+        } else if !self.heard_of.contains(number) {
+            self.heard_of.push(*number);
+        }
     }
 
     /// A pooled backend says for which client it notifies from here on, and with which number.

@@ -72,9 +72,7 @@ impl Book {
     pub fn source(&self, database: u32) -> Result<u32, Error> {
         let sources = &self.shared.header.sources;
         let of = |source: &Source| {
-            source.state() != SourceState::Free
-                && source.retire.load(Relaxed) == 0
-                && source.database.load(Relaxed) == database
+            source.is_heard() && source.retire.load(Relaxed) == 0 && source.database.load(Relaxed) == database
         };
         let found = sources.iter().position(of);
         found
@@ -201,9 +199,9 @@ impl Book {
         if channel.listeners.fetch_sub(1, Relaxed) > 1 {
             return None;
         }
-        // Whether the relay has it by now or not, it is to leave it.
-        let left = channel.change(ChannelState::Heard, ChannelState::Unwanted)
-            || channel.change(ChannelState::Wanted, ChannelState::Unwanted);
+        // Whether the relay has it by now or not, it is to leave it. In this order: meanwhile the one becomes the other.
+        let left = channel.change(ChannelState::Wanted, ChannelState::Unwanted)
+            || channel.change(ChannelState::Heard, ChannelState::Unwanted);
         if !left {
             return None;
         }
@@ -259,7 +257,7 @@ impl Book {
         self.channels_of(source).any(|number| self.channel(number).listeners.load(Relaxed) > 0)
     }
 
-    /// The relay of a source has ended: its channels are nobody's. Called when no client listens to them any more.
+    /// The relay of a source has ended and nobody listens to its channels any more.
     pub fn forget(&mut self, source: u32) {
         let channels: Vec<u32> = self.channels_of(source).collect();
         for number in channels {

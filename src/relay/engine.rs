@@ -1,6 +1,9 @@
 //! Writing to clients that nobody serves, and the relays' beginnings and ends. The front's first thread; what the others want comes
 //! through a lock that is held for moments.
 
+#[cfg(test)]
+mod tests;
+
 use super::TOO_SLOW;
 use super::book::{Book, Error, Listened};
 use super::reader::{Batch, Collected, Reader};
@@ -81,11 +84,11 @@ pub trait Clients: Send + Sync + 'static {
     /// Ends a client whose channels nobody hears any more, whoever has it.
     fn lose(&self, client: u32);
 
-    /// Starts the worker of a source; false when there is no place for one.
-    fn start(&self, source: u32) -> Wait<bool>;
+    /// Starts the worker of a source, which is to have this number; false when there is no place for one.
+    fn start(&self, source: u32, turn: u32) -> Wait<bool>;
 
-    /// Whether the worker of a source, which has been started, has not ended.
-    fn is_alive(&self, source: u32) -> Wait<bool>;
+    /// Whether that worker of a source, which has been started, has not ended.
+    fn is_alive(&self, source: u32, turn: u32) -> Wait<bool>;
 
     /// Sets the latch of a process of the server.
     fn wake(&self, pid: i32);
@@ -145,8 +148,6 @@ pub struct Request<'a> {
     /// The database's OID and name.
     pub database: u32,
     pub database_name: &'a [u8],
-    /// The front's.
-    pub epoch: u32,
     pub channel: &'a [u8],
     /// It is given nothing until it is confirmed.
     pub tentative: bool,
@@ -159,6 +160,8 @@ pub type Done = Box<dyn FnOnce(Result<(), Refusal>) + Send>;
 struct Waiting {
     client: u32,
     listened: Listened,
+    /// Its number among those that wait for the source.
+    asked: u64,
     done: Done,
 }
 
@@ -167,8 +170,20 @@ struct Inner {
     waiting: Vec<Waiting>,
     /// Clients that may lack something, whatever has come.
     due: VecDeque<u32>,
+    /// The workers that the postmaster has been asked for: by source, with their numbers.
+    started: HashMap<u32, u32>,
     /// Since when sources have had no listener.
     unused: HashMap<u32, Instant>,
+}
+
+impl Inner {
+    /// A source whose worker has ended is free when its last listener has gone.
+    fn free_if_over(&mut self, words: &Source, source: u32) {
+        if words.state() == SourceState::Ended && !self.book.has_listeners(source) {
+            self.book.forget(source);
+            words.state.store(SourceState::Free as u32, Release);
+        }
+    }
 }
 
 pub struct Engine {
@@ -187,12 +202,14 @@ impl Engine {
             word.store(value, Release);
         }
         for source in &shared.header.sources {
+            source.turn.fetch_add(1, AcqRel);
             source.state.store(SourceState::Free as u32, Release);
         }
         let inner = Inner {
             book: Book::new(shared),
             waiting: Vec::new(),
             due: VecDeque::new(),
+            started: HashMap::new(),
             unused: HashMap::new(),
         };
         Arc::new(Self {
@@ -229,7 +246,7 @@ impl Engine {
                 words.database_name.set(request.database_name);
                 words.retire.store(0, Relaxed);
                 words.pid.store(0, Relaxed);
-                words.epoch.store(request.epoch, Relaxed);
+                words.turn.fetch_add(1, AcqRel);
                 words.wants_news.store(1, Relaxed);
             }
             let listened = inner.book.add(client, source, request.channel, request.tentative)?;
@@ -247,18 +264,18 @@ impl Engine {
             }
         };
         inner.unused.remove(&listened.source);
-        if self.shared.channels[listened.channel as usize].state() == ChannelState::Heard {
-            drop(inner);
-            self.count_listen(client);
-            return done(Ok(()));
-        }
-        inner.waiting.push(Waiting { client, listened, done });
+        // Also when its channel is heard: what was committed before, and the relay has not read yet, is not the client's.
+        let asked = self.source(listened.source).asked.fetch_add(1, AcqRel) + 1;
+        inner.waiting.push(Waiting { client, listened, asked, done });
         drop(inner);
         if starts {
             let (engine, to_start) = (Arc::clone(self), Arc::clone(clients));
+            let turn = self.source(listened.source).turn.load(Acquire);
             clients.spawn(Box::pin(async move {
-                if !to_start.start(listened.source).await {
-                    engine.end_source(&*to_start, listened.source, Refusal::NoWorker);
+                if to_start.start(listened.source, turn).await {
+                    engine.inner.lock().started.insert(listened.source, turn);
+                } else {
+                    engine.end_source(&*to_start, listened.source, turn, Refusal::NoWorker);
                 }
             }));
         } else {
@@ -321,6 +338,9 @@ impl Engine {
             wait.client != client
                 || shared.listens_of(client).any(|(number, _)| number == wait.listened.listen)
         });
+        for source in &told {
+            inner.free_if_over(self.source(*source), *source);
+        }
         drop(inner);
         for source in told {
             self.wake(clients, source);
@@ -333,49 +353,62 @@ impl Engine {
         self.news.notify_one();
     }
 
+    /// A relay has taken an idle client to write to it, and has sent only so many bytes of what the client lacks. It is ours from here
+    /// on.
+    pub fn finish(self: &Arc<Self>, clients: &Arc<dyn Clients>, client: u32, sent: usize) {
+        let mut batch = Batch::default();
+        let collected = Reader::new(self.shared).collect(client, BATCH.max(sent), &mut batch);
+        if collected == Collected::TooLate || batch.bytes.len() < sent {
+            // What it has a part of is gone.
+            self.shared.header.counters.too_slow.fetch_add(1, Relaxed);
+            return clients.end(client);
+        }
+        let rest = batch.bytes.split_off(sent);
+        clients.spawn(Box::pin(Arc::clone(self).persist(Arc::clone(clients), client, rest, false)));
+    }
+
     /// A relay has put something into the ring, or listens otherwise.
     pub fn news(&self) {
         self.news.notify_one();
     }
 
-    /// The worker of a source has ended. Its listeners hear it.
-    pub fn ended(&self, clients: &dyn Clients, source: u32) {
-        self.end_source(clients, source, Refusal::Ended);
+    /// That worker of a source has ended. Its listeners hear it.
+    pub fn ended(&self, clients: &dyn Clients, source: u32, turn: u32) {
+        self.end_source(clients, source, turn, Refusal::Ended);
     }
 
-    fn end_source(&self, clients: &dyn Clients, source: u32, why: Refusal) {
-        let words = self.source(source);
+    fn end_source(&self, clients: &dyn Clients, source: u32, turn: u32, why: Refusal) {
+        let Some(words) = self.shared.header.sources.get(source as usize) else { return };
         let mut inner = self.inner.lock();
-        if words.state() == SourceState::Free {
+        if !words.is_heard() || words.turn.load(Acquire) != turn {
             return;
         }
+        // Should it live after all, it has nothing to say from here on.
+        words.turn.fetch_add(1, AcqRel);
+        inner.started.remove(&source);
         let (over, waiting) =
             std::mem::take(&mut inner.waiting).into_iter().partition(|wait| wait.listened.source == source);
         inner.waiting = waiting;
         let over: Vec<Waiting> = over;
+        for wait in &over {
+            inner.book.remove(wait.client, |number, _| number == wait.listened.listen);
+        }
         let channels: Vec<u32> = inner.book.channels_of(source).collect();
         let mut listeners: Vec<u32> =
             channels.iter().flat_map(|channel| inner.book.clients_of(*channel)).collect();
         listeners.sort_unstable();
         listeners.dedup();
-        for wait in &over {
-            inner.book.remove(wait.client, |number, _| number == wait.listened.listen);
-        }
-        let of = |listen: &super::shared::Listen| channels.contains(&listen.channel.load(Relaxed));
-        for client in &listeners {
-            inner.book.remove(*client, |_, listen| of(listen));
-        }
-        inner.book.forget(source);
         inner.unused.remove(&source);
         words.pid.store(0, Relaxed);
-        words.state.store(SourceState::Free as u32, Release);
+        // What clients listen to stays theirs until they end: whoever has one of them may be reading its list.
+        words.state.store(SourceState::Ended as u32, Release);
+        inner.free_if_over(words, source);
         drop(inner);
-        let waited: Vec<u32> = over.iter().map(|wait| wait.client).collect();
         for wait in over {
             self.shared.header.counters.refused.fetch_add(1, Relaxed);
             (wait.done)(Err(why));
         }
-        for client in listeners.into_iter().filter(|client| !waited.contains(client)) {
+        for client in listeners {
             clients.lose(client);
         }
     }
@@ -425,15 +458,19 @@ impl Engine {
 
     fn is_idle(&self) -> bool {
         let inner = self.inner.lock();
-        inner.due.is_empty()
-            && !inner.waiting.iter().any(|wait| {
-                self.shared.channels[wait.listened.channel as usize].state() == ChannelState::Heard
-            })
+        inner.due.is_empty() && !inner.waiting.iter().any(|wait| self.is_heard(wait))
+    }
+
+    /// Whether the channel is heard, and everything has been heard that was committed before the LISTEN.
+    fn is_heard(&self, wait: &Waiting) -> bool {
+        let Listened { channel, source, .. } = wait.listened;
+        self.shared.channels[channel as usize].state() == ChannelState::Heard
+            && self.source(source).heard.load(Acquire) >= wait.asked
     }
 
     /// Whether there is anything to look at from time to time.
     fn is_in_use(&self) -> bool {
-        self.shared.header.sources.iter().any(|source| source.state() != SourceState::Free)
+        self.shared.header.sources.iter().any(Source::is_heard)
     }
 
     /// Answers the LISTENs whose channels are heard by now.
@@ -442,11 +479,8 @@ impl Engine {
         if inner.waiting.is_empty() {
             return;
         }
-        let heard = |wait: &Waiting| {
-            self.shared.channels[wait.listened.channel as usize].state() == ChannelState::Heard
-        };
         let (ready, waiting): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut inner.waiting).into_iter().partition(heard);
+            std::mem::take(&mut inner.waiting).into_iter().partition(|wait| self.is_heard(wait));
         inner.waiting = waiting;
         for wait in &ready {
             inner.book.begin(wait.listened.listen);
@@ -465,14 +499,17 @@ impl Engine {
         for (number, source) in self.shared.header.sources.iter().enumerate() {
             let number = number as u32;
             match source.state() {
-                SourceState::Free => {}
+                SourceState::Free | SourceState::Ended => {}
                 SourceState::Starting => {
+                    // One that has not been started yet has not ended.
+                    let turn = source.turn.load(Acquire);
+                    if inner.started.get(&number) != Some(&turn) {
+                        continue;
+                    }
                     let (engine, to_ask) = (Arc::clone(self), Arc::clone(clients));
                     clients.spawn(Box::pin(async move {
-                        if !to_ask.is_alive(number).await
-                            && engine.source(number).state() == SourceState::Starting
-                        {
-                            engine.ended(&*to_ask, number);
+                        if !to_ask.is_alive(number, turn).await {
+                            engine.ended(&*to_ask, number, turn);
                         }
                     }));
                 }
@@ -594,10 +631,11 @@ impl Pass {
         let mut inner = self.engine.inner.lock();
         let mut due = std::mem::take(&mut inner.due);
         self.number += 1;
-        let mut position = self.seen.max(ring.tail());
+        let mut position = self.seen;
         while position < head {
             let Ok((channel, next)) = ring.at(position) else {
-                // So much has come that not all of it can be looked at: those who lack something are found otherwise.
+                // So much has come that not all of it can be looked at: those who lack something are found otherwise. Who is
+                // missed here would never hear that it is too late.
                 due.extend(self.engine.shared.channels.iter().enumerate().flat_map(|(number, channel)| {
                     let heard = channel.state() == ChannelState::Heard;
                     inner.book.clients_of(number as u32).filter(move |_| heard)

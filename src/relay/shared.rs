@@ -84,8 +84,11 @@ pub struct Source {
     /// Counts the times that the front has changed what it is to listen to, and up to which the worker has done it.
     pub wanted: AtomicU64,
     pub done: AtomicU64,
-    /// Which front it belongs to.
-    pub epoch: AtomicU32,
+    /// Counts its workers: only the one with this number is its relay. An earlier one that lives on leaves everything alone.
+    pub turn: AtomicU32,
+    /// Counts the LISTENs that wait until everything has been heard that was committed before them, and up to which that is so.
+    pub asked: AtomicU64,
+    pub heard: AtomicU64,
     /// 1: nobody listens any more.
     pub retire: AtomicU32,
     /// 1: the front wants to hear of the next notification.
@@ -99,13 +102,21 @@ pub enum SourceState {
     Free = 0,
     Starting = 1,
     Running = 2,
+    /// Its worker has ended, and clients that listened by it are still to hear that.
+    Ended = 3,
 }
 
 impl Source {
+    /// Whether a worker hears it, or will.
+    pub fn is_heard(&self) -> bool {
+        matches!(self.state(), SourceState::Starting | SourceState::Running)
+    }
+
     pub fn state(&self) -> SourceState {
         match self.state.load(Acquire) {
             1 => SourceState::Starting,
             2 => SourceState::Running,
+            3 => SourceState::Ended,
             _ => SourceState::Free,
         }
     }

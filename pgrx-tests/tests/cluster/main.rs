@@ -20,6 +20,8 @@ mod pooling;
 mod prepared;
 mod protocol;
 mod relay;
+mod relay_clients;
+mod relay_load;
 mod relay_port;
 mod replication;
 mod rig;

@@ -29,6 +29,10 @@ struct Events {
     closed: [u32; 3],
     /// Clients that somebody has asked to be ended.
     doomed: [bool; 3],
+    /// The front writes notifications to the client.
+    written_to: bool,
+    /// What the client has sent has been answered.
+    answered: bool,
 }
 
 /// A slot, as far as several change it, and a backend's latch.
@@ -38,24 +42,30 @@ struct Scene {
     waiting: WaitingSince,
     doomed: AtomicU32,
     latch: AtomicU32,
+    /// The pool hears of the client, once, when it has sent something; and whether it has.
+    armed: AtomicU32,
+    sent: AtomicU32,
     events: RefCell<Events>,
     /// Another client gets the slot when the first one has gone.
     crowded: bool,
 }
 
 impl World for Scene {
-    type Image = (u64, i64, u32, u32, Events);
+    type Image = (u64, i64, [u32; 4], Events);
 
     fn image(&self) -> Self::Image {
         let words = (self.word.0.load(SeqCst), self.waiting.0.load(SeqCst));
-        (words.0, words.1, self.doomed.load(SeqCst), self.latch.load(SeqCst), self.events.borrow().clone())
+        let others = [&self.doomed, &self.latch, &self.armed, &self.sent].map(|word| word.load(SeqCst));
+        (words.0, words.1, others, self.events.borrow().clone())
     }
 
-    fn show(&self, (word, waiting, doomed, latch, events): &Self::Image) {
+    fn show(&self, (word, waiting, [doomed, latch, armed, sent], events): &Self::Image) {
         self.word.0.store(*word, SeqCst);
         self.waiting.0.store(*waiting, SeqCst);
         self.doomed.store(*doomed, SeqCst);
         self.latch.store(*latch, SeqCst);
+        self.armed.store(*armed, SeqCst);
+        self.sent.store(*sent, SeqCst);
         self.events.replace(events.clone());
     }
 
@@ -94,13 +104,10 @@ impl Scene {
 
     /// A backend whom the pool has told the slot: the generation of the client that it has now.
     fn take(&self, server: u32) -> Option<u32> {
-        let seen = self.word.seen();
-        let generation = seen.generation();
-        if seen.state() != State::Idle || !self.word.take(generation, server) {
-            return None;
-        }
+        let generation = self.word.come(server)?;
         self.happens(|events| {
             assert!(events.has.iter().all(Option::is_none), "two backends have one client");
+            assert!(!events.written_to, "it is amid being written to");
             events.has[server as usize] = Some(generation);
         });
         self.waiting.end();
@@ -131,6 +138,7 @@ impl Scene {
     fn close(&self, generation: u32) {
         self.happens(|events| {
             assert!(events.has.iter().all(|has| *has != Some(generation)), "closed under a backend");
+            assert!(!events.written_to, "closed amid being written to");
             events.closed[generation as usize] += 1;
         });
         assert!(self.word.free(generation), "it is nobody else's to free");
@@ -239,6 +247,54 @@ impl Scene {
     }
 }
 
+impl Scene {
+    /// Of a client that has sent something, of which the pool has still to hear.
+    fn with_event() -> Self {
+        let scene = Self::new(false);
+        scene.armed.store(1, SeqCst);
+        scene.sent.store(1, SeqCst);
+        scene
+    }
+
+    /// A backend that waits for any client until this one has been answered or is gone (Agent::wait_for_any() and Agent::take()).
+    fn come(&self, server: u32) {
+        let here = here();
+        if self.word.seen().state() == State::Free || self.sent.load(SeqCst) == 0 {
+            return;
+        }
+        // One step, as epoll has it: whoever hears of it is the only one.
+        if self.armed.swap(0, SeqCst) == 0 {
+            back_to(here);
+        }
+        let Some(generation) = self.take(server) else { back_to(here) };
+        self.sent.store(0, SeqCst);
+        self.happens(|events| events.answered = true);
+        self.let_go(generation, server);
+        self.armed.store(1, SeqCst);
+    }
+
+    /// The front writes notifications to the client, and ends it instead when that is wanted (Pass::give() and Engine::persist()).
+    fn write(&self) {
+        let seen = self.word.seen();
+        if seen.state() != State::Idle || !self.word.notify(seen.generation()) {
+            return;
+        }
+        let generation = seen.generation();
+        self.happens(|events| {
+            assert!(events.has.iter().all(Option::is_none), "written to while a backend has it");
+            events.written_to = true;
+        });
+        pause();
+        self.happens(|events| events.written_to = false);
+        if self.doomed.load(SeqCst) == generation {
+            assert!(self.word.close_notifying(generation), "it is the writer's");
+            self.close(generation);
+        } else if self.word.notified(generation) {
+            self.armed.store(1, SeqCst);
+        }
+    }
+}
+
 type Actor = dyn Fn(&Scene);
 
 fn states(crowded: bool, actors: &[&Actor]) -> usize {
@@ -317,4 +373,47 @@ fn in_every_interleaving_a_client_that_is_to_be_ended_ends_and_no_other() {
         scene.close_idle(1);
     };
     assert!(states(true, &[&stays, &closer, &kill, &kill_next]) > 1000);
+}
+
+/// A client that has sent something, to which the front writes meanwhile: whether it was answered, or ended by a killer, in every end.
+fn in_every_end(killed: bool, actors: &[&Actor]) -> usize {
+    struct Answered(Scene, bool);
+    impl World for Answered {
+        type Image = <Scene as World>::Image;
+
+        fn image(&self) -> Self::Image {
+            self.0.image()
+        }
+
+        fn show(&self, image: &Self::Image) {
+            self.0.show(image);
+        }
+
+        fn check(&self, done: bool) {
+            self.0.check(done);
+            let events = self.0.events.borrow();
+            let ended = self.1 && events.closed[1] == 1;
+            assert!(!done || events.answered || ended, "nobody has heard of what it sent: {events:?}");
+        }
+    }
+    let actors: Vec<Box<dyn Fn(&Answered)>> = actors
+        .iter()
+        .map(|actor| Box::new(move |world: &Answered| actor(&world.0)) as Box<dyn Fn(&Answered)>)
+        .collect();
+    let actors: Vec<&dyn Fn(&Answered)> = actors.iter().map(|actor| &**actor).collect();
+    explore(&Answered(Scene::with_event(), killed), &actors)
+}
+
+#[test]
+fn in_every_interleaving_a_client_that_is_written_to_is_answered_and_nobody_else_has_it_meanwhile() {
+    let front = |scene: &Scene| {
+        scene.write();
+        scene.write();
+    };
+    let one = |scene: &Scene| scene.come(1);
+    let two = |scene: &Scene| scene.come(2);
+    let once = |scene: &Scene| scene.write();
+    let kill = |scene: &Scene| scene.kill(1);
+    assert!(in_every_end(false, &[&front, &one, &two]) > 100);
+    assert!(in_every_end(true, &[&once, &one, &kill]) > 100);
 }

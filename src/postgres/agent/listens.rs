@@ -10,7 +10,6 @@ use crate::pooler::notifications::IN_FORCE;
 use crate::pooler::shared::{Server, Shared, now};
 use crate::relay::engine::{Refusal, too_slow};
 use crate::relay::reader::{Batch, Collected, Reader};
-use crate::relay::shared::SourceState;
 use crate::wire::message::Report;
 use pgrx::prelude::*;
 use std::ffi::{CStr, CString, c_char, c_int};
@@ -244,7 +243,7 @@ impl Agent {
             .header
             .sources
             .iter()
-            .any(|source| source.state() != SourceState::Free && source.database.load(Relaxed) == database)
+            .any(|source| source.is_heard() && source.database.load(Relaxed) == database)
     }
 
     fn announce(&mut self, level: c_int) {
@@ -264,9 +263,14 @@ impl Agent {
 
     /// Everything that may fail is done now, while the transaction can still be refused.
     fn before_commit(&mut self) {
-        let (Some(seat), Some(links)) = (self.seat, &self.links) else { return };
+        let Some(seat) = self.seat else { return };
+        self.listens.outcome = self.listens.outcome(seat.slot);
+        if !self.listens.outcome.over.is_empty() && self.is_heard() {
+            // When the relay hears of this it has heard everything that was committed before: that is still the client's.
+            self.announce(1);
+        }
+        let Some(links) = &self.links else { return };
         let listens = &mut self.listens;
-        listens.outcome = listens.outcome(seat.slot);
         let new = std::mem::take(&mut listens.outcome.new);
         for name in new {
             self.server.channel.set(&name);
@@ -343,7 +347,19 @@ impl Agent {
                 request,
             });
         }
-        for listen in std::mem::take(&mut listens.over) {
+        // A client's own notifications come before the answer to its COMMIT ends, as the server sends them; and what was committed before
+        // its UNLISTEN comes before the answer to that.
+        let over = std::mem::take(&mut listens.over);
+        let sent = if idle || !over.is_empty() { std::mem::take(&mut listens.sent) } else { 0 };
+        if sent != 0 && listens.reader.listens(seat.slot) {
+            wait_until(now() + HEARD, false, || (self.server.notified.load(Acquire) >= sent).then_some(()));
+        }
+        if !over.is_empty() {
+            self.give_all_notifications(seat);
+        }
+        let (Some(links), listens) = (&self.links, &mut self.listens) else { return };
+        let front = (links, self.server, self.shared, self.epoch);
+        for listen in over {
             listens.ask(front, false, |request| Word::Unlisten { slot: seat.slot, listen, request });
         }
         if !listens.reader.listens(seat.slot) {
@@ -354,12 +370,15 @@ impl Agent {
         if !idle {
             return;
         }
-        // A client's own notifications come before the answer to its COMMIT ends, as the server sends them.
-        let sent = std::mem::take(&mut listens.sent);
-        if sent != 0 {
-            wait_until(now() + HEARD, false, || (self.server.notified.load(Acquire) >= sent).then_some(()));
-        }
         self.give_notifications(seat);
+    }
+
+    /// Gives the client everything that there is now; more than the ring holds is none of that.
+    fn give_all_notifications(&mut self, seat: Seat) {
+        let mut bytes = self.listens.shared.words.len() * 8;
+        while !self.give_notifications(seat) && !self.too_late && bytes > 0 {
+            bytes = bytes.saturating_sub(self.listens.batch.bytes.len().max(1));
+        }
     }
 
     /// Puts what the client lacks among what is sent to it, as much as one goes; whether that was all.
@@ -378,21 +397,29 @@ impl Agent {
         collected == Collected::All
     }
 
-    /// Gives a client that its backend waits for what there is for it. False when the client is attached no longer.
+    /// Gives a client that its backend waits for what there is for it. False when the client is attached no longer: one that waits for
+    /// notifications gets the next ones sooner from the relay itself, which writes to idle clients, and one that does not read them holds
+    /// no backend.
     pub(super) fn notify(&mut self, seat: Seat, pinned: bool) -> bool {
         fence(SeqCst);
-        while self.listens.reader.is_behind(seat.slot) {
-            let all = self.give_notifications(seat);
-            // SAFETY: to the client that is attached.
-            unsafe { shim::postern_flush() };
-            if self.ends_late() {
-                return false;
-            }
-            if !all && !pinned {
-                // It may be one that does not read; the front goes on.
-                self.let_go();
-                return false;
-            }
+        if !self.listens.reader.is_behind(seat.slot) {
+            return true;
+        }
+        if !pinned {
+            // It may be one that does not read, and others wait for this backend: the front writes, which waits for nobody.
+            self.let_go();
+            return false;
+        }
+        let all = self.give_notifications(seat);
+        // SAFETY: to the client that is attached.
+        unsafe { shim::postern_flush() };
+        if self.ends_late() {
+            return false;
+        }
+        if !all {
+            // The rest after a look at what the client has sent, and at interrupts.
+            // SAFETY: our own latch.
+            unsafe { pg_sys::SetLatch(pg_sys::MyLatch) };
         }
         true
     }

@@ -5,7 +5,7 @@ use super::settings::Refused;
 use super::{Agent, Seat, shim};
 use crate::pooler::control::{FRONT_GONE, Word};
 use crate::pooler::shared::{Doom, ServerState, now};
-use crate::pooler::slot::{Release, State};
+use crate::pooler::slot::Release;
 use crate::wire::message::Report;
 use pgrx::prelude::*;
 use std::ffi::c_int;
@@ -88,7 +88,7 @@ impl Agent {
                     self.pool.unstay(self.member);
                     return false;
                 }
-                continue;
+                // While notifications come without end the latch is always set: the client is looked at all the same.
             }
             let look = self.look(seat);
             if let Look::Nothing = look {
@@ -296,14 +296,8 @@ impl Agent {
     /// Seats the client of a slot that the pool said is ready.
     fn take(&mut self, number: u32) -> bool {
         let Some(slot) = self.shared.slots.get(number as usize) else { return false };
-        let mut seen = slot.word.seen();
-        while seen.state() == State::Notifying && !slot.word.call(seen.generation()) {
-            seen = slot.word.seen();
-        }
-        let seat = Seat { slot: number, generation: seen.generation() };
-        if seen.state() != State::Idle || !slot.word.take(seat.generation, self.number) {
-            return false;
-        }
+        let Some(generation) = slot.word.come(self.number) else { return false };
+        let seat = Seat { slot: number, generation };
         self.server.slot.store(number + 1, Release);
         self.enter(ServerState::Serving);
         let now = self.server.since.load(Relaxed);

@@ -1,0 +1,185 @@
+//! The engine with clients that only note what becomes of them, and a relay that the test itself is.
+
+use super::*;
+use crate::relay::ring::tests::tables;
+
+/// What becomes of clients.
+#[derive(Default)]
+struct Noted {
+    sent: Mutex<HashMap<u32, Vec<u8>>>,
+    lost: Mutex<Vec<u32>>,
+    /// Whether everybody takes everything at once, without ever having it all.
+    greedy: Option<Shared>,
+}
+
+impl Clients for Noted {
+    fn take(&self, _: u32) -> Taken {
+        Taken::Yes
+    }
+
+    fn send(&self, client: u32, bytes: &[u8]) -> std::io::Result<usize> {
+        self.sent.lock().entry(client).or_default().extend(bytes);
+        if let Some(shared) = self.greedy {
+            // As much comes meanwhile.
+            fill(shared, bytes.len());
+        }
+        Ok(bytes.len())
+    }
+
+    fn writable(&self, _: u32) -> Wait<()> {
+        Box::pin(std::future::pending())
+    }
+
+    fn is_doomed(&self, _: u32) -> bool {
+        false
+    }
+
+    fn give_back(&self, _: u32) {}
+
+    fn end(&self, _: u32) {}
+
+    fn lose(&self, client: u32) {
+        self.lost.lock().push(client);
+    }
+
+    fn start(&self, _: u32, _: u32) -> Wait<bool> {
+        Box::pin(std::future::ready(true))
+    }
+
+    fn is_alive(&self, _: u32, _: u32) -> Wait<bool> {
+        Box::pin(std::future::ready(true))
+    }
+
+    fn wake(&self, _: i32) {}
+
+    fn spawn(&self, task: Wait<()>) {
+        tokio::spawn(task);
+    }
+}
+
+/// Channel 0 has so many bytes more.
+fn fill(shared: Shared, bytes: usize) {
+    for _ in 0..bytes / 1000 {
+        Ring::new(shared).append(0, &shared.channels[0], &[b'x'; 1000]);
+    }
+}
+
+type Answer = Arc<Mutex<Option<Result<(), Refusal>>>>;
+
+fn listen(
+    engine: &Arc<Engine>,
+    clients: &Arc<dyn Clients>,
+    client: u32,
+    database: u32,
+    channel: &str,
+) -> Answer {
+    let answer = Answer::default();
+    let told = Arc::clone(&answer);
+    let request =
+        Request { client, database, database_name: b"db", channel: channel.as_bytes(), tentative: false };
+    engine.listen(clients, &request, Box::new(move |result| *told.lock() = Some(result)));
+    answer
+}
+
+/// What a relay's worker does: it listens to what it is to listen to, and has heard everything.
+fn relay(shared: Shared) {
+    for channel in shared.channels {
+        channel.change(ChannelState::Wanted, ChannelState::Heard);
+        channel.change(ChannelState::Unwanted, ChannelState::Left);
+    }
+    for source in &shared.header.sources {
+        if source.state() == SourceState::Starting {
+            source.state.store(SourceState::Running as u32, Release);
+        }
+        source.heard.store(source.asked.load(Relaxed), Relaxed);
+    }
+}
+
+fn scene(words: usize) -> (Shared, Arc<Engine>, Arc<Noted>, Arc<dyn Clients>) {
+    let shared = tables(words, 4, 8);
+    let engine = Engine::new(shared, [1, 2]);
+    let noted = Arc::new(Noted::default());
+    (shared, engine, Arc::clone(&noted), noted)
+}
+
+fn pass(engine: &Arc<Engine>, clients: &Arc<dyn Clients>) -> Pass {
+    Pass {
+        engine: Arc::clone(engine),
+        clients: Arc::clone(clients),
+        reader: Reader::new(engine.shared),
+        batch: Batch::default(),
+        stamps: vec![0; engine.shared.channels.len()],
+        number: 0,
+        seen: Ring::new(engine.shared).head(),
+    }
+}
+
+#[tokio::test]
+async fn who_listens_already_hears_that_the_relay_has_ended_amid_its_next_listen() {
+    let (shared, engine, noted, clients) = scene(64);
+    let first = listen(&engine, &clients, 1, 5, "a");
+    relay(shared);
+    engine.confirm();
+    assert_eq!(*first.lock(), Some(Ok(())));
+    let second = listen(&engine, &clients, 1, 5, "b");
+    let another = listen(&engine, &clients, 2, 5, "b");
+    engine.ended(&*clients, 0, shared.header.sources[0].turn.load(Relaxed));
+    assert_eq!(*second.lock(), Some(Err(Refusal::Ended)));
+    assert_eq!(*another.lock(), Some(Err(Refusal::Ended)));
+    assert_eq!(
+        *noted.lost.lock(),
+        [1],
+        "what it listened to is heard by nobody, and the other had nothing yet"
+    );
+}
+
+#[tokio::test]
+async fn who_lacks_what_was_overwritten_before_it_was_looked_at_is_found() {
+    let (shared, engine, _, clients) = scene(64);
+    listen(&engine, &clients, 1, 5, "a");
+    listen(&engine, &clients, 2, 5, "b");
+    relay(shared);
+    engine.confirm();
+    let mut pass = pass(&engine, &clients);
+    let ring = Ring::new(shared);
+    ring.append(0, &shared.channels[0], b"one for the first");
+    for _ in 0..100 {
+        ring.append(1, &shared.channels[1], b"another's");
+    }
+    assert!(pass.due().contains(&1));
+}
+
+#[tokio::test]
+async fn what_a_client_listened_to_stays_its_own_until_it_has_gone_also_when_the_relay_has_ended() {
+    let (shared, engine, _, clients) = scene(64);
+    listen(&engine, &clients, 1, 5, "a");
+    relay(shared);
+    engine.confirm();
+    engine.ended(&*clients, 0, shared.header.sources[0].turn.load(Relaxed));
+    let listens = |client| shared.listens_of(client).map(|(number, _)| number).collect::<Vec<_>>();
+    let its = listens(1);
+    // The next one's listen is another, and by another worker.
+    listen(&engine, &clients, 2, 5, "a");
+    assert!(its.len() == 1 && listens(1) == its && !its.contains(&listens(2)[0]));
+    let states = || [0, 1].map(|number: usize| shared.header.sources[number].state());
+    assert_eq!(states(), [SourceState::Ended, SourceState::Starting]);
+    engine.unlisten_all(&*clients, 1);
+    assert_eq!(states(), [SourceState::Free, SourceState::Starting]);
+    assert_eq!((shared.header.channels.load(Relaxed), shared.header.listens.load(Relaxed)), (1, 1));
+}
+
+#[tokio::test]
+async fn what_was_committed_before_a_listen_and_is_heard_behind_it_is_not_the_clients() {
+    let (shared, engine, _, clients) = scene(64);
+    listen(&engine, &clients, 1, 5, "a");
+    relay(shared);
+    engine.confirm();
+    let second = listen(&engine, &clients, 2, 5, "a");
+    engine.confirm();
+    assert_eq!(*second.lock(), None, "the relay may be behind");
+    Ring::new(shared).append(0, &shared.channels[0], b"committed before");
+    relay(shared);
+    engine.confirm();
+    let reader = Reader::new(shared);
+    assert_eq!((*second.lock(), reader.is_behind(1), reader.is_behind(2)), (Some(Ok(())), true, false));
+}
