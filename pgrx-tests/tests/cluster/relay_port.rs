@@ -487,3 +487,35 @@ fn listeners_by_tls_and_with_passwords_hear_too() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn many_listeners_of_one_channel_all_hear_everything_in_order() -> Result<()> {
+    const LISTENERS: usize = 300;
+    const NOTIFICATIONS: usize = 2000;
+    let settings = [("postern.max_client_connections", "2000"), ("postern.pooler_threads", "2")];
+    let (cluster, port) = with_port("port-many", &settings)?;
+    let mut clients = (0..LISTENERS).map(|_| listener(port)).collect::<Result<Vec<_>>>()?;
+    for (number, client) in clients.iter_mut().enumerate() {
+        client.query(&format!("LISTEN a; LISTEN own_{number}"))?;
+    }
+    assert_eq!(listens(&cluster)?, (2 * LISTENERS).to_string());
+    let mut notifier = cluster.connect()?;
+    for start in (0..NOTIFICATIONS).step_by(100) {
+        let end = start + 99;
+        notifier.batch_execute(&format!(
+            "SELECT pg_notify('a', g::text) FROM generate_series({start}, {end}) g"
+        ))?;
+    }
+    notifier.batch_execute(&format!(
+        "SELECT pg_notify('own_' || g, 'end') FROM generate_series(0, {LISTENERS} - 1) g"
+    ))?;
+    for (number, client) in clients.iter_mut().enumerate() {
+        let heard = client.next(NOTIFICATIONS + 1)?;
+        let payloads = heard.iter().map(|(_, _, payload)| payload.clone());
+        let expected = (0..NOTIFICATIONS).map(|number| number.to_string()).chain(["end".to_owned()]);
+        ensure!(payloads.eq(expected), "client {number} has not heard all in order");
+    }
+    drop(clients);
+    wait::until("nobody listens", || listens(&cluster).is_ok_and(|count| count == "0"))?;
+    Ok(())
+}

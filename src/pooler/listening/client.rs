@@ -212,18 +212,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<'_, S> {
 
     /// Gives the client what there is for it, and takes what it sends. False when it has gone, or has to.
     async fn more(&mut self, session: &mut Session) -> bool {
-        let mut given = Given::All;
-        if session.is_idle() {
-            let mut bytes = Vec::new();
-            given = self.front.relay.collect(self.listener.number, BATCH, &mut bytes);
-            if given == Given::TooLate {
-                self.too_slow(bytes).await;
-                return false;
-            }
-            if !bytes.is_empty() && !self.say(&bytes).await {
-                return false;
-            }
-        }
+        let Some(given) = self.give(session).await else { return false };
         let more = async {
             match given {
                 Given::More => {}
@@ -239,6 +228,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<'_, S> {
             () = more => return true,
         };
         let Ok(count @ 1..) = read else { return false };
+        // What has been heard before an UNLISTEN comes before its answer.
+        if self.give(session).await.is_none() {
+            return false;
+        }
         self.slot.since.store(now(), Relaxed);
         if !self.front.listeners.primary.load(Relaxed) {
             // Without an answer it is as it was.
@@ -251,6 +244,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<'_, S> {
         }
         session.receive(&buffer[..count]);
         true
+    }
+
+    /// Gives the client a part of what there is for it, unless it is in a transaction; `None` when it has gone, or has to.
+    async fn give(&mut self, session: &Session) -> Option<Given> {
+        if !session.is_idle() {
+            return Some(Given::All);
+        }
+        let mut bytes = Vec::new();
+        let given = self.front.relay.collect(self.listener.number, BATCH, &mut bytes);
+        if given == Given::TooLate {
+            self.too_slow(bytes).await;
+            return None;
+        }
+        (bytes.is_empty() || self.say(&bytes).await).then_some(given)
     }
 
     /// All of it or nothing.
