@@ -15,6 +15,7 @@
 //! - [`cancel`]: cancel requests
 //! - [`replication`]: connections that are copied to one of their own
 //! - [`console`]: PgBouncer's console
+//! - [`listening`]: clients that only listen
 //! - [`glance`], [`orders`]: what others may see and ask, by shared memory alone
 //! - [`console_client`], [`operator`]: its clients, and what it sees and does
 //! - [`history`]: counts of databases
@@ -36,6 +37,7 @@ pub mod hands;
 pub mod history;
 mod idle;
 pub mod limits;
+pub mod listening;
 pub mod notifications;
 pub mod opening;
 pub mod operator;

@@ -65,7 +65,7 @@ fn main() -> Result<()> {
     server.set("postern.relay_max_channels", &(options.channels + 100).to_string())?;
     let server = server.start()?;
     let bench = Bench { options, server };
-    let parts: [(&str, fn(&Bench) -> Result<()>); 4] =
+    let parts: [(&str, Part); 4] =
         [("rate", rate), ("deliveries", deliveries), ("latency", latency), ("channels", channels)];
     for (name, part) in parts {
         if bench.options.wants(name) {
@@ -75,6 +75,8 @@ fn main() -> Result<()> {
     }
     Ok(())
 }
+
+type Part = fn(&Bench) -> Result<()>;
 
 struct Bench {
     options: Options,

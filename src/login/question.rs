@@ -3,6 +3,7 @@
 
 use crate::auth::{Challenge, Found};
 use crate::pooler::limits::Activity;
+use crate::pooler::listening::Facts;
 use crate::pooler::state::Startup;
 use crate::wire::message::Report;
 use crate::wire::startup::Replication;
@@ -127,6 +128,10 @@ pub enum Question {
     Console { role: Vec<u8>, unless: Option<Vec<u8>>, reply: oneshot::Sender<Result<Option<Rights>, Report>> },
     /// Names of the databases that take connections.
     Databases { reply: oneshot::Sender<Vec<Vec<u8>>> },
+    /// What does a session of the role and the database begin with?
+    Facts { role: u32, database: u32, reply: oneshot::Sender<Result<Facts, Report>> },
+    /// Does the server recover?
+    Recovers { reply: oneshot::Sender<bool> },
     /// What has become of a pool's role and database, by their OIDs?
     Standing { role: u32, database: u32, reply: oneshot::Sender<Standing> },
     /// What do the backends of server connections do? In their order; `None` for one that is gone.

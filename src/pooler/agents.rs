@@ -97,17 +97,20 @@ async fn listen_to(front: &Arc<Front>, stream: UnixStream, speaker: &mut Speaker
                 *pool = known.and_then(|words| front.pools.by_number(words.pool.load(Acquire)));
                 *speaking = known;
                 let Some(pool) = &pool else { return };
-                if give(stream, pool.epoll.as_fd()).await.is_err() {
+                if give(stream, Some(pool.epoll.as_fd())).await.is_err() {
                     return;
                 }
             }
             Word::Want { slot, generation } => {
-                // Whoever asks owns the client; a slot that has moved on has no such generation.
-                let Some(socket) = front.seats.copy(slot, generation) else {
-                    // The agent waits for an answer: an end is one.
-                    return;
+                let answered = match front.seats.copy(slot, generation) {
+                    Some(socket) => give(stream, Some(socket.as_fd())).await,
+                    // A relay may ask for one that has just gone.
+                    None if source.is_some() => give(stream, None).await,
+                    // A backend owns the client; a slot that has moved on has no such generation. It waits for an answer: an end is
+                    // one.
+                    None => return,
                 };
-                if give(stream, socket.as_fd()).await.is_err() {
+                if answered.is_err() {
                     return;
                 }
             }
@@ -185,6 +188,12 @@ async fn listen_to(front: &Arc<Front>, stream: UnixStream, speaker: &mut Speaker
             }
             Word::Relay { source: number, turn } => *source = Some((number, turn)),
             Word::News => front.relay.news(),
+            Word::Arm { slot, generation } => front.seats.arm(slot, generation),
+            Word::Finish { slot, generation, sent } => {
+                if is_of(front, slot, generation) {
+                    front.relay.finish(front, slot, sent as usize);
+                }
+            }
         }
     }
 }
@@ -201,15 +210,17 @@ fn answer(server: &Server, request: u32, result: u32) {
     pools::wake(server);
 }
 
-/// Answers with a descriptor.
-async fn give(stream: &UnixStream, descriptor: BorrowedFd<'_>) -> std::io::Result<()> {
+/// Answers with a descriptor, or that there is none.
+async fn give(stream: &UnixStream, descriptor: Option<BorrowedFd<'_>>) -> std::io::Result<()> {
     loop {
         stream.ready(Interest::WRITABLE).await?;
         let sent = stream.try_io(Interest::WRITABLE, || {
             let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
             let mut ancillary = SendAncillaryBuffer::new(&mut space);
-            let descriptors = [descriptor];
-            ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+            let descriptors = descriptor.as_slice();
+            if !descriptors.is_empty() {
+                ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
+            }
             let bytes = [std::io::IoSlice::new(&[0; ANSWER])];
             let flags = SendFlags::NOSIGNAL;
             Ok(rustix::net::sendmsg(stream.as_fd(), &bytes, &mut ancillary, flags)?)

@@ -35,6 +35,10 @@ pub enum Word {
     Relay { source: u32, turn: u32 },
     /// A relay has put something into the ring, or listens otherwise.
     News,
+    /// A relay had taken the client to write to it, and a backend has come for it meanwhile: the pool is to hear of it again.
+    Arm { slot: u32, generation: u32 },
+    /// A relay has taken the client to write to it, and only so many bytes of what it lacks have gone. The client is the front's.
+    Finish { slot: u32, generation: u32, sent: u32 },
 }
 
 /// Bytes of a record and of an answer.
@@ -58,6 +62,8 @@ impl Word {
             Self::Behind { slot, generation } => [12, slot, generation, 0],
             Self::Relay { source, turn } => [13, source, turn, 0],
             Self::News => [14, 0, 0, 0],
+            Self::Arm { slot, generation } => [15, slot, generation, 0],
+            Self::Finish { slot, generation, sent } => [16, slot, generation, sent],
         };
         let mut bytes = [0; RECORD];
         for (chunk, word) in bytes.chunks_exact_mut(4).zip(words) {
@@ -87,6 +93,8 @@ impl Word {
             12 => Some(Self::Behind { slot, generation }),
             13 => Some(Self::Relay { source: slot, turn: generation }),
             14 => Some(Self::News),
+            15 => Some(Self::Arm { slot, generation }),
+            16 => Some(Self::Finish { slot, generation, sent: request }),
             _ => None,
         }
     }
@@ -129,6 +137,8 @@ mod tests {
             Word::Behind { slot: 9, generation: 3 },
             Word::Relay { source: 3, turn: 5 },
             Word::News,
+            Word::Arm { slot: 9, generation: 3 },
+            Word::Finish { slot: 9, generation: 3, sent: 70_000 },
         ] {
             assert_eq!(Word::from_bytes(&word.to_bytes()), Some(word));
         }

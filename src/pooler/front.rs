@@ -6,9 +6,10 @@ use super::console_client::Consoles;
 use super::hands::Hands;
 use super::history::{self, History};
 use super::limits::Received;
+use super::listening::Listeners;
 use super::notifications::Relay;
 use super::pools::{self, Pools};
-use super::reception::LOOK_UPS;
+use super::reception::{LOOK_UPS, Port};
 use super::seats::{Room, Seats, raise_file_limit};
 use super::shared::{Doom, ServerState, Shared, Slot};
 use super::slot::State;
@@ -29,11 +30,21 @@ use tokio::task::AbortHandle;
 /// The kind of the pooler's listeners.
 pub const POOLER: crate::net::slots::Kind = 4;
 
+/// The kind of the listen-only port's listeners.
+pub const LISTEN_ONLY: crate::net::slots::Kind = 5;
+
 const LISTENERS: Family = Family {
     kind: POOLER,
     name: "pooler",
     setting: "postern.pooler_listen",
     addresses: |settings| &settings.pooler.listen,
+};
+
+const LISTEN_ONLY_LISTENERS: Family = Family {
+    kind: LISTEN_ONLY,
+    name: "listen-only port",
+    setting: "postern.relay_listen",
+    addresses: |settings| &settings.pooler.relay_listen,
 };
 
 /// How long a client that is to be ended may finish what it has running.
@@ -61,6 +72,7 @@ pub struct Front {
     /// The postmaster's process id.
     pub postmaster: i32,
     pub consoles: Consoles,
+    pub listeners: Listeners,
     pub hands: Arc<Hands>,
     pub history: History,
     pub(super) free: Mutex<Vec<u32>>,
@@ -138,6 +150,7 @@ pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
         identity: Mutex::default(),
         postmaster,
         consoles: Consoles::default(),
+        listeners: Listeners::default(),
         hands: Arc::default(),
         history: History::default(),
         free: Mutex::new((0..room.capacity).rev().collect()),
@@ -159,18 +172,25 @@ pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
         front.hands.is_first();
         let listeners = &front.shared.header.listeners;
         let to_serve = Arc::clone(&front);
-        let serve = move |listener, counts| Arc::clone(&to_serve).accept(listener, counts);
+        let serve = move |listener, counts| Arc::clone(&to_serve).accept(listener, counts, Port::Pooler);
+        let to_listen = Arc::clone(&front);
+        let listen =
+            move |listener, counts| Arc::clone(&to_listen).accept(listener, counts, Port::ListenOnly);
         tokio::join!(
             Arc::clone(&front).watch_server(),
             Arc::clone(&front).keep_identity(),
             Arc::clone(&front).watch_idle_clients(),
             agents::serve(Arc::clone(&front), control),
-            keep(to_keep, LISTENERS, listeners, serve),
+            keep(to_keep.clone(), LISTENERS, listeners, serve),
+            keep(to_keep, LISTEN_ONLY_LISTENERS, listeners, listen),
             history::turn(&front),
             front.relay.run(Arc::clone(&front))
         );
         front.say_goodbye();
-        front.hands.farewell(front.consoles.ended()).await;
+        let others = async {
+            tokio::join!(front.consoles.ended(), front.listeners.ended());
+        };
+        front.hands.farewell(others).await;
     })?;
     all.insert(0, first);
     hands.set(all);
@@ -311,6 +331,7 @@ impl Front {
                     let insist = doom == Doom::Administrator && pause > PROMPT;
                     self.tell_backend_of(slot, generation, insist);
                 }
+                State::Listening => self.listeners.doom(number, generation),
                 // Whoever writes to it looks, too.
                 State::Idle | State::Cancelling | State::Notifying | State::Called => {}
             }

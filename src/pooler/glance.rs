@@ -69,7 +69,11 @@ impl ClientState {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientGlance {
     pub slot: u32,
+    /// Of no pool's number when it only listens.
     pub pool: u32,
+    /// OIDs of its database and role.
+    pub database: u32,
+    pub role: u32,
     pub state: ClientState,
     /// The server connection that it has.
     pub server: Option<u32>,
@@ -160,7 +164,7 @@ pub fn clients(shared: &Shared) -> Vec<ClientGlance> {
 fn client(shared: &Shared, number: u32, slot: &Slot) -> Option<ClientGlance> {
     let seen = slot.word.seen();
     let server = match seen.state() {
-        State::Idle | State::Notifying | State::Called => None,
+        State::Idle | State::Notifying | State::Called | State::Listening => None,
         State::Attached | State::Cancelling => shared.servers.get(seen.server() as usize),
         State::Free | State::Login | State::Closing => return None,
     };
@@ -176,6 +180,8 @@ fn client(shared: &Shared, number: u32, slot: &Slot) -> Option<ClientGlance> {
     let client = ClientGlance {
         slot: number,
         pool: u32::from(slot.pool.load(Relaxed)),
+        database: slot.admitted_database.load(Relaxed),
+        role: slot.admitted_role.load(Relaxed),
         state,
         server: server.map(|_| seen.server()),
         application_name: slot.application_name.bytes(),
@@ -218,7 +224,7 @@ fn address(slot: &Slot, words: &[AtomicU32; 4]) -> Option<IpAddr> {
 
 /// Whether the slot has a client that is past its login.
 pub fn is_logged_in(slot: &Slot) -> bool {
-    matches!(slot.word.seen().state(), State::Idle | State::Attached | State::Cancelling)
+    !matches!(slot.word.seen().state(), State::Free | State::Login | State::Closing)
 }
 
 /// Every server connection that is open or opening, by number.

@@ -5,13 +5,18 @@ use super::front::Front;
 use super::pools;
 use super::shared::{Doom, ServerState};
 use super::slot::State;
+use crate::wire::message::Report;
 use rustix::net::SendFlags;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering::*, fence};
+use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+/// How much earlier than the front a relay may end when the server stops.
+const RELAY_FIRST: Duration = Duration::from_millis(200);
 
 /// The answer to a LISTEN that is in force; the others are the relay's own.
 pub const IN_FORCE: u32 = 1;
@@ -43,8 +48,26 @@ pub trait Relay: Send + Sync {
     /// The client listens to nothing any more, or is gone.
     fn unlisten_all(&self, front: &Arc<Front>, client: u32);
 
+    /// By the channel's name.
+    fn unlisten_channel(&self, front: &Arc<Front>, client: u32, channel: &[u8]);
+
+    /// Appends what the client is still to be sent, about so many bytes of it, and takes it as sent. By whoever has the client.
+    fn collect(&self, client: u32, most: usize, out: &mut Vec<u8>) -> Given;
+
+    /// By how many bytes the client is behind; `None` when something that it lacks is gone.
+    fn backlog(&self, client: u32) -> Option<u64>;
+
+    /// The last words of a client that is too slow; it is counted.
+    fn too_slow(&self) -> Vec<u8>;
+
+    /// Why a LISTEN is not to be, by the number that [`Done`] was given.
+    fn refusal(&self, number: u32) -> Report;
+
     /// Nobody has the client any more, and it may lack notifications.
     fn behind(&self, client: u32);
+
+    /// A relay has taken an idle client to write to it, and only so many bytes of what it lacks have gone.
+    fn finish(&self, front: &Arc<Front>, client: u32, sent: usize);
 
     /// A relay's worker has something new.
     fn news(&self);
@@ -56,12 +79,23 @@ pub trait Relay: Send + Sync {
     fn run(&self, front: Arc<Front>) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }
 
+/// What came of collecting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Given {
+    /// Everything that there was.
+    All,
+    /// There is more than was asked for.
+    More,
+    /// Some of it is gone.
+    TooLate,
+}
+
 /// Who has a client that is to be written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Taken {
     /// Whoever asked.
     Yes,
-    /// A backend, which looks what there is for it before its client's next command.
+    /// A backend, which looks what there is for it before its client's next command; or the client's own task, likewise.
     Elsewhere,
     /// Somebody, for a moment.
     Busy,
@@ -84,6 +118,10 @@ impl Front {
                 {
                     pools::wake(server);
                 }
+                Taken::Elsewhere
+            }
+            State::Listening => {
+                self.listeners.wake(number);
                 Taken::Elsewhere
             }
             // It is being written to, and is given what there is before it is given back.
@@ -146,6 +184,11 @@ impl Front {
         let Some(slot) = self.shared.slots.get(number as usize) else { return };
         let generation = slot.word.seen().generation();
         let front = Arc::clone(self);
-        self.spawn(async move { front.end_wherever_it_is(number, generation, Doom::RelayEnded).await });
+        self.spawn(async move {
+            // When the server stops, a relay may have ended before we do: then that is what its clients hear.
+            if tokio::time::timeout(RELAY_FIRST, front.bridge.stop().cancelled()).await.is_err() {
+                front.end_wherever_it_is(number, generation, Doom::RelayEnded).await;
+            }
+        });
     }
 }

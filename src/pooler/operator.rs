@@ -9,6 +9,7 @@ use super::console::{
 use super::console_client::Client;
 use super::front::Front;
 use super::glance;
+use super::listening::NO_POOL;
 use super::orders::{self, TooMany, Which};
 use super::shared::{Order, POOLS, Pool, Server, ServerState, Slot, now};
 use super::slot::State;
@@ -115,6 +116,7 @@ impl<'a> Console<'a> {
             let pool = u32::from(slot.pool.load(Acquire));
             let (server, waits) = match seen.state() {
                 State::Free | State::Login | State::Closing => return None,
+                State::Listening => (None, false),
                 State::Idle | State::Notifying | State::Called => {
                     let ready = || slot.is_fresh() || self.front.seats.is_ready(number, seen.generation());
                     (None, queues.contains(&pool) && ready())
@@ -137,6 +139,15 @@ impl<'a> Console<'a> {
     fn names(&self, pool: u32) -> (Option<String>, Option<String>) {
         let pool = self.front.shared.pools.get(pool as usize);
         (pool.map(|pool| pool.role_name.text()), pool.map(|pool| pool.database_name.text()))
+    }
+
+    /// Of a client's role and database.
+    fn names_of(&self, client: &Seen<'_>) -> (Option<String>, Option<String>) {
+        if client.pool == u32::from(NO_POOL) {
+            self.front.listeners.names(client.number).unzip()
+        } else {
+            self.names(client.pool)
+        }
     }
 
     /// Databases of the server, and those that have pools still.
@@ -345,7 +356,7 @@ impl Operator for Console<'_> {
         let port = self.port();
         let report = |client: Seen<'_>| {
             let slot = client.slot;
-            let (user, database) = self.names(client.pool);
+            let (user, database) = self.names_of(&client);
             let end = |address: Option<(IpAddr, u16)>| {
                 address.map_or(("unix".to_owned(), port), |(ip, port)| (ip.to_string(), port))
             };
@@ -520,8 +531,8 @@ impl Operator for Console<'_> {
         self.check(Some(database))?;
         self.order_pause(Some(database))?;
         self.note("KILL", Some(database));
-        let pools: BTreeSet<_> = self.used(Some(database)).map(|(number, _)| number).collect();
-        let clients = self.seen().into_iter().filter(|client| pools.contains(&client.pool));
+        let its = |client: &Seen<'_>| self.names_of(client).1.as_deref() == Some(database);
+        let clients = self.seen().into_iter().filter(its);
         let clients: Vec<_> = clients.map(|client| (client.number, client.generation)).collect();
         for (number, generation) in clients {
             self.front.kill_client(number, generation);

@@ -2,12 +2,13 @@
 
 use super::conversation::{Conversation, OverTls, canonical};
 use super::front::{Front, random_words};
-use super::shared::{Order, Slot, now};
+use super::listening::{self, Session};
+use super::shared::{Order, Shared, Slot, now};
 use super::shown::{Authenticated, Shown};
 use super::{cancel, console, console_client, replication, sabotage};
 use crate::auth::Challenge;
 use crate::bridge::Level;
-use crate::login::{self, Arrival, Door, Login, Method, Origin, Outcome, Question};
+use crate::login::{self, Admission, Arrival, Door, Login, Method, Origin, Outcome, Question};
 use crate::net::linger;
 use crate::net::listener::{Accepted, Listener, Stream};
 use crate::net::tls::peer::PeerCertificate;
@@ -25,6 +26,15 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::either::Either;
 
+/// Which of the front's ports a client has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Port {
+    /// `postern.pooler_listen`.
+    Pooler,
+    /// `postern.relay_listen`.
+    ListenOnly,
+}
+
 /// Databases in which the front itself answers: the reserved one, and the one that PgBouncer's exporters and scripts name, where the
 /// server has no such database.
 const CONSOLES: &[&str] = &[console::DATABASE, console::PGBOUNCER_DATABASE];
@@ -40,6 +50,7 @@ impl Front {
         self: Arc<Self>,
         listener: Listener,
         counts: &'static crate::net::slots::Slot,
+        port: Port,
     ) {
         if let Err(error) = listener.keep_clients_alive() {
             self.bridge.log(Level::Warning, format!("a listener of the pooler: {error}"));
@@ -56,7 +67,7 @@ impl Front {
                     let number = login.number;
                     // It is known before it can end, and its end looks here.
                     self.logins.lock().insert(number, None);
-                    let task = self.spawn_in_turn(async move { login.front.receive(accepted).await });
+                    let task = self.spawn_in_turn(async move { login.front.receive(accepted, port).await });
                     if let Some(handle) = self.logins.lock().get_mut(&number) {
                         *handle = Some(task.abort_handle());
                     }
@@ -88,7 +99,7 @@ impl Front {
     }
 
     /// A client from its first byte to its place in a pool.
-    async fn receive(self: &Arc<Self>, accepted: Accepted) {
+    async fn receive(self: &Arc<Self>, accepted: Accepted, port: Port) {
         let limit = self.bridge.settings().pooler.client_login_timeout.unwrap_or(Duration::from_secs(86_400));
         let deadline = Instant::now() + limit;
         let origin = origin_of(&accepted.socket);
@@ -107,13 +118,13 @@ impl Front {
         };
         if !direct {
             let system_user = timeout_at(deadline, self.system_user_of(&stream)).await.ok().flatten();
-            let door = self.door(origin, system_user, identity.is_some());
+            let door = self.door(origin, port, system_user, identity.is_some());
             match timeout_at(deadline, login::log_in(&mut stream, &door)).await {
                 Ok(Ok(Outcome::Tls)) => {}
                 Ok(Ok(Outcome::Cancel { pid, key })) => return cancel::cancel(self, pid, &key).await,
                 Ok(Ok(Outcome::In(login))) => {
                     let proof = Proof::of(&login, &door, None);
-                    return self.place(stream, origin, login, proof).await;
+                    return self.place(stream, origin, port, login, proof).await;
                 }
                 Ok(Err(error)) => return self.turn_away(&mut stream, origin, error).await,
                 Err(_) => return self.turn_away(&mut stream, origin, login::Error::TooSlow).await,
@@ -129,14 +140,14 @@ impl Front {
             }
             Err(_) => return,
         };
-        self.receive_over_tls(tls, &identity, origin, direct, deadline).await;
+        self.receive_over_tls(tls, &identity, (origin, port), direct, deadline).await;
     }
 
     async fn receive_over_tls(
         self: &Arc<Self>,
         tls: TlsStream<Stream>,
         identity: &Identity,
-        origin: Origin,
+        (origin, port): (Origin, Port),
         direct: bool,
         deadline: Instant,
     ) {
@@ -153,7 +164,7 @@ impl Front {
                     .await;
             }
         };
-        let mut door = self.door(origin, None, false);
+        let mut door = self.door(origin, port, None, false);
         door.tls = Some(identity.binding().map(<[u8]>::to_vec));
         door.has_authorities = identity.has_authorities();
         door.certificate = certificate.as_ref().map(|certificate| login::exchange::Certificate {
@@ -165,14 +176,14 @@ impl Front {
             Ok(Ok(Outcome::Cancel { pid, key })) => cancel::cancel(self, pid, &key).await,
             Ok(Ok(Outcome::In(login))) => {
                 let proof = Proof::of(&login, &door, certificate.as_ref());
-                self.place(tls, origin, login, proof).await;
+                self.place(tls, origin, port, login, proof).await;
             }
             Ok(Err(error)) => self.turn_away(&mut tls, origin, error).await,
             Err(_) => self.turn_away(&mut tls, origin, login::Error::TooSlow).await,
         }
     }
 
-    fn door(&self, origin: Origin, system_user: Option<String>, offers_tls: bool) -> Door<'_> {
+    fn door(&self, origin: Origin, port: Port, system_user: Option<String>, offers_tls: bool) -> Door<'_> {
         Door {
             questions: &self.questions,
             origin,
@@ -183,7 +194,10 @@ impl Front {
             minor: self.bridge.settings().pooler.door.protocol_minor,
             system_user,
             host_name: Box::new(move || Box::pin(self.name_of(origin))),
-            consoles: CONSOLES,
+            consoles: match port {
+                Port::Pooler => CONSOLES,
+                Port::ListenOnly => &[],
+            },
         }
     }
 
@@ -240,6 +254,7 @@ impl Front {
         self: &Arc<Self>,
         mut stream: S,
         origin: Origin,
+        port: Port,
         login: Box<Login>,
         proof: Proof,
     ) {
@@ -253,6 +268,9 @@ impl Front {
                 Err(error) => self.turn_away(&mut stream, origin, error).await,
             }
             return;
+        }
+        if port == Port::ListenOnly {
+            return self.place_listener(stream, origin, login, proof).await;
         }
         if login.message.replication != Replication::No {
             let front = Arc::clone(self);
@@ -268,18 +286,105 @@ impl Front {
             Ok(socket) => socket,
             Err(error) => return self.turn_away(&mut stream, origin, no_place(error).into()).await,
         };
-        let newcomer = Newcomer { origin, local, cipher, wire, socket, login, proof };
+        let newcomer = Newcomer { origin, local, cipher, login, proof };
         let front = Arc::clone(self);
-        match self.on_first(async move { front.admit(newcomer).await }).await {
+        match self.on_first(async move { front.admit(newcomer, wire, socket).await }).await {
             Some(Ok(())) if cipher != 0 => drop(self.spawn(stream.go_on(self))),
             Some(Err(error)) => self.turn_away(&mut stream, origin, error).await,
             Some(Ok(())) | None => {}
         }
     }
 
-    /// A place in a pool for a client that has shown who it is. On the first thread.
-    async fn admit(self: &Arc<Self>, newcomer: Newcomer) -> Result<(), login::Error> {
-        let Newcomer { origin, local, cipher, wire, socket, login, proof } = newcomer;
+    /// A place for a client that only listens, with a task of its own on this thread.
+    async fn place_listener<S: Conversation + 'static>(
+        self: &Arc<Self>,
+        mut stream: S,
+        origin: Origin,
+        login: Box<Login>,
+        proof: Proof,
+    ) {
+        if login.message.replication != Replication::No {
+            let words = "replication connections are not possible at this port (postern.relay_listen)";
+            return self.turn_away(&mut stream, origin, Report::fatal("0A000", words).into()).await;
+        }
+        let (local, cipher) = (stream.local(), stream.cipher());
+        let newcomer = Newcomer { origin, local, cipher, login, proof };
+        let front = Arc::clone(self);
+        match self.on_first(async move { front.admit_listener(newcomer).await }).await {
+            Some(Ok((place, session))) => drop(self.spawn(listening::serve(place, session, stream))),
+            Some(Err(error)) => self.turn_away(&mut stream, origin, error).await,
+            None => {}
+        }
+    }
+
+    /// A place in a pool for a client that has shown who it is; `socket` is what a backend is to serve, and `wire` the number of the
+    /// client's own TCP connection, where that is another. On the first thread.
+    async fn admit(
+        self: &Arc<Self>,
+        newcomer: Newcomer,
+        wire: Option<RawFd>,
+        socket: OwnedFd,
+    ) -> Result<(), login::Error> {
+        let (mut claim, admission) = self.claim(&newcomer).await?;
+        let (number, generation) = (claim.number, claim.generation);
+        let slot = &self.shared.slots[number as usize];
+        let login = newcomer.login;
+        let names = (&login.message.user[..], &login.message.database[..]);
+        let pool = self.pools.of(self, &admission, names, login.credential)?;
+        slot.pool.store(pool.number as u16, Release);
+        self.seats.seat(number, generation, &socket, &pool.epoll, wire).map_err(no_place)?;
+        pool.words.clients.fetch_add(1, Relaxed);
+        self.shared.header.counters.clients.fetch_add(1, Relaxed);
+        claim.done = true;
+        slot.word.enter(generation);
+        // From here on the client is the pool's.
+        if self.seats.announce(number).is_err() && slot.word.close_idle(generation) {
+            self.end_client(number, generation);
+        }
+        pool.news.notify_one();
+        Ok(())
+    }
+
+    /// A place for a client that only listens. On the first thread.
+    async fn admit_listener(
+        self: &Arc<Self>,
+        newcomer: Newcomer,
+    ) -> Result<(listening::Place, Session), login::Error> {
+        let (mut claim, admission) = self.claim(&newcomer).await?;
+        let (number, generation) = (claim.number, claim.generation);
+        let slot = &self.shared.slots[number as usize];
+        let message = &newcomer.login.message;
+        let Admission { role, database } = admission;
+        let facts = self.questions.ask(|reply| Question::Facts { role, database, reply }).await??;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let client = listening::Identity {
+            database: text(&message.database),
+            role: text(&message.user),
+            pid: Shared::client_pid(number),
+            key: slot.key.load(Relaxed).to_be_bytes(),
+            pooler: self.bridge.settings().pooler.listen.to_string(),
+        };
+        let mut session = Session::new(self.listeners.share(facts), client);
+        let options = message.options.as_deref().map(listening::options).unwrap_or_default();
+        let settings = message.settings.iter().map(|(name, value)| (text(name), text(value)));
+        for (name, value) in options.into_iter().chain(settings) {
+            session.set_at_startup(&name, &value)?;
+        }
+        slot.pool.store(listening::NO_POOL, Release);
+        let slot_of = (number, generation);
+        let place = listening::Place::take(self, slot_of, (database, &message.database), &message.user);
+        let place = place.ok_or_else(|| no_place(std::io::ErrorKind::Interrupted.into()))?;
+        self.shared.header.counters.clients.fetch_add(1, Relaxed);
+        claim.done = true;
+        Ok((place, session))
+    }
+
+    /// A slot for a client that has shown who it is and may come in; it is in its login still. On the first thread.
+    async fn claim<'a>(
+        self: &'a Arc<Self>,
+        newcomer: &Newcomer,
+    ) -> Result<(Claim<'a>, Admission), login::Error> {
+        let Newcomer { origin, local, cipher, login, proof } = newcomer;
         let full = || {
             Report::fatal("53300", "sorry, too many clients already").with_detail(format!(
                 "The pooler has {} clients, as many as postern.max_client_connections and the limit of open files allow.",
@@ -299,8 +404,8 @@ impl Front {
         let slot = &self.shared.slots[number as usize];
         let Some(generation) = slot.word.claim() else { return Err(full().into()) };
         let mut claim = Claim { front: self, number, generation, done: false, admitted: false };
-        fill(slot, origin, local, login.minor)?;
-        slot.tls.store(cipher, Relaxed);
+        fill(slot, *origin, *local, login.minor)?;
+        slot.tls.store(*cipher, Relaxed);
         slot.authenticated.store(proof.authenticated as u8, Relaxed);
         let arrival = Arrival {
             slot: number,
@@ -310,24 +415,11 @@ impl Front {
                 options: login.message.options.clone(),
                 settings: login.message.settings.clone(),
             },
-            shown: proof.shown,
+            shown: proof.shown.clone(),
         };
         claim.admitted = true;
         let admission = self.questions.ask(|reply| Question::Admit { arrival, reply }).await??;
-        let names = (&login.message.user[..], &login.message.database[..]);
-        let pool = self.pools.of(self, &admission, names, login.credential)?;
-        slot.pool.store(pool.number as u16, Release);
-        self.seats.seat(number, generation, &socket, &pool.epoll, wire).map_err(no_place)?;
-        pool.words.clients.fetch_add(1, Relaxed);
-        self.shared.header.counters.clients.fetch_add(1, Relaxed);
-        claim.done = true;
-        slot.word.enter(generation);
-        // From here on the client is the pool's.
-        if self.seats.announce(number).is_err() && slot.word.close_idle(generation) {
-            self.end_client(number, generation);
-        }
-        pool.news.notify_one();
-        Ok(())
+        Ok((claim, admission))
     }
 }
 
@@ -337,10 +429,6 @@ struct Newcomer {
     /// Our own end.
     local: Origin,
     cipher: u8,
-    /// The number of its own TCP connection, where a backend serves another socket.
-    wire: Option<RawFd>,
-    /// What a backend is to serve.
-    socket: OwnedFd,
     login: Box<Login>,
     proof: Proof,
 }

@@ -150,7 +150,7 @@ impl Orders {
 #[derive(Default)]
 pub struct Slot {
     pub word: SlotWord,
-    /// Its pool's number.
+    /// Its pool's number; [`super::listening::NO_POOL`] is none.
     pub pool: AtomicU16,
     /// 4: IPv4, 6: IPv6, 0: Unix socket.
     pub family: AtomicU8,

@@ -11,7 +11,8 @@
 //!         Free      Closing   Cancelling
 //! ```
 //!
-//! From Called it is Idle again, not Attached; from both, Closing.
+//! From Called it is Idle again, not Attached; from both, Closing. A client of the listen-only port is Listening from its Login to its
+//! Closing.
 //!
 //! Whoever loses a swap lets go: it does not own the client. The generation tells a client from the one that had the slot
 //! before.
@@ -47,6 +48,8 @@ pub enum State {
     Notifying = 6,
     /// Likewise, and a backend has come for it meanwhile: the pool is to hear of it again.
     Called = 7,
+    /// The front, which alone speaks to it: a client of the listen-only port.
+    Listening = 8,
 }
 
 /// The word as it was at one moment.
@@ -67,6 +70,7 @@ impl Seen {
             5 => State::Closing,
             6 => State::Notifying,
             7 => State::Called,
+            8 => State::Listening,
             _ => State::Free,
         }
     }
@@ -116,6 +120,16 @@ impl SlotWord {
     /// The front puts a logged-in client into its pool.
     pub fn enter(&self, generation: u32) -> bool {
         self.swap(Seen::new(State::Login, 0, generation), Seen::new(State::Idle, 0, generation))
+    }
+
+    /// The front keeps a logged-in client to itself.
+    pub fn enter_listening(&self, generation: u32) -> bool {
+        self.swap(Seen::new(State::Login, 0, generation), Seen::new(State::Listening, 0, generation))
+    }
+
+    /// The front ends a client that it has kept to itself.
+    pub fn close_listening(&self, generation: u32) -> bool {
+        self.swap(Seen::new(State::Listening, 0, generation), Seen::new(State::Closing, 0, generation))
     }
 
     /// A backend takes an idle client.

@@ -32,6 +32,7 @@ mod transaction;
 mod unnamed;
 
 use self::links::Links;
+pub(super) use self::links::answer;
 use self::listens::Listens;
 use self::settings::{Environment, SessionSettings};
 use self::statements::Statements;

@@ -2,7 +2,7 @@
 
 use super::{sample, shmem};
 use crate::net::slots::SlotReport;
-use crate::pooler::front::POOLER;
+use crate::pooler::front::{LISTEN_ONLY, POOLER};
 use crate::status::Health;
 use crate::status::shared::{Shared, kind_name};
 use pgrx::prelude::*;
@@ -98,7 +98,12 @@ fn status_listeners() -> TableIterator<
 > {
     let row = |l: SlotReport| {
         let error = l.error();
-        let kind = if l.kind == POOLER { "pooler" } else { kind_name(l.kind) }.to_owned();
+        let kind = match l.kind {
+            POOLER => "pooler",
+            LISTEN_ONLY => "listen_only",
+            kind => kind_name(kind),
+        };
+        let kind = kind.to_owned();
         (kind, l.address, l.listening, error, l.served as i64, l.refused as i64, l.failed as i64)
     };
     let poolers = shmem::pooler().map_or_else(Vec::new, |pooler| pooler.header.listeners.report());

@@ -47,6 +47,7 @@ static SERVER_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(3600);
 static SERVER_CONNECT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(15);
 static SERVER_LOGIN_RETRY: GucSetting<i32> = GucSetting::<i32>::new(15);
 
+static RELAY_LISTEN: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static RELAY_RING_SIZE: GucSetting<i32> = GucSetting::<i32>::new(16 * 1024);
 static RELAY_MAX_CHANNELS: GucSetting<i32> = GucSetting::<i32>::new(4096);
 static RELAY_MAX_LISTENS: GucSetting<i32> = GucSetting::<i32>::new(65_536);
@@ -265,6 +266,13 @@ fn define_pooler() {
 }
 
 fn define_relay() {
+    text(
+        c"postern.relay_listen",
+        c"Addresses of the listen-only port; also a Unix socket of the same port beside each of the server's.",
+        LIST_HELP,
+        &RELAY_LISTEN,
+        check_list,
+    );
     number(
         c"postern.relay_ring_size",
         c"Shared memory for notifications that clients of the pooler have still to be sent.",
@@ -352,9 +360,13 @@ fn pooler_settings() -> Result<PoolerSettings, crate::settings::Error> {
         (copied(pg_sys::Unix_socket_directories), copied(pg_sys::ListenAddresses), pg_sys::PostPortNumber)
     };
     let directories: Vec<&str> = directories.split(',').map(|d| d.trim().trim_matches('"')).collect();
-    let listen: ListenList = value(&POOLER_LISTEN).parse()?;
+    let listens = |setting| -> Result<ListenList, crate::settings::Error> {
+        let list: ListenList = value(setting).parse()?;
+        Ok(list.with_sockets_in(directories.iter().copied()))
+    };
     Ok(PoolerSettings {
-        listen: listen.with_sockets_in(directories.iter().copied()),
+        listen: listens(&POOLER_LISTEN)?,
+        relay_listen: listens(&RELAY_LISTEN)?,
         pool_size: u32::try_from(POOL_SIZE.get()).unwrap_or(1),
         min_pool_size: u32::try_from(MIN_POOL_SIZE.get()).unwrap_or(0),
         reserve_pool_size: u32::try_from(RESERVE_POOL_SIZE.get()).unwrap_or(0),

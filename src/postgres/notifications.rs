@@ -3,9 +3,12 @@
 
 use crate::login::{Question, Questions};
 use crate::pooler::front::Front;
-use crate::pooler::notifications::{self as pooler, Done, IN_FORCE, Relay, Request};
-use crate::relay::engine::{Clients, Engine, Taken, Wait};
+use crate::pooler::notifications::{self as pooler, Done, Given, IN_FORCE, Relay, Request};
+use crate::relay::engine::{Clients, Engine, Refusal, Taken, Wait};
+use crate::relay::reader::{Batch, Collected, Reader};
 use crate::relay::shared::Shared;
+use crate::wire::message::Report;
+use parking_lot::Mutex;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,6 +18,9 @@ use std::sync::atomic::Ordering::*;
 pub(super) struct Notifications {
     engine: Arc<Engine>,
     questions: Questions,
+    reader: Reader,
+    /// What the last client of the front's own was given: the next one mostly lacks the same.
+    batch: Mutex<Batch>,
 }
 
 impl Notifications {
@@ -25,7 +31,7 @@ impl Notifications {
             // One of an earlier front's looks whose it is, and ends.
             crate::pooler::pools::wake_process(source.pid.swap(0, AcqRel));
         }
-        Some(Self { engine, questions })
+        Some(Self { engine, questions, reader: Reader::new(shared), batch: Mutex::default() })
     }
 
     fn doors(&self, front: &Arc<Front>) -> Doors {
@@ -52,6 +58,35 @@ impl Relay for Notifications {
         self.engine.unlisten(&self.doors(front), client, listen);
     }
 
+    fn unlisten_channel(&self, front: &Arc<Front>, client: u32, channel: &[u8]) {
+        if let Some(listen) = self.engine.find(client, channel) {
+            self.unlisten(front, client, listen);
+        }
+    }
+
+    fn collect(&self, client: u32, most: usize, out: &mut Vec<u8>) -> Given {
+        let mut batch = self.batch.lock();
+        let collected = self.reader.collect(client, most, &mut batch);
+        out.extend(&batch.bytes);
+        match collected {
+            Collected::All => Given::All,
+            Collected::Part => Given::More,
+            Collected::TooLate => Given::TooLate,
+        }
+    }
+
+    fn backlog(&self, client: u32) -> Option<u64> {
+        self.reader.backlog(client).ok()
+    }
+
+    fn too_slow(&self) -> Vec<u8> {
+        self.engine.too_slow()
+    }
+
+    fn refusal(&self, number: u32) -> Report {
+        Refusal::of(number).unwrap_or(Refusal::Ended).report()
+    }
+
     fn take_back(&self, front: &Arc<Front>, client: u32) {
         self.engine.take_back(&self.doors(front), client);
     }
@@ -62,6 +97,11 @@ impl Relay for Notifications {
 
     fn behind(&self, client: u32) {
         self.engine.behind(client);
+    }
+
+    fn finish(&self, front: &Arc<Front>, client: u32, sent: usize) {
+        let clients: Arc<dyn Clients> = Arc::new(self.doors(front));
+        self.engine.finish(&clients, client, sent);
     }
 
     fn news(&self) {

@@ -4,6 +4,7 @@
 use super::shmem;
 use crate::pooler::control::Word;
 use crate::pooler::glance::{self, shown};
+use crate::pooler::listening::NO_POOL;
 use crate::pooler::orders::{self, Which};
 use crate::pooler::shared::{ServerState, Shared};
 use pgrx::prelude::*;
@@ -128,7 +129,10 @@ fn pooler_clients() -> TableIterator<
     let mut names = names_of(shared);
     let row = move |client: glance::ClientGlance| {
         let server = client.server.and_then(|number| shared.servers.get(number as usize));
-        let (database, role) = names(client.pool);
+        let (database, role) = match client.pool {
+            pool if pool == u32::from(NO_POOL) => names_by_oid(client.database, client.role),
+            pool => names(pool),
+        };
         (
             Shared::client_pid(client.slot) as i32,
             database,
@@ -256,6 +260,20 @@ fn names_of(shared: Shared) -> impl FnMut(u32) -> (Option<String>, Option<String
             Some((shown(&pool.database, utf8), shown(&pool.role, utf8)))
         };
         known.entry(number).or_insert_with(look).clone().unzip()
+    }
+}
+
+/// The names that a database and a role have now; none for one that has gone.
+fn names_by_oid(database: u32, role: u32) -> (Option<String>, Option<String>) {
+    // SAFETY: in a transaction; a name is null or a terminated text in the server's memory, and valid in this database's encoding as
+    // far as names are.
+    let text = |name: *const std::ffi::c_char| unsafe {
+        (!name.is_null()).then(|| std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned())
+    };
+    // SAFETY: catalog lookups by OID, without an error for one that is missing.
+    unsafe {
+        let database = text(pg_sys::get_database_name(database.into()));
+        (database, text(pg_sys::GetUserNameFromId(role.into(), true)))
     }
 }
 

@@ -2,11 +2,15 @@
 //! database, without a thread: its main thread waits on its latch, and listens and hears when it is woken. Started by the pooler's main
 //! thread, and never again by the postmaster; it ends when nobody listens any more or when the front has ended.
 
+use super::agent::answer;
 use super::worker::log;
 use super::{shim, shmem};
 use crate::bridge::{Level, LogLine};
 use crate::pooler::control::Word;
-use crate::pooler::shared::Shared as Pooler;
+use crate::pooler::seats::raise_file_limit;
+use crate::pooler::shared::{ServerState, Shared as Pooler};
+use crate::pooler::slot::State;
+use crate::relay::reader::{Batch, Collected, Reader};
 use crate::relay::ring::Ring;
 use crate::relay::shared::{ChannelState, Shared, Source, SourceState};
 use pgrx::bgworkers::{
@@ -14,17 +18,32 @@ use pgrx::bgworkers::{
     DynamicBackgroundWorker, SignalWakeFlags,
 };
 use pgrx::prelude::*;
+use rustix::net::SendFlags;
 use std::cell::UnsafeCell;
 use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_int};
 use std::os::fd::OwnedFd;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{Ordering::*, fence};
+use std::time::{Duration, Instant};
 
 const FUNCTION: &str = "postern_relay_main";
 
 /// Notifications that are heard before signals are looked at again are those of one wake-up; so often is looked whether the front lives.
 const TICK: std::ffi::c_long = 5_000;
+
+/// A channel of so many listeners is written to by the worker itself, where they are idle; beyond that by the front, which has another
+/// processor.
+const FEW: u32 = 4;
+
+/// Bytes that a client is given at a time.
+const BATCH: usize = 64 * 1024;
+
+/// How often the sockets of clients that have gone are closed.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// Clients' sockets that are kept at hand.
+const SOCKETS: usize = 10_000;
 
 /// Pooled backends whose clients are remembered. More are open at once only with a larger `max_connections`; what is forgotten shows as
 /// the backend's own process id.
@@ -93,6 +112,13 @@ struct Worker {
     /// Server connections and up to which of their transactions everything has been heard.
     heard: Vec<(u32, u64)>,
     lock: *mut pg_sys::LWLock,
+    /// Channels of few listeners that something has come for.
+    heard_of: Vec<u32>,
+    /// Clients' sockets, by slot, with the generation.
+    sockets: HashMap<u32, (u32, OwnedFd)>,
+    swept: Instant,
+    reader: Reader,
+    batch: Batch,
     /// The message that is being put together.
     message: Vec<u8>,
     control: OwnedFd,
@@ -134,6 +160,7 @@ fn run(number: u32, turn: u32) {
         let database = pg_sys::Oid::from(source.database.load(Acquire));
         pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0);
     }
+    raise_file_limit();
     // From here on the front hears of our end.
     let Some(control) = connect(pooler) else { return };
     let marker = shared.marker().into_bytes();
@@ -151,6 +178,11 @@ fn run(number: u32, turn: u32) {
             clients: HashMap::new(),
             heard: Vec::new(),
             lock,
+            heard_of: Vec::new(),
+            sockets: HashMap::new(),
+            swept: Instant::now(),
+            reader: Reader::new(shared),
+            batch: Batch::default(),
             message: Vec::new(),
             control,
         });
@@ -181,6 +213,7 @@ fn run(number: u32, turn: u32) {
                 source.heard.store(asked, Release);
                 worker.tell();
             }
+            worker.give_directly();
             let wanted = source.wanted.load(Acquire);
             if wanted != done {
                 if worker.listen().is_err() {
@@ -194,6 +227,12 @@ fn run(number: u32, turn: u32) {
                 worker.tell();
                 continue;
             }
+        }
+        if let Some(worker) = self::worker()
+            && worker.swept.elapsed() >= SWEEP
+        {
+            worker.swept = Instant::now();
+            worker.sweep();
         }
         if BackgroundWorker::sigterm_received() || wait() {
             return;
@@ -269,7 +308,7 @@ fn change(listen: &[Vec<u8>], leave: &[Vec<u8>]) -> Result<(), ()> {
 
 impl Worker {
     fn say(&self, word: Word) {
-        let _ = rustix::net::send(&self.control, &word.to_bytes(), rustix::net::SendFlags::NOSIGNAL);
+        let _ = rustix::net::send(&self.control, &word.to_bytes(), SendFlags::NOSIGNAL);
     }
 
     /// Whether this is still the source's worker: the front may have ended, and the next one have given channels' numbers to others.
@@ -330,6 +369,139 @@ impl Worker {
         Ok(())
     }
 
+    /// Writes to the listeners of channels that have few, where these are idle: waking the front for it would take as long as all the
+    /// rest. The front does what is left.
+    fn give_directly(&mut self) {
+        if self.heard_of.is_empty() {
+            return;
+        }
+        let mut left = false;
+        for number in std::mem::take(&mut self.heard_of) {
+            let clients = self.clients_of(number);
+            let Some(channel) = self.shared.channels.get(number as usize) else { continue };
+            left |= (clients.len() as u32) < channel.listeners.load(Relaxed);
+            for client in clients {
+                if !self.give(client) {
+                    // The front may have looked at it while it was ours.
+                    self.leave(client);
+                }
+            }
+        }
+        if left {
+            self.tell();
+        }
+    }
+
+    /// The client is the front's to look at.
+    fn leave(&self, client: u32) {
+        if let Some(slot) = self.pooler.slots.get(client as usize) {
+            self.say(Word::Behind { slot: client, generation: slot.word.seen().generation() });
+        }
+    }
+
+    /// The listeners of a channel, as far as they can be seen: the front may be changing the list.
+    fn clients_of(&self, number: u32) -> Vec<u32> {
+        let mut clients = Vec::new();
+        let mut next = self.shared.channels.get(number as usize).and_then(|channel| channel.first.get());
+        while let Some(listen) = next.and_then(|listen| self.shared.listens.get(listen as usize))
+            && listen.channel.load(Relaxed) == number
+            && clients.len() < FEW as usize
+        {
+            clients.push(listen.client.load(Relaxed));
+            next = listen.next_of_channel.get();
+        }
+        clients
+    }
+
+    /// Gives a client what it lacks, if it is idle; whether it lacks nothing now or is the front's.
+    fn give(&mut self, client: u32) -> bool {
+        let Some(slot) = self.pooler.slots.get(client as usize) else { return true };
+        // What there is for the client was published before; a backend that begins to wait for it looks after it has said so.
+        fence(SeqCst);
+        let seen = slot.word.seen();
+        let generation = seen.generation();
+        if seen.state() == State::Attached {
+            // Its backend gives it to it: at its next idle ReadyForQuery, or now if it waits for the client. If it has just let go,
+            // it says so to the front.
+            if let Some(server) = self.pooler.servers.get(seen.server() as usize)
+                && matches!(server.state(), ServerState::Staying | ServerState::Pinned)
+            {
+                // SAFETY: the number of a process that was listed; a latch that is set once too often harms nobody.
+                unsafe { shim::postern_wake(server.proc.load(Acquire)) };
+            }
+            return true;
+        }
+        if seen.state() != State::Idle
+            || !self.has_socket(client, generation)
+            || !slot.word.notify(generation)
+        {
+            return !self.reader.is_behind(client);
+        }
+        // From here to the end the client is ours, and nothing may fail.
+        let mut done = true;
+        loop {
+            let (collected, given) = self.reader.peek(client, BATCH, &mut self.batch);
+            let bytes = &self.batch.bytes;
+            if collected == Collected::TooLate {
+                done = false;
+                break;
+            }
+            let Some((_, socket)) = self.sockets.get(&client).filter(|_| !bytes.is_empty()) else { break };
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            match rustix::net::send(socket, bytes, flags) {
+                Ok(length) if length == bytes.len() => self.reader.commit(&given),
+                Ok(length) => {
+                    self.say(Word::Finish { slot: client, generation, sent: length as u32 });
+                    return true;
+                }
+                // It does not read, or is gone: who finds it idle finds out.
+                Err(_) => {
+                    done = false;
+                    break;
+                }
+            }
+            if collected == Collected::All {
+                break;
+            }
+        }
+        if slot.word.notified(generation) {
+            self.say(Word::Arm { slot: client, generation });
+        }
+        done
+    }
+
+    /// Whether the client's socket is at hand. It is asked for once; the front answers at once, or has ended.
+    fn has_socket(&mut self, client: u32, generation: u32) -> bool {
+        if self.sockets.get(&client).is_some_and(|(of, _)| *of == generation) {
+            return true;
+        }
+        self.sockets.remove(&client);
+        if self.sockets.len() >= SOCKETS {
+            self.sweep();
+        }
+        if self.sockets.len() >= SOCKETS {
+            return false;
+        }
+        self.say(Word::Want { slot: client, generation });
+        match answer(&self.control) {
+            Some(socket) => {
+                self.sockets.insert(client, (generation, socket));
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Closes the sockets of clients that have gone.
+    fn sweep(&mut self) {
+        let slots = self.pooler.slots;
+        let listens = |client: &u32| self.reader.listens(*client);
+        self.sockets.retain(|client, (generation, _)| {
+            let slot = slots.get(*client as usize);
+            listens(client) && slot.is_some_and(|slot| slot.word.seen().generation() == *generation)
+        });
+    }
+
     /// A notification: the process id of who notified, the channel and the payload, both terminated.
     fn hear(&mut self, body: &[u8]) {
         if !self.is_ours() {
@@ -358,7 +530,11 @@ impl Worker {
             pg_sys::LWLockRelease(self.lock);
         }
         self.shared.header.counters.received.fetch_add(1, Relaxed);
-        self.tell();
+        if channel.listeners.load(Relaxed) > FEW {
+            self.tell();
+        } else if !self.heard_of.contains(number) {
+            self.heard_of.push(*number);
+        }
     }
 
     /// A pooled backend says for which client it notifies from here on, and with which number.

@@ -353,6 +353,20 @@ impl Engine {
         self.news.notify_one();
     }
 
+    /// A relay has taken an idle client to write to it, and has sent only so many bytes of what the client lacks. It is ours from here
+    /// on.
+    pub fn finish(self: &Arc<Self>, clients: &Arc<dyn Clients>, client: u32, sent: usize) {
+        let mut batch = Batch::default();
+        let collected = Reader::new(self.shared).collect(client, BATCH.max(sent), &mut batch);
+        if collected == Collected::TooLate || batch.bytes.len() < sent {
+            // What it has a part of is gone.
+            self.shared.header.counters.too_slow.fetch_add(1, Relaxed);
+            return clients.end(client);
+        }
+        let rest = batch.bytes.split_off(sent);
+        clients.spawn(Box::pin(Arc::clone(self).persist(Arc::clone(clients), client, rest, false)));
+    }
+
     /// A relay has put something into the ring, or listens otherwise.
     pub fn news(&self) {
         self.news.notify_one();

@@ -32,12 +32,19 @@ impl Batch {
     }
 }
 
-/// One channel's next entry for the client.
+/// What a client has been put into a batch of one channel: how much, and the last entry of it.
 #[derive(Clone, Copy)]
-struct Next {
-    position: u64,
+pub struct Given {
     listen: &'static Listen,
     channel: &'static Channel,
+    last: u64,
+    count: u64,
+}
+
+/// One channel's next entry for the client.
+struct Next {
+    position: u64,
+    given: Given,
 }
 
 #[derive(Clone, Copy)]
@@ -109,9 +116,17 @@ impl Reader {
         }
     }
 
-    /// Puts into `batch` what the client lacks, in the order in which it was committed, at least one message and then as many as begin
-    /// below `most` bytes, and takes it as given. What the batch has been made of for another client is not put together again.
+    /// Puts into `batch` what the client lacks and takes it as given: see [`Reader::peek`].
     pub fn collect(&self, client: u32, most: usize, batch: &mut Batch) -> Collected {
+        let (collected, given) = self.peek(client, most, batch);
+        self.commit(&given);
+        collected
+    }
+
+    /// Puts into `batch` what the client lacks, in the order in which it was committed, at least one message and then as many as begin
+    /// below `most` bytes; and what is to be committed when it has been given. What the batch has been made of for another client is
+    /// not put together again.
+    pub fn peek(&self, client: u32, most: usize, batch: &mut Batch) -> (Collected, Vec<Given>) {
         // What comes meanwhile is for the next time, so that the order holds between channels.
         let head = self.ring.head();
         let mut waiting = Vec::new();
@@ -121,61 +136,73 @@ impl Reader {
             }
             let Some(channel) = self.shared.channel_of(listen) else { continue };
             match self.first(listen, channel) {
-                Ok(position) if position < head => waiting.push(Next { position, listen, channel }),
+                Ok(position) if position < head => {
+                    waiting.push(Next { position, given: Given { listen, channel, last: 0, count: 0 } });
+                }
                 Ok(_) => {}
                 Err(Overwritten) => {
                     batch.clear();
-                    return Collected::TooLate;
+                    return (Collected::TooLate, Vec::new());
                 }
             }
         }
         match &waiting[..] {
             [] => {
                 batch.clear();
-                return Collected::All;
+                return (Collected::All, Vec::new());
             }
-            [only] if batch.start == only.position => return self.give_again(only, batch),
+            [only] if batch.start == only.position => {
+                let given = Given { last: batch.end, count: batch.count, ..only.given };
+                let collected = match self.ring.after(batch.end) {
+                    Ok(0) => Collected::All,
+                    // If its place is gone, the next look finds what there is.
+                    _ => Collected::Part,
+                };
+                return (collected, vec![given]);
+            }
             _ => {}
         }
         batch.clear();
         let alone = waiting.len() == 1;
         let first = waiting.first().map_or(0, |next| next.position);
+        let mut done = Vec::with_capacity(waiting.len());
         let mut left = Collected::All;
         while let Some(index) = earliest(&waiting) {
             if batch.bytes.len() >= most {
                 left = Collected::Part;
                 break;
             }
-            let Next { position, listen, channel } = waiting[index];
-            let step = self.ring.read(position, &mut batch.bytes).and_then(|()| self.ring.after(position));
+            let next = &mut waiting[index];
+            let step =
+                self.ring.read(next.position, &mut batch.bytes).and_then(|()| self.ring.after(next.position));
             let Ok(after) = step else {
                 left = Collected::TooLate;
                 break;
             };
-            give(listen, channel, position, 1);
+            next.given.last = next.position;
+            next.given.count += 1;
             batch.count += 1;
-            batch.end = position;
+            batch.end = next.position;
             if after == 0 || after >= head {
-                waiting.swap_remove(index);
+                done.push(waiting.swap_remove(index).given);
             } else {
-                waiting[index].position = after;
+                next.position = after;
             }
         }
-        self.shared.header.counters.dispatched.fetch_add(batch.count, Relaxed);
+        done.extend(waiting.into_iter().map(|next| next.given).filter(|given| given.count > 0));
         if alone && left != Collected::TooLate {
             batch.start = first;
         }
-        left
+        (left, done)
     }
 
-    /// The batch that another listener of the same channel was given from the same place on.
-    fn give_again(&self, next: &Next, batch: &Batch) -> Collected {
-        give(next.listen, next.channel, batch.end, batch.count);
-        self.shared.header.counters.dispatched.fetch_add(batch.count, Relaxed);
-        match self.ring.after(batch.end) {
-            Ok(0) => Collected::All,
-            // If its place is gone, the next look finds what there is.
-            _ => Collected::Part,
+    /// What was put into a batch has been given to the client.
+    pub fn commit(&self, given: &[Given]) {
+        for Given { listen, channel, last, count } in given {
+            listen.at.store(*last, Relaxed);
+            listen.cursor.store(last + 1, Relaxed);
+            channel.delivered.fetch_add(*count, Relaxed);
+            self.shared.header.counters.dispatched.fetch_add(*count, Relaxed);
         }
     }
 
@@ -184,12 +211,6 @@ impl Reader {
         listen.cursor.store(self.ring.head(), Relaxed);
         listen.at.store(0, Relaxed);
     }
-}
-
-fn give(listen: &Listen, channel: &Channel, last: u64, count: u64) {
-    listen.at.store(last, Relaxed);
-    listen.cursor.store(last + 1, Relaxed);
-    channel.delivered.fetch_add(count, Relaxed);
 }
 
 fn earliest(waiting: &[Next]) -> Option<usize> {

@@ -8,6 +8,8 @@ use std::time::Duration;
 pub struct PoolerSettings {
     /// `postern.pooler_listen`, and a Unix socket beside each of the server's.
     pub listen: ListenList,
+    /// `postern.relay_listen`, likewise.
+    pub relay_listen: ListenList,
     /// `postern.pool_size`: server connections a database and role.
     pub pool_size: u32,
     /// `postern.min_pool_size`: connections that a pool keeps open.

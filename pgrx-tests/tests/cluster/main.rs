@@ -22,6 +22,7 @@ mod protocol;
 mod relay;
 mod relay_clients;
 mod relay_load;
+mod relay_port;
 mod replication;
 mod rig;
 mod state;

@@ -241,7 +241,7 @@ impl Scene {
             State::Free | State::Login | State::Closing => return,
             State::Idle if self.close_idle(generation) => return,
             State::Attached => self.signal(generation, || self.latch.store(1, SeqCst)),
-            State::Idle | State::Cancelling | State::Notifying | State::Called => {}
+            State::Idle | State::Cancelling | State::Notifying | State::Called | State::Listening => {}
         }
         back_to(here);
     }

@@ -117,7 +117,7 @@ fn say(control: &OwnedFd, word: Word) {
 }
 
 /// The descriptor that the front answers with.
-fn answer(control: &OwnedFd) -> Option<OwnedFd> {
+pub(in crate::postgres) fn answer(control: &OwnedFd) -> Option<OwnedFd> {
     let mut bytes = [0; ANSWER];
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     loop {

@@ -397,7 +397,9 @@ impl Agent {
         collected == Collected::All
     }
 
-    /// Gives a client that its backend waits for what there is for it. False when the client is attached no longer.
+    /// Gives a client that its backend waits for what there is for it. False when the client is attached no longer: one that waits for
+    /// notifications gets the next ones sooner from the relay itself, which writes to idle clients, and one that does not read them holds
+    /// no backend.
     pub(super) fn notify(&mut self, seat: Seat, pinned: bool) -> bool {
         fence(SeqCst);
         if !self.listens.reader.is_behind(seat.slot) {

@@ -3,6 +3,7 @@
 //! `--once` the program ends, with 0 when all went as it should.
 
 mod nodes;
+mod notifying;
 mod pooling;
 mod screen;
 mod writer;
@@ -55,6 +56,7 @@ fn run(once: bool) -> Result<()> {
     })?;
     answers(&nodes)?;
     pooling::show_pooling(&nodes)?;
+    notifying::show_notifications(&nodes)?;
     fail_over_and_back(&nodes, &haproxy)?;
     how_to_connect();
     for node in [&nodes.primary, &nodes.standby] {

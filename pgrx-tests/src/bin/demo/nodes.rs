@@ -94,6 +94,7 @@ impl Nodes {
 fn settle(node: &Cluster) -> Result<()> {
     node.set("listen_addresses", "localhost")?;
     node.set("fsync", "on")?;
+    node.set("max_connections", "120")?;
     node.set("postern.status_listen", &format!("localhost:{}", node.banner_port))?;
     node.set("postern.http_listen", &format!("localhost:{}", node.http_port))?;
     node.set("postern.pooler_listen", &format!("localhost:{}", node.pooler_port))?;

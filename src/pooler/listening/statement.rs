@@ -1,0 +1,545 @@
+//! From a query's text to the statements that the listen-only port knows: LISTEN and its kin, and what drivers send unasked. Read as
+//! the server's scanner reads (src/backend/parser/scan.l): folded and quoted names, comments, several statements between semicolons;
+//! all are read before any is run. Pure; network threads.
+
+use super::Error;
+
+/// Bytes of a name that count (NAMEDATALEN - 1).
+const NAME_MAX: usize = 63;
+
+/// A name, cut as the server cuts it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Name {
+    pub bytes: Vec<u8>,
+    /// As it was written, when it was longer than it may be.
+    pub whole: Option<Vec<u8>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Statement {
+    Listen(Name),
+    Unlisten(Name),
+    UnlistenAll,
+    /// BEGIN or START TRANSACTION.
+    Begin(&'static str),
+    Commit,
+    Rollback,
+    /// A setting and its value; `None` is its default.
+    Set(String, Option<String>),
+    /// A SET that changes nothing here, with its tag.
+    SetNothing,
+    Reset(String),
+    ResetAll,
+    Show(String),
+    Select(Item, Option<String>),
+    DiscardAll,
+    /// One prepared statement, or all.
+    Deallocate(Option<Vec<u8>>),
+    /// Nothing, with this tag.
+    Nothing(&'static str),
+}
+
+/// What a SELECT asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Item {
+    Number(i32),
+    Text(String),
+    Version,
+    ListeningChannels,
+    BackendPid,
+    Database,
+    Schema,
+    /// The role, under one of the names for it.
+    Role(&'static str),
+    InRecovery,
+    /// pg_advisory_unlock_all(): there are none.
+    Unlock,
+    Setting(String),
+}
+
+impl Statement {
+    /// Runs also in a transaction that has failed.
+    pub fn ends_transaction(&self) -> bool {
+        matches!(self, Self::Commit | Self::Rollback)
+    }
+}
+
+/// The statements of `query` in order; none for an empty query. `utf8` says that a character may have several bytes.
+///
+/// # Errors
+/// For the first that is none or is not known here.
+pub(super) fn parse(query: &[u8], utf8: bool) -> Result<Vec<Statement>, Error> {
+    let tokens = scan(query)?;
+    tokens
+        .split(|token| token.is_symbol(b';'))
+        .filter(|tokens| !tokens.is_empty())
+        .map(|tokens| Reader { query, tokens, utf8 }.statement())
+        .collect()
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// An unquoted name or a key word, folded.
+    Word,
+    /// In double quotes.
+    Name,
+    /// In single quotes.
+    Text,
+    Number,
+    Symbol,
+}
+
+#[derive(Debug)]
+struct Token {
+    kind: Kind,
+    bytes: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl Token {
+    fn is_symbol(&self, symbol: u8) -> bool {
+        self.kind == Kind::Symbol && self.bytes == [symbol]
+    }
+
+    fn is_word(&self, word: &str) -> bool {
+        self.kind == Kind::Word && self.bytes == word.as_bytes()
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes).into_owned()
+    }
+}
+
+fn begins_word(byte: u8) -> bool {
+    byte.is_ascii_alphabetic() || byte == b'_' || !byte.is_ascii()
+}
+
+fn continues_word(byte: u8) -> bool {
+    begins_word(byte) || byte.is_ascii_digit() || byte == b'$'
+}
+
+fn scan(query: &[u8]) -> Result<Vec<Token>, Error> {
+    let mut tokens = Vec::new();
+    let mut at = 0;
+    while let Some(first) = query.get(at).copied() {
+        let rest = &query[at..];
+        let count = |wanted: fn(u8) -> bool| rest.iter().take_while(|byte| wanted(**byte)).count();
+        let (kind, length, bytes) = match first {
+            b' ' | b'\t' | b'\n' | b'\r' | b'\x0b' | b'\x0c' => {
+                at += 1;
+                continue;
+            }
+            b'-' if rest.starts_with(b"--") => {
+                at += rest.iter().position(|byte| matches!(byte, b'\n' | b'\r')).unwrap_or(rest.len());
+                continue;
+            }
+            b'/' if rest.starts_with(b"/*") => {
+                at += comment(rest).ok_or(Error::Unterminated("/* comment"))?;
+                continue;
+            }
+            b'\'' => {
+                let (length, bytes) = quoted(rest, b'\'').ok_or(Error::Unterminated("quoted string"))?;
+                (Kind::Text, length, bytes)
+            }
+            b'"' => {
+                let (length, bytes) = quoted(rest, b'"').ok_or(Error::Unterminated("quoted identifier"))?;
+                if bytes.is_empty() {
+                    return Err(Error::EmptyName);
+                }
+                (Kind::Name, length, bytes)
+            }
+            _ if begins_word(first) => {
+                let length = count(continues_word);
+                // Beyond ASCII the server folds in encodings of one byte only, by the database's locale, which nobody knows here.
+                (Kind::Word, length, rest[..length].to_ascii_lowercase())
+            }
+            _ if first.is_ascii_digit() => {
+                let length = count(continues_word);
+                (Kind::Number, length, rest[..length].to_vec())
+            }
+            symbol => (Kind::Symbol, 1, vec![symbol]),
+        };
+        tokens.push(Token { kind, bytes, start: at, end: at + length });
+        at += length;
+    }
+    Ok(tokens)
+}
+
+/// The length of a comment, within which comments may stand.
+fn comment(text: &[u8]) -> Option<usize> {
+    let (mut depth, mut at) = (0usize, 0);
+    while at < text.len() {
+        if text[at..].starts_with(b"/*") {
+            depth += 1;
+            at += 2;
+        } else if text[at..].starts_with(b"*/") {
+            depth -= 1;
+            at += 2;
+            if depth == 0 {
+                return Some(at);
+            }
+        } else {
+            at += 1;
+        }
+    }
+    None
+}
+
+/// The length of what stands in quotes, with them, and what it says: a doubled quote is one.
+fn quoted(text: &[u8], quote: u8) -> Option<(usize, Vec<u8>)> {
+    let (mut said, mut at) = (Vec::new(), 1);
+    loop {
+        let byte = *text.get(at)?;
+        at += 1;
+        if byte == quote {
+            if text.get(at) != Some(&quote) {
+                return Some((at, said));
+            }
+            at += 1;
+        }
+        said.push(byte);
+    }
+}
+
+/// One statement's tokens, at least one.
+struct Reader<'a> {
+    query: &'a [u8],
+    tokens: &'a [Token],
+    utf8: bool,
+}
+
+impl Reader<'_> {
+    fn statement(&self) -> Result<Statement, Error> {
+        let all = self.tokens;
+        let Some(first) = all.first().filter(|first| first.kind == Kind::Word) else {
+            return Err(Error::NotHere);
+        };
+        let rest = &all[1..];
+        let word = |at: usize, word: &str| all.get(at).is_some_and(|token| token.is_word(word));
+        match &first.bytes[..] {
+            b"listen" => self.only_name(1).map(Statement::Listen),
+            b"unlisten" if rest.len() == 1 && rest[0].is_symbol(b'*') => Ok(Statement::UnlistenAll),
+            b"unlisten" => self.only_name(1).map(Statement::Unlisten),
+            b"begin" => Ok(Statement::Begin("BEGIN")),
+            b"start" if word(1, "transaction") => Ok(Statement::Begin("START TRANSACTION")),
+            b"commit" | b"end" if plain_end(rest) => Ok(Statement::Commit),
+            b"rollback" | b"abort" if plain_end(rest) => Ok(Statement::Rollback),
+            b"set" => self.set(rest),
+            b"reset" => match setting_name(rest) {
+                Some((name, [])) if name == "all" => Ok(Statement::ResetAll),
+                Some((name, [])) => Ok(Statement::Reset(name)),
+                _ => Err(Error::NotHere),
+            },
+            b"show" => match setting_name(rest) {
+                Some((name, [])) => Ok(Statement::Show(name)),
+                _ => Err(Error::NotHere),
+            },
+            b"select" => self.select(rest),
+            b"discard" if rest.len() == 1 && word(1, "all") => Ok(Statement::DiscardAll),
+            b"close" if rest.len() == 1 && word(1, "all") => Ok(Statement::Nothing("CLOSE CURSOR ALL")),
+            b"deallocate" => {
+                let rest = if word(1, "prepare") { &rest[1..] } else { rest };
+                match rest {
+                    [all] if all.is_word("all") => Ok(Statement::Deallocate(None)),
+                    [name] if matches!(name.kind, Kind::Word | Kind::Name) => {
+                        Ok(Statement::Deallocate(Some(self.cut(&name.bytes).bytes)))
+                    }
+                    _ => Err(Error::NotHere),
+                }
+            }
+            _ => Err(Error::NotHere),
+        }
+    }
+
+    /// The one name from a token on.
+    fn only_name(&self, at: usize) -> Result<Name, Error> {
+        let wrong = match (self.tokens.get(at), self.tokens.get(at + 1)) {
+            (Some(name), None) if matches!(name.kind, Kind::Word | Kind::Name) => {
+                return Ok(self.cut(&name.bytes));
+            }
+            (Some(name), Some(more)) if matches!(name.kind, Kind::Word | Kind::Name) => Some(more),
+            (wrong, _) => wrong,
+        };
+        Err(Error::Syntax(
+            wrong.map(|token| String::from_utf8_lossy(&self.query[token.start..token.end]).into_owned()),
+        ))
+    }
+
+    /// At the end of a character.
+    fn cut(&self, name: &[u8]) -> Name {
+        let inside = |at: usize| self.utf8 && name.get(at).is_some_and(|byte| byte & 0xc0 == 0x80);
+        if name.len() <= NAME_MAX {
+            return Name { bytes: name.to_vec(), whole: None };
+        }
+        let end = (0..=NAME_MAX).rev().find(|at| !inside(*at)).unwrap_or(0);
+        Name { bytes: name[..end].to_vec(), whole: Some(name.to_vec()) }
+    }
+
+    fn set(&self, rest: &[Token]) -> Result<Statement, Error> {
+        let word = |at: usize, word: &str| rest.get(at).is_some_and(|token| token.is_word(word));
+        // What holds for a transaction has no meaning beyond one that only listens.
+        if word(0, "transaction") || word(0, "local") || (word(0, "session") && word(1, "characteristics")) {
+            return Ok(Statement::SetNothing);
+        }
+        let rest = if word(0, "session") && !word(1, "authorization") { &rest[1..] } else { rest };
+        if rest.first().is_some_and(|token| token.is_word("names")) {
+            let value = rest.get(1).map(Token::text);
+            return Ok(Statement::Set("client_encoding".to_owned(), value));
+        }
+        let Some((name, rest)) = setting_name(rest) else { return Err(Error::NotHere) };
+        if ["role", "session_authorization"].contains(&&name[..]) {
+            return Err(Error::NotHere);
+        }
+        let values = match rest {
+            [first, rest @ ..] if first.is_symbol(b'=') || first.is_word("to") => rest,
+            rest if name == "timezone" => rest,
+            _ => return Err(Error::NotHere),
+        };
+        if values.is_empty() {
+            return Err(Error::Syntax(None));
+        }
+        if let [only] = values
+            && (only.is_word("default") || only.is_word("local"))
+        {
+            return Ok(Statement::Set(name, None));
+        }
+        let mut value = String::new();
+        for token in values {
+            match token.kind {
+                Kind::Symbol if token.bytes == b"," => value.push_str(", "),
+                Kind::Symbol if matches!(&token.bytes[..], b"-" | b"+" | b".") => {
+                    value.push_str(&token.text())
+                }
+                Kind::Symbol => return Err(Error::NotHere),
+                _ => value.push_str(&token.text()),
+            }
+        }
+        Ok(Statement::Set(name, Some(value)))
+    }
+
+    fn select(&self, rest: &[Token]) -> Result<Statement, Error> {
+        if let [all, from, rest @ ..] = rest
+            && all.is_symbol(b'*')
+            && from.is_word("from")
+        {
+            return match item(rest) {
+                Some((Item::ListeningChannels, [])) => Ok(Statement::Select(Item::ListeningChannels, None)),
+                _ => Err(Error::NotHere),
+            };
+        }
+        let Some((item, rest)) = item(rest) else { return Err(Error::NotHere) };
+        let alias = match rest {
+            [] => None,
+            [name] if matches!(name.kind, Kind::Word | Kind::Name) => Some(name.text()),
+            [of, name] if of.is_word("as") && matches!(name.kind, Kind::Word | Kind::Name) => {
+                Some(name.text())
+            }
+            _ => return Err(Error::NotHere),
+        };
+        if alias.as_deref().is_some_and(|alias| RESERVED.contains(&alias)) {
+            return Err(Error::NotHere);
+        }
+        Ok(Statement::Select(item, alias))
+    }
+}
+
+/// Words after an expression that are no name for it.
+const RESERVED: &[&str] = &[
+    "from",
+    "where",
+    "group",
+    "having",
+    "order",
+    "limit",
+    "offset",
+    "fetch",
+    "for",
+    "union",
+    "intersect",
+    "except",
+    "into",
+    "window",
+    "and",
+    "or",
+    "is",
+    "in",
+    "like",
+    "between",
+    "collate",
+    "as",
+];
+
+/// WORK or TRANSACTION, AND NO CHAIN.
+fn plain_end(rest: &[Token]) -> bool {
+    let rest = match rest {
+        [first, rest @ ..] if first.is_word("work") || first.is_word("transaction") => rest,
+        rest => rest,
+    };
+    match rest {
+        [] => true,
+        [and, no, chain] => and.is_word("and") && no.is_word("no") && chain.is_word("chain"),
+        _ => false,
+    }
+}
+
+/// A setting's name, in small letters, and what follows it.
+fn setting_name(tokens: &[Token]) -> Option<(String, &[Token])> {
+    let word = |at: usize, word: &str| tokens.get(at).is_some_and(|token| token.is_word(word));
+    if word(0, "time") && word(1, "zone") {
+        return Some(("timezone".to_owned(), &tokens[2..]));
+    }
+    if word(0, "transaction") && word(1, "isolation") && word(2, "level") {
+        return Some(("transaction_isolation".to_owned(), &tokens[3..]));
+    }
+    if word(0, "session") && word(1, "authorization") {
+        return Some(("session_authorization".to_owned(), &tokens[2..]));
+    }
+    let (first, mut rest) = tokens.split_first()?;
+    let is_name = |token: &Token| matches!(token.kind, Kind::Word | Kind::Name);
+    if !is_name(first) {
+        return None;
+    }
+    let mut name = first.text().to_ascii_lowercase();
+    while let [point, next, more @ ..] = rest
+        && point.is_symbol(b'.')
+        && is_name(next)
+    {
+        name = format!("{name}.{}", next.text().to_ascii_lowercase());
+        rest = more;
+    }
+    Some((name, rest))
+}
+
+/// What is asked for, and what follows it.
+fn item(tokens: &[Token]) -> Option<(Item, &[Token])> {
+    let (first, rest) = tokens.split_first()?;
+    match first.kind {
+        Kind::Number => return Some((Item::Number(first.text().parse().ok()?), rest)),
+        Kind::Text => return Some((Item::Text(first.text()), rest)),
+        Kind::Word => {}
+        _ => return None,
+    }
+    for name in ["current_user", "session_user", "user", "current_role"] {
+        if first.is_word(name) {
+            return Some((Item::Role(name), rest));
+        }
+    }
+    if first.is_word("current_catalog") {
+        return Some((Item::Database, rest));
+    }
+    let (function, rest) = match rest {
+        [point, function, rest @ ..] if first.is_word("pg_catalog") && point.is_symbol(b'.') => {
+            (function, rest)
+        }
+        rest => (first, rest),
+    };
+    if function.is_word("current_schema") && !rest.first().is_some_and(|token| token.is_symbol(b'(')) {
+        return Some((Item::Schema, rest));
+    }
+    if function.is_word("current_setting") {
+        return match rest {
+            [open, name, close, rest @ ..]
+                if open.is_symbol(b'(') && name.kind == Kind::Text && close.is_symbol(b')') =>
+            {
+                Some((Item::Setting(name.text().to_ascii_lowercase()), rest))
+            }
+            _ => None,
+        };
+    }
+    let item = match &function.bytes[..] {
+        b"version" => Item::Version,
+        b"pg_listening_channels" => Item::ListeningChannels,
+        b"pg_backend_pid" => Item::BackendPid,
+        b"current_database" => Item::Database,
+        b"current_schema" => Item::Schema,
+        b"pg_is_in_recovery" => Item::InRecovery,
+        b"pg_advisory_unlock_all" => Item::Unlock,
+        _ => return None,
+    };
+    match rest {
+        [open, close, rest @ ..] if open.is_symbol(b'(') && close.is_symbol(b')') => Some((item, rest)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn one(query: &str) -> Statement {
+        let mut read = parse(query.as_bytes(), true).unwrap();
+        assert_eq!(read.len(), 1, "{query}");
+        read.remove(0)
+    }
+
+    fn listen(name: &str) -> Statement {
+        Statement::Listen(Name { bytes: name.as_bytes().to_vec(), whole: None })
+    }
+
+    #[test]
+    fn names_are_folded_and_unquoted_as_the_server_does() {
+        assert_eq!(one("LISTEN News"), listen("news"));
+        assert_eq!(one("listen \"Ne\"\"ws\";"), listen("Ne\"ws"));
+        assert_eq!(one("/* a /* b */ */ LISTEN -- why\n größe$1"), listen("größe$1"));
+        assert_eq!(one("UNLISTEN *"), Statement::UnlistenAll);
+        assert_eq!(parse(b" ; -- ping", true), Ok(Vec::new()));
+        assert_eq!(parse(b"LISTEN a; LISTEN b", true).unwrap(), [listen("a"), listen("b")]);
+    }
+
+    #[test]
+    fn long_names_are_cut_between_characters() {
+        let Statement::Listen(name) = one(&format!("LISTEN {}", "ä".repeat(40))) else { panic!() };
+        assert_eq!((name.bytes.len(), name.whole.map(|whole| whole.len())), (62, Some(80)));
+        let Statement::Listen(name) = one(&format!("LISTEN {}", "a".repeat(64))) else { panic!() };
+        assert_eq!(name.bytes.len(), 63);
+        assert_eq!(parse(format!("LISTEN {}", "ä".repeat(40)).as_bytes(), false).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn mistakes_have_the_servers_words() {
+        let error = |query: &str| parse(query.as_bytes(), true).unwrap_err().report().message;
+        assert_eq!(error("LISTEN"), "syntax error at end of input");
+        assert_eq!(error("LISTEN 'a'"), "syntax error at or near \"'a'\"");
+        assert_eq!(error("LISTEN a b"), "syntax error at or near \"b\"");
+        assert_eq!(error("LISTEN \"\""), "zero-length delimited identifier");
+        assert_eq!(error("LISTEN \"a"), "unterminated quoted identifier");
+        for query in
+            ["SELECT 1 FROM x", "SELECT $1", "NOTIFY a", "ROLLBACK TO a", "SELECT", "$$;$$", "SELECT 1 2"]
+        {
+            assert_eq!(parse(query.as_bytes(), true), Err(Error::NotHere), "{query}");
+        }
+    }
+
+    #[test]
+    fn what_drivers_send_is_read() {
+        assert_eq!(
+            one("SET DateStyle = ISO, mdy"),
+            Statement::Set("datestyle".into(), Some("iso, mdy".into()))
+        );
+        assert_eq!(one("set time zone 'UTC'"), Statement::Set("timezone".into(), Some("UTC".into())));
+        assert_eq!(one("SET SESSION x.y TO -1"), Statement::Set("x.y".into(), Some("-1".into())));
+        assert_eq!(one("SHOW TRANSACTION ISOLATION LEVEL"), Statement::Show("transaction_isolation".into()));
+        assert_eq!(one("BEGIN ISOLATION LEVEL SERIALIZABLE"), Statement::Begin("BEGIN"));
+        assert_eq!(one("SELECT 1 AS ping"), Statement::Select(Item::Number(1), Some("ping".into())));
+        assert_eq!(one("select pg_catalog.version()"), Statement::Select(Item::Version, None));
+        let channels = Statement::Select(Item::ListeningChannels, None);
+        assert_eq!(one("SELECT * FROM pg_listening_channels()"), channels);
+        assert_eq!(one("SELECT pg_listening_channels()"), channels);
+        let reset = b"SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL;";
+        assert_eq!(parse(reset, true).unwrap().len(), 4);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200), utf8: bool) {
+            let _ = parse(&bytes, utf8);
+        }
+
+        #[test]
+        fn any_words_are_read_or_refused(text in "(LISTEN|UNLISTEN|SELECT|SET|SHOW|\\*|;|'|\"|[a-z(). ,=]){0,30}") {
+            let _ = parse(text.as_bytes(), true);
+        }
+    }
+}
