@@ -209,11 +209,11 @@ fn run(number: u32, turn: u32) {
                 return;
             }
             worker.publish();
-            worker.give_directly();
             if source.heard.load(Relaxed) != asked {
                 source.heard.store(asked, Release);
                 worker.tell();
             }
+            worker.give_directly();
             let wanted = source.wanted.load(Acquire);
             if wanted != done {
                 if worker.listen().is_err() {
@@ -381,11 +381,21 @@ impl Worker {
             let Some(channel) = self.shared.channels.get(number as usize) else { continue };
             left |= (clients.len() as u32) < channel.listeners.load(Relaxed);
             for client in clients {
-                left |= !self.give(client);
+                if !self.give(client) {
+                    // The front may have looked at it while it was ours.
+                    self.leave(client);
+                }
             }
         }
         if left {
             self.tell();
+        }
+    }
+
+    /// The client is the front's to look at.
+    fn leave(&self, client: u32) {
+        if let Some(slot) = self.pooler.slots.get(client as usize) {
+            self.say(Word::Behind { slot: client, generation: slot.word.seen().generation() });
         }
     }
 

@@ -21,6 +21,7 @@ mod prepared;
 mod protocol;
 mod relay;
 mod relay_clients;
+mod relay_limits;
 mod relay_load;
 mod relay_port;
 mod replication;

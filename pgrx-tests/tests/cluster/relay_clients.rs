@@ -2,9 +2,9 @@
 
 use crate::pooling::with_pool;
 use crate::relay::Client;
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use pgrx_tests::cluster::Cluster;
-use pgrx_tests::script::connection::Target;
+use pgrx_tests::script::connection::{Received, Target};
 use pgrx_tests::wait;
 
 /// How many relay workers there are.
@@ -46,5 +46,123 @@ fn the_relay_of_a_front_that_has_ended_gives_the_next_ones_clients_nothing() -> 
     again.next(1)?;
     again.hears_nothing()?;
     wait::until("there is a relay for each database", || relays(&cluster) == "2")?;
+    Ok(())
+}
+
+/// The error with which a connection ends.
+fn end_of(client: &mut Client) -> Result<String> {
+    let mut last = String::new();
+    loop {
+        match client.connection.receive(wait::LIMIT)? {
+            Received::Message { tag: b'E', body } => last = String::from_utf8_lossy(&body).replace('\0', " "),
+            Received::Message { .. } => {}
+            Received::Closed { .. } => return Ok(last),
+            other => anyhow::bail!("{other:?} after {last}"),
+        }
+    }
+}
+
+/// Listeners of a database: idle, in session mode, with a temporary table, in a transaction.
+fn four(cluster: &Cluster, database: &str) -> Result<[Client; 4]> {
+    let mut clients = [(); 4].map(|()| listener(cluster, database, "news"));
+    for (client, sql) in clients.iter_mut().zip([
+        "SELECT 1",
+        "SET postern.pool_mode = session",
+        "CREATE TEMP TABLE t (x int)",
+        "BEGIN",
+    ]) {
+        if let Ok(client) = client {
+            client.query(sql)?;
+        }
+    }
+    let [a, b, c, d] = clients;
+    Ok([a?, b?, c?, d?])
+}
+
+#[test]
+fn listeners_whose_relay_is_ended_hear_it_and_those_of_another_database_do_not() -> Result<()> {
+    let cluster = with_pool("relay_ended", 5, &[])?;
+    cluster.sql("CREATE DATABASE other")?;
+    let mut apart = listener(&cluster, "postgres", "news")?;
+    let mut clients = four(&cluster, "other")?;
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+               WHERE backend_type = 'postern relay' AND datname = 'other'";
+    cluster.sql(end)?;
+    let [idle, session, pinned, busy] = &mut clients;
+    for (what, client) in [("idle", idle), ("session", session), ("pinned", pinned)] {
+        let end = end_of(client)?;
+        ensure!(end.contains("VFATAL") && end.contains("CPN002"), "{what}: {end}");
+    }
+    busy.hears_nothing()?;
+    let commit = pgrx_tests::script::frontend::Message::query(b"COMMIT");
+    busy.connection.send(&commit.bytes, None);
+    let end = end_of(busy)?;
+    ensure!(end.contains("CPN002"), "in a transaction: {end}");
+    apart.query("SELECT 1")?;
+    cluster.sql("NOTIFY news, 'still'")?;
+    apart.next(1)?;
+    // Somebody listens again.
+    let mut again = listener(&cluster, "other", "news")?;
+    again.query("NOTIFY news, 'again'")?;
+    again.next(1)?;
+    cluster.sql("DROP DATABASE other WITH (FORCE)")?;
+    let end = end_of(&mut again)?;
+    ensure!(end.contains("CPN002") || end.contains("C57P01"), "{end}");
+    cluster.sql("NOTIFY news, 'still'")?;
+    apart.next(1)?;
+    Ok(())
+}
+
+#[test]
+fn a_database_whose_last_listener_has_gone_can_be_dropped_and_its_relay_ends() -> Result<()> {
+    let cluster = with_pool("relay_drop", 2, &[("postern.server_idle_timeout", "1")])?;
+    cluster.sql("CREATE DATABASE other")?;
+    ensure!(relays(&cluster) == "0");
+    let first = listener(&cluster, "other", "a")?;
+    let mut second = listener(&cluster, "other", "b")?;
+    ensure!(relays(&cluster) == "1");
+    drop(first);
+    second.query("UNLISTEN *; LISTEN c")?;
+    ensure!(relays(&cluster) == "1");
+    drop(second);
+    wait::until("the pooled backends have gone", || {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'other' AND backend_type = 'client backend'";
+        cluster.sql(sql).is_ok_and(|count| count == "0")
+    })?;
+    cluster.sql("DROP DATABASE other")?;
+    wait::until("the relay has ended", || relays(&cluster) == "0")
+}
+
+/// Notifies so much that no socket takes it.
+fn flood(cluster: &Cluster, kilobytes: u32) -> Result<()> {
+    cluster
+        .sql(&format!("SELECT count(pg_notify('flood', repeat('x', 4000) || g)) FROM generate_series(1, {kilobytes} / 4) g"))
+        .map(drop)
+}
+
+#[test]
+fn a_client_that_does_not_read_holds_nobody_up_in_any_mode() -> Result<()> {
+    for mode in ["transaction", "session"] {
+        let size = if mode == "session" { 2 } else { 1 };
+        let cluster = with_pool(&format!("relay_deaf_{mode}"), size, &[])?;
+        let mut deaf = listener(&cluster, "postgres", "flood")?;
+        deaf.query(&format!("SET postern.pool_mode = {mode}"))?;
+        let mut other = Client::through(&cluster)?;
+        other.query("LISTEN news")?;
+        deaf.query("SELECT 1")?;
+        for _ in 0..3 {
+            flood(&cluster, 8000)?;
+            let began = std::time::Instant::now();
+            other.query("SELECT 1")?;
+            cluster.sql("NOTIFY news")?;
+            other.next(1)?;
+            let took = began.elapsed();
+            ensure!(took < std::time::Duration::from_secs(5), "in {mode} mode: {took:?}");
+        }
+        // It vanishes amid being written to.
+        drop(deaf);
+        drop(other);
+        wait::until("nobody listens any more", || relays(&cluster) == "0")?;
+    }
     Ok(())
 }

@@ -396,11 +396,8 @@ fn in_every_end(killed: bool, actors: &[&Actor]) -> usize {
             assert!(!done || events.answered || ended, "nobody has heard of what it sent: {events:?}");
         }
     }
-    let actors: Vec<Box<dyn Fn(&Answered)>> = actors
-        .iter()
-        .map(|actor| Box::new(move |world: &Answered| actor(&world.0)) as Box<dyn Fn(&Answered)>)
-        .collect();
-    let actors: Vec<&dyn Fn(&Answered)> = actors.iter().map(|actor| &**actor).collect();
+    let actors: Vec<_> = actors.iter().map(|actor| move |world: &Answered| actor(&world.0)).collect();
+    let actors: Vec<&dyn Fn(&Answered)> = actors.iter().map(|actor| actor as &dyn Fn(&Answered)).collect();
     explore(&Answered(Scene::with_event(), killed), &actors)
 }
 
