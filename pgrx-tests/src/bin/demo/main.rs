@@ -161,6 +161,7 @@ fn how_to_connect() {
         "  the primary, through haproxy   psql postgresql://app:app@127.0.0.1:5999/shop
   node1, through its pooler      psql postgresql://app:app@127.0.0.1:6432/shop
   node2, through its pooler      psql postgresql://app:app@127.0.0.1:6442/shop
+  node1, listen-only             psql postgresql://app:app@127.0.0.1:6433/shop    then: LISTEN demo;
   the pooler's console           psql postgresql://postgres:postgres@127.0.0.1:6432/postern -c 'SHOW POOLS'
   node1 (primary)                psql postgresql://app:app@127.0.0.1:5500/shop
   node2 (standby)                psql postgresql://app:app@127.0.0.1:5501/shop

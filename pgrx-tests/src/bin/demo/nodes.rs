@@ -98,6 +98,8 @@ fn settle(node: &Cluster) -> Result<()> {
     node.set("postern.status_listen", &format!("localhost:{}", node.banner_port))?;
     node.set("postern.http_listen", &format!("localhost:{}", node.http_port))?;
     node.set("postern.pooler_listen", &format!("localhost:{}", node.pooler_port))?;
+    // 6433 beside 6432, 6443 beside 6442.
+    node.set("postern.relay_listen", &format!("localhost:{}", node.pooler_port + 1))?;
     node.set("postern.agent_listen", &format!("localhost:{}", node.agent_port))?;
     node.set_hba(HBA)
 }
@@ -109,7 +111,7 @@ fn set_upstream(node: &Cluster, of: &Cluster) -> Result<()> {
 
 /// The demo's ports are promised, so a taken one is said before anything is built or started.
 pub fn ports_are_free() -> Result<()> {
-    for port in [5400, 5401, 5480, 5481, 5490, 5491, 5500, 5501, 5999, 6432, 6442] {
+    for port in [5400, 5401, 5480, 5481, 5490, 5491, 5500, 5501, 5999, 6432, 6433, 6442, 6443] {
         ensure!(!INTERRUPTED.load(Ordering::SeqCst), "interrupted");
         std::net::TcpListener::bind(("127.0.0.1", port))
             .with_context(|| format!("the demo needs port {port}; what uses it now must end first"))?;

@@ -1,4 +1,4 @@
-//! A thousand clients that listen through the pooler, beside listeners of the server itself.
+//! A thousand clients that listen at the listen-only port, then through the pooler, beside listeners of the server itself.
 
 use crate::nodes::Nodes;
 use crate::screen::{heading, show, step};
@@ -18,20 +18,31 @@ const NATIVE: usize = 80;
 const TIME: Duration = Duration::from_secs(1);
 
 pub fn show_notifications(nodes: &Nodes) -> Result<()> {
-    heading("A thousand clients LISTEN through the pooler on one worker; NOTIFYs a second of one client");
+    heading(
+        "A thousand clients LISTEN on one worker and no server connection; NOTIFYs a second of one client",
+    );
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?;
     let node = &nodes.primary;
     let one = step("one listener at the server's own port", || rate(nodes, node.port, 1))?;
     let some =
         step(&format!("{NATIVE} listeners at the server's own port"), || rate(nodes, node.port, NATIVE))?;
-    let all = step(&format!("{LISTENERS} listeners through the pooler"), || {
+    let only_listen = node.pooler_port + 1;
+    let only = step(&format!("{LISTENERS} listeners at the listen-only port, {only_listen}"), || {
+        rate(nodes, only_listen, LISTENERS)
+    })?;
+    let all = step(&format!("{LISTENERS} listeners through the pooler, {}", node.pooler_port), || {
         rate(nodes, node.pooler_port, LISTENERS)
     })?;
     let shown = |rate: f64| format!("{rate:.0} NOTIFYs/s, {:.2} of the rate with one", rate / one);
     show("native, 1 listener", &format!("{one:.0} NOTIFYs/s"));
     show(&format!("native, {NATIVE} listeners"), &shown(some));
-    show(&format!("through the pooler, {LISTENERS} listeners"), &shown(all));
+    show(&format!("at the listen-only port, {LISTENERS}"), &shown(only));
+    show(&format!("through the pooler, {LISTENERS}"), &shown(all));
+    let mut standby = client(nodes.standby.pooler_port + 1)?;
+    let refused = standby.batch_execute("LISTEN demo").err().context("a standby listens")?;
+    let words = refused.as_db_error().map_or_else(|| refused.to_string(), |error| error.message().to_owned());
+    show(&format!("node2, {}: LISTEN", nodes.standby.pooler_port + 1), &words);
     Ok(())
 }
 
