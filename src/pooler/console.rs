@@ -25,9 +25,9 @@ mod table;
 
 pub use operator::{Operator, Progress, Shutdown};
 pub use report::{
-    ClientReport, ClientState, ConsoleReport, Counters, DatabaseReport, ListsReport, MemoryReport, PoolMode,
-    PoolReport, Replication, ServerReport, ServerState, SettingReport, SocketReport, State, StatsReport,
-    UserReport,
+    ChannelReport, ClientReport, ClientState, ConsoleReport, Counters, DatabaseReport, ListsReport,
+    MemoryReport, PoolMode, PoolReport, Replication, ServerReport, ServerState, SettingReport, SocketReport,
+    State, StatsReport, UserReport,
 };
 pub use session::{MESSAGE_MAX, Session, Step, greeting};
 

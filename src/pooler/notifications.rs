@@ -75,8 +75,23 @@ pub trait Relay: Send + Sync {
     /// That worker of a source has ended.
     fn ended(&self, front: &Arc<Front>, source: u32, turn: u32);
 
+    /// What clients listen to.
+    fn channels(&self) -> Vec<ChannelGlance>;
+
     /// Writes notifications to idle clients until the front ends. On the first thread.
     fn run(&self, front: Arc<Front>) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}
+
+/// A channel that clients listen to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChannelGlance {
+    pub database: Vec<u8>,
+    pub channel: Vec<u8>,
+    pub listeners: u32,
+    /// Notifications that they were given, together.
+    pub delivered: u64,
+    /// Microseconds since 1970.
+    pub since: i64,
 }
 
 /// What came of collecting.

@@ -2,14 +2,15 @@
 //! network threads; nothing here waits.
 
 use super::console::{
-    ClientReport, ClientState, ConsoleReport, DATABASE, DatabaseReport, Error, ListsReport, MemoryReport,
-    Operator, PoolMode, PoolReport, Progress, Replication, ServerReport, ServerState as Reported,
-    SettingReport, Shutdown, SocketReport, State as Whole, StatsReport, UserReport,
+    ChannelReport, ClientReport, ClientState, ConsoleReport, DATABASE, DatabaseReport, Error, ListsReport,
+    MemoryReport, Operator, PoolMode, PoolReport, Progress, Replication, ServerReport,
+    ServerState as Reported, SettingReport, Shutdown, SocketReport, State as Whole, StatsReport, UserReport,
 };
 use super::console_client::Client;
 use super::front::Front;
 use super::glance;
 use super::listening::NO_POOL;
+use super::notifications::ChannelGlance;
 use super::orders::{self, TooMany, Which};
 use super::shared::{Order, POOLS, Pool, Server, ServerState, Slot, now};
 use super::slot::State;
@@ -456,6 +457,17 @@ impl Operator for Console<'_> {
 
     fn settings(&self) -> Vec<SettingReport> {
         settings(&self.front.bridge.settings().pooler)
+    }
+
+    fn channels(&self) -> Vec<ChannelReport> {
+        let report = |channel: ChannelGlance| ChannelReport {
+            database: glance::shown(&channel.database, true),
+            channel: glance::shown(&channel.channel, true),
+            listeners: channel.listeners.into(),
+            delivered: channel.delivered,
+            since: UNIX_EPOCH + Duration::from_micros(u64::try_from(channel.since).unwrap_or(0)),
+        };
+        self.front.relay.channels().into_iter().map(report).collect()
     }
 
     fn memory(&self) -> Vec<MemoryReport> {

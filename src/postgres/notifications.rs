@@ -6,7 +6,7 @@ use crate::pooler::front::Front;
 use crate::pooler::notifications::{self as pooler, Done, Given, IN_FORCE, Relay, Request};
 use crate::relay::engine::{Clients, Engine, Refusal, Taken, Wait};
 use crate::relay::reader::{Batch, Collected, Reader};
-use crate::relay::shared::Shared;
+use crate::relay::shared::{Channel, Shared, Source};
 use crate::wire::message::Report;
 use parking_lot::Mutex;
 use std::future::Future;
@@ -16,6 +16,7 @@ use std::sync::atomic::Ordering::*;
 
 /// The relay as the front sees it.
 pub(super) struct Notifications {
+    shared: Shared,
     engine: Arc<Engine>,
     questions: Questions,
     reader: Reader,
@@ -31,7 +32,7 @@ impl Notifications {
             // One of an earlier front's looks whose it is, and ends.
             crate::pooler::pools::wake_process(source.pid.swap(0, AcqRel));
         }
-        Some(Self { engine, questions, reader: Reader::new(shared), batch: Mutex::default() })
+        Some(Self { shared, engine, questions, reader: Reader::new(shared), batch: Mutex::default() })
     }
 
     fn doors(&self, front: &Arc<Front>) -> Doors {
@@ -110,6 +111,17 @@ impl Relay for Notifications {
 
     fn ended(&self, front: &Arc<Front>, source: u32, turn: u32) {
         self.engine.ended(&self.doors(front), source, turn);
+    }
+
+    fn channels(&self) -> Vec<pooler::ChannelGlance> {
+        let glance = |(channel, source): (&Channel, &Source)| pooler::ChannelGlance {
+            database: source.database_name.bytes(),
+            channel: channel.name.bytes(),
+            listeners: channel.listeners.load(Relaxed),
+            delivered: channel.delivered.load(Relaxed),
+            since: channel.since.load(Relaxed),
+        };
+        self.shared.channels_in_use().map(|(channel, source)| glance((channel, source))).collect()
     }
 
     fn run(&self, front: Arc<Front>) -> Pin<Box<dyn Future<Output = ()> + Send>> {

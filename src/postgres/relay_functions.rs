@@ -4,7 +4,7 @@
 use super::{agent, shmem};
 use crate::pooler::glance::shown;
 use crate::pooler::shared::Shared as Pooler;
-use crate::relay::shared::{ChannelState, Shared, Source, SourceState};
+use crate::relay::shared::{Channel, Shared, Source, SourceState};
 use pgrx::prelude::*;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -66,22 +66,17 @@ fn relay_channels() -> TableIterator<
 > {
     let shared = loaded();
     let utf8 = super::pool_functions::speaks_utf8();
-    let row = move |channel: &crate::relay::shared::Channel| {
-        let listeners = channel.listeners.load(Relaxed);
-        let source = source_of(shared, channel.source.load(Relaxed))?;
-        let used = matches!(channel.state(), ChannelState::Wanted | ChannelState::Heard) && listeners > 0;
-        used.then(|| {
-            (
-                shown(&source.database_name.bytes(), utf8),
-                shown(&channel.name.bytes(), utf8),
-                listeners as i32,
-                channel.delivered.load(Relaxed) as i64,
-                channel.since.load(Relaxed) as f64 / 1e6,
-                Some(source.pid.load(Relaxed)).filter(|pid| *pid != 0),
-            )
-        })
+    let row = move |(channel, source): (&Channel, &Source)| {
+        (
+            shown(&source.database_name.bytes(), utf8),
+            shown(&channel.name.bytes(), utf8),
+            channel.listeners.load(Relaxed) as i32,
+            channel.delivered.load(Relaxed) as i64,
+            channel.since.load(Relaxed) as f64 / 1e6,
+            Some(source.pid.load(Relaxed)).filter(|pid| *pid != 0),
+        )
     };
-    TableIterator::new(shared.channels.iter().filter_map(row))
+    TableIterator::new(shared.channels_in_use().map(move |(channel, source)| row((channel, source))))
 }
 
 /// One row a client and channel.

@@ -1,7 +1,7 @@
 //! The notification relay's metrics for the status worker, which renders them but knows no relay. Made on its network threads at each
 //! scrape, from words in shared memory alone.
 
-use crate::relay::shared::{Channel, ChannelState, Shared, SourceState};
+use crate::relay::shared::{Shared, SourceState};
 use crate::status::metrics::{Family, Kind};
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -19,11 +19,7 @@ pub(super) fn families(shared: Shared) -> Vec<Family> {
         one(name, help, Kind::Counter, count.load(Relaxed) as f64)
     };
     let databases = header.sources.iter().filter(|source| source.state() != SourceState::Free);
-    let used = |channel: &&Channel| {
-        matches!(channel.state(), ChannelState::Wanted | ChannelState::Heard)
-            && channel.listeners.load(Relaxed) > 0
-    };
-    let channels = shared.channels.iter().filter(used).count();
+    let channels = shared.channels_in_use().count();
     vec![
         one(
             "postern_relay_databases",

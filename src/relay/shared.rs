@@ -221,6 +221,17 @@ impl Shared {
             .take(self.listens.len())
     }
 
+    /// The channels that anybody listens to, with their sources.
+    pub fn channels_in_use(&self) -> impl Iterator<Item = (&'static Channel, &'static Source)> + use<> {
+        let sources = &self.header.sources;
+        self.channels.iter().filter_map(move |channel| {
+            let used = matches!(channel.state(), ChannelState::Wanted | ChannelState::Heard)
+                && channel.listeners.load(Relaxed) > 0;
+            let source = sources.get(channel.source.load(Relaxed) as usize)?;
+            used.then_some((channel, source))
+        })
+    }
+
     /// The channel of a listen.
     pub fn channel_of(&self, listen: &Listen) -> Option<&'static Channel> {
         self.channels.get(listen.channel.load(Relaxed) as usize)

@@ -385,6 +385,19 @@ fn the_views_and_the_metrics_show_who_listens_to_what() -> Result<()> {
          FROM postern.relay",
         "1|2|4096|3|3|0|1|2|0",
     )?;
+    let mut console = crate::pooling::through(&cluster).dbname("postern").connect(postgres::NoTls)?;
+    let rows: Vec<_> = console
+        .simple_query("SHOW CHANNELS")?
+        .into_iter()
+        .filter_map(|message| match message {
+            postgres::SimpleQueryMessage::Row(row) => {
+                Some((0..4).map(|column| row.get(column).unwrap_or_default()).collect::<Vec<_>>().join(" "))
+            }
+            _ => None,
+        })
+        .collect();
+    ensure!(rows == ["postgres news 2 2", "postgres Größe 1 0"], "{rows:?}");
+    drop(console);
     let listens = format!("{}:Größe {}:news {}:news", a.pid, a.pid, b.pid);
     shows(
         "SELECT string_agg(pid || ':' || channel, ' ' ORDER BY pid, channel) FROM postern.listens",

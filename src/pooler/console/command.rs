@@ -8,6 +8,8 @@ use super::{Error, VERSION, parameter};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Show {
     ActiveSockets,
+    /// Ours, not PgBouncer's.
+    Channels,
     Clients,
     Config,
     Databases,
@@ -34,6 +36,7 @@ pub(super) enum Show {
 /// Every SHOW by its name.
 pub(super) const SHOWS: &[(&str, Show)] = &[
     ("active_sockets", Show::ActiveSockets),
+    ("channels", Show::Channels),
     ("clients", Show::Clients),
     ("config", Show::Config),
     ("databases", Show::Databases),
@@ -139,8 +142,8 @@ pub(super) fn possible_instead_of(text: &str) -> &'static str {
     let word = text.split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or_default();
     if word.eq_ignore_ascii_case("show") {
         "Possible are SHOW HELP, CONFIG, DATABASES, POOLS, CLIENTS, SERVERS, SOCKETS, ACTIVE_SOCKETS, LISTS, USERS, \
-         STATS, STATS_TOTALS, STATS_AVERAGES, TOTALS, MEM, VERSION, STATE, FDS, DNS_HOSTS, DNS_ZONES, PEERS and \
-         PEER_POOLS."
+         STATS, STATS_TOTALS, STATS_AVERAGES, TOTALS, MEM, VERSION, STATE, FDS, DNS_HOSTS, DNS_ZONES, PEERS, \
+         PEER_POOLS and CHANNELS."
     } else {
         "Possible are SHOW, SET key = value, RELOAD, PAUSE [db], RESUME [db], RECONNECT [db], WAIT_CLOSE [db], \
          KILL db, ENABLE db, DISABLE db, KILL_CLIENT id and SHUTDOWN. A name of other than letters, digits and _ \

@@ -3,8 +3,8 @@
 
 use super::Error;
 use super::report::{
-    ClientReport, ConsoleReport, DatabaseReport, ListsReport, MemoryReport, PoolReport, ServerReport,
-    SettingReport, State, StatsReport, UserReport,
+    ChannelReport, ClientReport, ConsoleReport, DatabaseReport, ListsReport, MemoryReport, PoolReport,
+    ServerReport, SettingReport, State, StatsReport, UserReport,
 };
 
 /// How a SHUTDOWN goes.
@@ -47,6 +47,8 @@ pub trait Operator {
     /// `max_user_connections` and want numbers there.
     fn settings(&self) -> Vec<SettingReport>;
     fn memory(&self) -> Vec<MemoryReport>;
+    /// Those that clients listen to.
+    fn channels(&self) -> Vec<ChannelReport>;
 
     /// Begins to pause; [`Operator::paused`] tells when it is done.
     ///

@@ -1,9 +1,9 @@
 //! An operator for tests: it shows one of everything and notes what it was told.
 
 use super::report::{
-    ClientReport, ClientState, ConsoleReport, Counters, DatabaseReport, ListsReport, MemoryReport, PoolMode,
-    PoolReport, Replication, ServerReport, ServerState, SettingReport, SocketReport, State, StatsReport,
-    UserReport,
+    ChannelReport, ClientReport, ClientState, ConsoleReport, Counters, DatabaseReport, ListsReport,
+    MemoryReport, PoolMode, PoolReport, Replication, ServerReport, ServerState, SettingReport, SocketReport,
+    State, StatsReport, UserReport,
 };
 use super::{Error, Operator, Progress, Shutdown};
 use std::cell::{Cell, RefCell};
@@ -176,6 +176,16 @@ impl Operator for Rehearsal {
 
     fn memory(&self) -> Vec<MemoryReport> {
         vec![MemoryReport { name: "client_cache".into(), size: 100, used: 2, free: 3 }]
+    }
+
+    fn channels(&self) -> Vec<ChannelReport> {
+        vec![ChannelReport {
+            database: "app".into(),
+            channel: "news".into(),
+            listeners: 2,
+            delivered: 7,
+            since: UNIX_EPOCH,
+        }]
     }
 
     fn pause(&self, database: Option<&str>) -> Result<(), Error> {

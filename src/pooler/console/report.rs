@@ -36,6 +36,17 @@ pub struct ConsoleReport {
     pub port: u16,
 }
 
+/// A notification channel that clients listen to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChannelReport {
+    pub database: String,
+    pub channel: String,
+    pub listeners: u64,
+    /// Notifications that they were given, together.
+    pub delivered: u64,
+    pub since: SystemTime,
+}
+
 /// A pool: a database and a role.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolReport {

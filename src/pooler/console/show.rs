@@ -178,6 +178,12 @@ const TOTALS: [&str; 11] = [
 pub(super) fn columns(show: Show) -> Vec<Column> {
     let parts: &[Columns] = match show {
         Show::Help => &[],
+        Show::Channels => &[&[
+            (Text, &["database", "channel"]),
+            (Int4, &["listeners"]),
+            (Int8, &["delivered"]),
+            (Text, &["since"]),
+        ]],
         Show::Clients | Show::Servers => &[SOCKET],
         Show::Sockets | Show::ActiveSockets => &[SOCKET, SOCKET_BUFFERS],
         Show::Config => &[&[(Text, &["key", "value", "default", "changeable"])]],
@@ -217,6 +223,18 @@ pub(super) fn table(show: Show, operator: &dyn Operator) -> Table {
     let rows = match show {
         Show::Help | Show::DnsHosts | Show::DnsZones | Show::Fds | Show::Peers | Show::PeerPools => {
             Vec::new()
+        }
+        Show::Channels => {
+            let row = |channel: super::ChannelReport| {
+                vec![
+                    channel.database.into(),
+                    channel.channel.into(),
+                    channel.listeners.into(),
+                    channel.delivered.into(),
+                    time(channel.since).into(),
+                ]
+            };
+            operator.channels().into_iter().map(row).collect()
         }
         Show::Clients => operator.clients().iter().filter_map(|client| client_row(client, "")).collect(),
         Show::Servers => operator.servers().iter().map(|server| server_row(server, "")).collect(),
@@ -618,6 +636,7 @@ mod tests {
     fn expected(show: Show) -> (String, Vec<Kind>) {
         let (names, types): (&str, &[Kind]) = match show {
             Show::Help => ("", &[]),
+            Show::Channels => ("database channel listeners delivered since", &[S, S, I, Q, S]),
             Show::Clients | Show::Servers => (SOCKET_NAMES, &SOCKET_TYPES),
             Show::Sockets | Show::ActiveSockets => {
                 let names = "recv_pos pkt_pos pkt_remain send_pos send_remain pkt_avail send_avail";
