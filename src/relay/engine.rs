@@ -234,6 +234,12 @@ impl Engine {
     pub fn listen(self: &Arc<Self>, clients: &Arc<dyn Clients>, request: &Request<'_>, done: Done) {
         let client = request.client;
         let mut inner = self.inner.lock();
+        if self.has_lost(client) {
+            // It is about to hear that it may have missed something; before that it is not to hear what came later.
+            drop(inner);
+            self.shared.header.counters.refused.fetch_add(1, Relaxed);
+            return done(Err(Refusal::Ended));
+        }
         if inner.book.find(client, request.channel).is_some() {
             drop(inner);
             return done(Ok(()));
@@ -281,6 +287,14 @@ impl Engine {
         } else {
             self.wake(&**clients, listened.source);
         }
+    }
+
+    /// Whether the relay has ended of something that the client listens to.
+    fn has_lost(&self, client: u32) -> bool {
+        let source = |listen| self.shared.channel_of(listen).map(|channel| channel.source.load(Relaxed));
+        let is_over =
+            |listen| source(listen).is_some_and(|number| self.source(number).state() == SourceState::Ended);
+        self.shared.listens_of(client).any(|(_, listen)| is_over(listen))
     }
 
     fn wake(&self, clients: &dyn Clients, source: u32) {
