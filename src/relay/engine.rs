@@ -11,7 +11,7 @@ use super::ring::Ring;
 use super::shared::{ChannelState, Shared, Source, SourceState};
 use crate::wire::message::Report;
 use parking_lot::Mutex;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -172,6 +172,8 @@ struct Inner {
     due: VecDeque<u32>,
     /// The workers that the postmaster has been asked for: by source, with their numbers.
     started: HashMap<u32, u32>,
+    /// Clients whose relay has ended, until they have.
+    lost: HashSet<u32>,
     /// Since when sources have had no listener.
     unused: HashMap<u32, Instant>,
 }
@@ -210,6 +212,7 @@ impl Engine {
             waiting: Vec::new(),
             due: VecDeque::new(),
             started: HashMap::new(),
+            lost: HashSet::new(),
             unused: HashMap::new(),
         };
         Arc::new(Self {
@@ -234,6 +237,12 @@ impl Engine {
     pub fn listen(self: &Arc<Self>, clients: &Arc<dyn Clients>, request: &Request<'_>, done: Done) {
         let client = request.client;
         let mut inner = self.inner.lock();
+        if inner.lost.contains(&client) {
+            // It is about to hear that it may have missed something; before that it is not to hear what came later.
+            drop(inner);
+            self.shared.header.counters.refused.fetch_add(1, Relaxed);
+            return done(Err(Refusal::Ended));
+        }
         if inner.book.find(client, request.channel).is_some() {
             drop(inner);
             return done(Ok(()));
@@ -313,6 +322,8 @@ impl Engine {
         if self.shared.listeners.get(client as usize).is_some_and(|listener| listener.first.get().is_some()) {
             self.remove(clients, client, |_, _| true);
         }
+        // Whoever has its number next has lost nothing.
+        self.inner.lock().lost.remove(&client);
     }
 
     /// A client's listen of a channel, by name.
@@ -403,6 +414,7 @@ impl Engine {
         // What clients listen to stays theirs until they end: whoever has one of them may be reading its list.
         words.state.store(SourceState::Ended as u32, Release);
         inner.free_if_over(words, source);
+        inner.lost.extend(&listeners);
         drop(inner);
         for wait in over {
             self.shared.header.counters.refused.fetch_add(1, Relaxed);

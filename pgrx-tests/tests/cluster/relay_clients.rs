@@ -4,8 +4,10 @@ use crate::pooling::with_pool;
 use crate::relay::Client;
 use anyhow::{Result, ensure};
 use pgrx_tests::cluster::Cluster;
+use pgrx_tests::drivers::{node, python, succeeded};
 use pgrx_tests::script::connection::{Received, Target};
 use pgrx_tests::wait;
+use postgres::fallible_iterator::FallibleIterator;
 
 /// How many relay workers there are.
 fn relays(cluster: &Cluster) -> String {
@@ -163,6 +165,40 @@ fn a_client_that_does_not_read_holds_nobody_up_in_any_mode() -> Result<()> {
         drop(deaf);
         drop(other);
         wait::until("nobody listens any more", || relays(&cluster) == "0")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn real_clients_listen_through_the_pooler_as_directly() -> Result<()> {
+    let cluster = with_pool("relay_drivers", 2, &[])?;
+    for port in [cluster.port, cluster.pooler_port] {
+        let address = ["127.0.0.1".to_owned(), port.to_string()];
+        let address = address.each_ref().map(String::as_str);
+        succeeded("psycopg_listen.py", &python("psycopg_listen.py", &address)?)?;
+        succeeded("pg_listen.js", &node("pg_listen.js", &address)?)?;
+
+        let url = format!("host=127.0.0.1 port={port} user=postgres dbname=postgres");
+        let mut psql = cluster.program("psql");
+        psql.env("HOME", "/nonexistent").args([
+            "-X",
+            "-d",
+            &url,
+            "-c",
+            "LISTEN news",
+            "-c",
+            "NOTIFY news, 'by psql'",
+        ]);
+        let said = psql.output()?;
+        let said = String::from_utf8_lossy(&said.stdout).into_owned();
+        ensure!(said.contains("Asynchronous notification \"news\" with payload \"by psql\""), "psql: {said}");
+
+        let mut client: postgres::Client = url.parse::<postgres::Config>()?.connect(postgres::NoTls)?;
+        client.batch_execute("LISTEN news")?;
+        cluster.sql("NOTIFY news, 'by another'")?;
+        let mut notifications = client.notifications();
+        let next = notifications.timeout_iter(wait::LIMIT).next()?;
+        ensure!(next.is_some_and(|next| next.channel() == "news" && next.payload() == "by another"));
     }
     Ok(())
 }

@@ -158,6 +158,12 @@ async fn what_a_client_listened_to_stays_its_own_until_it_has_gone_also_when_the
     engine.ended(&*clients, 0, shared.header.sources[0].turn.load(Relaxed));
     let listens = |client| shared.listens_of(client).map(|(number, _)| number).collect::<Vec<_>>();
     let its = listens(1);
+    let refused = listen(&engine, &clients, 1, 5, "b");
+    assert_eq!(
+        *refused.lock(),
+        Some(Err(Refusal::Ended)),
+        "or it heard what comes now before it hears of the gap"
+    );
     // The next one's listen is another, and by another worker.
     listen(&engine, &clients, 2, 5, "a");
     assert!(its.len() == 1 && listens(1) == its && !its.contains(&listens(2)[0]));
