@@ -1,30 +1,27 @@
-// pg_listen.js HOST PORT: node-postgres: notifications while a client is idle, its own, and none after UNLISTEN.
-'use strict'
-const { Client } = require('pg')
-const { address, equal, run } = require('./expect')
+// pg_listen.js HOST PORT SERVER_PORT: a client that only listens, while another notifies at the server.
 
-async function listens() {
-  const [listener, notifier] = [new Client(address({})), new Client(address({}))]
-  await Promise.all([listener.connect(), notifier.connect()])
-  const got = []
-  let come = () => {}
-  listener.on('notification', (n) => {
-    got.push(`${n.channel} ${n.payload} ${n.processId === notifier.processID}`)
-    come()
-  })
-  const until = async (count) => {
-    while (got.length < count) await new Promise((resolve) => { come = resolve })
-  }
-  await listener.query('LISTEN news')
-  for (const payload of ['one', 'two']) await notifier.query('SELECT pg_notify($1, $2)', ['news', payload])
-  await until(2)
-  await listener.query("NOTIFY news, 'own'")
-  equal(got, ['news one true', 'news two true', 'news own false'], 'what has come')
-  await listener.query('UNLISTEN news')
-  await notifier.query("NOTIFY news, 'too late'")
-  await listener.query('SELECT 1')
-  equal(got.length, 3, 'after UNLISTEN')
-  await Promise.all([listener.end(), notifier.end()])
+"use strict";
+const { Client } = require("pg");
+
+async function main() {
+  const [host, port, serverPort] = process.argv.slice(2);
+  const at = (port) => new Client({ host, port: Number(port), user: "postgres", database: "postgres" });
+  const [client, notifier] = [at(port), at(serverPort)];
+  await client.connect();
+  await notifier.connect();
+  const heard = new Promise((resolve) => client.on("notification", resolve));
+  await client.query('LISTEN "News"');
+  const { rows } = await client.query("SELECT 1 AS one");
+  if (rows[0].one !== 1) throw new Error(JSON.stringify(rows));
+  await notifier.query("SELECT pg_notify('News', 'from node')");
+  const { channel, payload } = await heard;
+  if (channel !== "News" || payload !== "from node") throw new Error(`${channel} ${payload}`);
+  await client.query("UNLISTEN *");
+  await client.end();
+  await notifier.end();
 }
 
-run(listens)
+main().catch((error) => {
+  console.error(error);
+  process.exit(1);
+});

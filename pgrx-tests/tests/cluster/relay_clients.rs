@@ -175,8 +175,8 @@ fn real_clients_listen_through_the_pooler_as_directly() -> Result<()> {
     for port in [cluster.port, cluster.pooler_port] {
         let address = ["127.0.0.1".to_owned(), port.to_string()];
         let address = address.each_ref().map(String::as_str);
-        succeeded("psycopg_listen.py", &python("psycopg_listen.py", &address)?)?;
-        succeeded("pg_listen.js", &node("pg_listen.js", &address)?)?;
+        succeeded("psycopg_notify.py", &python("psycopg_notify.py", &address)?)?;
+        succeeded("pg_notify.js", &node("pg_notify.js", &address)?)?;
 
         let url = format!("host=127.0.0.1 port={port} user=postgres dbname=postgres");
         let mut psql = cluster.program("psql");
