@@ -1,4 +1,4 @@
-//! Real drivers for tests: psycopg 3, node-postgres and an exporter for PgBouncer, in folders of their own under the rig's base
+//! Real drivers for tests: psycopg 3, asyncpg, node-postgres, Go's pgx and lib/pq, and an exporter for PgBouncer, in folders of their own under the rig's base
 //! directory, installed on first use. The scripts that use them are in `pgrx-tests/drivers/`.
 
 use crate::{installation, machine};
@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+const ASYNCPG: &str = "0.30.0";
 const PSYCOPG: &str = "3.2.13";
 const EXPORTER: &str = "2.1.2";
 /// What the exporter needs: its own list names a psycopg2 that must be compiled.
@@ -23,6 +24,41 @@ const LIMIT: &str = "180";
 /// When psycopg cannot be had, with what to install. A script that fails is no error: its status tells.
 pub fn python(script: &str, arguments: &[&str]) -> Result<Output> {
     run(limited(&python_with_psycopg()?), script, arguments)
+}
+
+/// Runs a script of `pgrx-tests/drivers/` in a Python that has asyncpg.
+///
+/// # Errors
+/// When asyncpg cannot be had. A script that fails is no error: its status tells.
+pub fn python_with_asyncpg(script: &str, arguments: &[&str]) -> Result<Output> {
+    let package = format!("asyncpg=={ASYNCPG}");
+    let python = virtual_environment(&format!("asyncpg-{ASYNCPG}"), &[&package], "asyncpg")
+        .context("no asyncpg: install python3-venv and let pip reach PyPI")?;
+    run(limited(&python), script, arguments)
+}
+
+/// Runs the Go program in a folder of `pgrx-tests/drivers/`; `None` where there is no Go, which is not installed for it.
+///
+/// # Errors
+/// When its modules cannot be had. A program that fails is no error: its status tells.
+pub fn go(folder: &str, arguments: &[&str]) -> Result<Option<Output>> {
+    if Command::new("go").arg("version").output().is_err() {
+        return Ok(None);
+    }
+    let base = machine::base()?;
+    let program = base.join(format!("{folder}-{}", std::process::id()));
+    let mut build = Command::new("go");
+    build.current_dir(machine::checkout().join("pgrx-tests/drivers").join(folder));
+    build
+        .env("GOPATH", base.join("go"))
+        .env("GOMODCACHE", base.join("go-modules"))
+        .env("GOCACHE", base.join("go-cache"));
+    // Go makes what it has downloaded read-only, which nobody could clean up.
+    build.env("GOFLAGS", "-modcacherw -buildvcs=false").env("CGO_ENABLED", "0");
+    installation::run(build.args(["build", "-o"]).arg(&program).arg("."))?;
+    let output = limited(&program).args(arguments).output();
+    let _ = fs::remove_file(&program);
+    Ok(Some(output.with_context(|| format!("running {}", program.display()))?))
 }
 
 /// Runs a script of `pgrx-tests/drivers/` in a Python that has prometheus-pgbouncer-exporter.

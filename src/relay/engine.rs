@@ -29,6 +29,9 @@ const TURN: u32 = 4;
 /// How long clients are written to before other tasks of the thread have their turn.
 const SLICE: Duration = Duration::from_micros(500);
 
+/// How long it may be gone round the clients before anything else of the relay's is looked at.
+const PASS: Duration = Duration::from_millis(20);
+
 /// How long the last words of a client that is too slow may take.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
@@ -447,7 +450,7 @@ impl Engine {
                 tokio::select! {
                     () = stop.cancelled() => break,
                     () = self.news.notified() => {}
-                    () = tokio::time::sleep(TICK), if self.is_in_use() => {}
+                    () = tokio::time::sleep(self.pause()), if self.is_in_use() => {}
                 }
             }
             self.confirm();
@@ -478,6 +481,16 @@ impl Engine {
         let Listened { channel, source, .. } = wait.listened;
         self.shared.channels[channel as usize].state() == ChannelState::Heard
             && self.source(source).heard.load(Acquire) >= wait.asked
+    }
+
+    /// How long nothing has to be looked at of what tells nobody.
+    fn pause(&self) -> Duration {
+        let inner = self.inner.lock();
+        let sources = &self.shared.header.sources;
+        let changes = !inner.waiting.is_empty()
+            || !inner.unused.is_empty()
+            || sources.iter().any(|source| source.state() == SourceState::Starting);
+        if changes { TICK } else { LINGER }
     }
 
     /// Whether there is anything to look at from time to time.
@@ -613,9 +626,16 @@ impl Pass {
     async fn run(&mut self) -> bool {
         let mut due = self.due();
         let any = !due.is_empty();
-        let mut slice = Instant::now();
+        let began = Instant::now();
+        let mut slice = began;
         let mut again = 0;
         while let Some(client) = due.pop_front() {
+            if began.elapsed() > PASS {
+                // Whoever is far behind has its turn again; those who wait for the answer to a LISTEN come first.
+                due.push_front(client);
+                self.engine.inner.lock().due.extend(due);
+                break;
+            }
             match self.give(client) {
                 Given::Done => {}
                 Given::More => due.push_back(client),

@@ -4,7 +4,7 @@ use crate::pooling::with_pool;
 use crate::relay::Client;
 use anyhow::{Result, ensure};
 use pgrx_tests::cluster::Cluster;
-use pgrx_tests::drivers::{node, python, succeeded};
+use pgrx_tests::drivers::{go, node, python, python_with_asyncpg, succeeded};
 use pgrx_tests::script::connection::{Received, Target};
 use pgrx_tests::wait;
 use postgres::fallible_iterator::FallibleIterator;
@@ -177,6 +177,11 @@ fn real_clients_listen_through_the_pooler_as_directly() -> Result<()> {
         let address = address.each_ref().map(String::as_str);
         succeeded("psycopg_notify.py", &python("psycopg_notify.py", &address)?)?;
         succeeded("pg_notify.js", &node("pg_notify.js", &address)?)?;
+        succeeded("asyncpg_notify.py", &python_with_asyncpg("asyncpg_notify.py", &address)?)?;
+        match go("go_notify", &address)? {
+            Some(output) => succeeded("go_notify", &output)?,
+            None => println!("there is no Go here: pgx and lib/pq were not tried"),
+        }
 
         let url = format!("host=127.0.0.1 port={port} user=postgres dbname=postgres");
         let mut psql = cluster.program("psql");
