@@ -70,7 +70,9 @@ struct Stage<'a> {
     cluster: &'a Cluster,
     targets: [Target; 3],
     start: Instant,
+    /// Nobody is to notify any more; nobody does.
     stop: AtomicBool,
+    silent: AtomicBool,
     /// Processes in between are ended.
     rough: bool,
     endings: AtomicU64,
@@ -288,7 +290,7 @@ fn listener(stage: &Stage<'_>, number: usize) -> Result<Vec<Heard>> {
     let session = number / 9 % 4 == 1;
     let mut all = Vec::new();
     let mut notifier = stage.cluster.config().dbname(DATABASES[database]).connect(postgres::NoTls)?;
-    while !stage.stop.load(Relaxed) {
+    while !stage.silent.load(Relaxed) {
         let who = format!("{number} at {target:?}{}", if session { " in session mode" } else { "" });
         let mut ear = match Ear::open(stage, target, database, who) {
             Ok(ear) => ear,
@@ -304,7 +306,7 @@ fn listener(stage: &Stage<'_>, number: usize) -> Result<Vec<Heard>> {
                 ear.query("SET postern.pool_mode = session")?;
             }
             for _ in 0..life {
-                if stage.stop.load(Relaxed) {
+                if stage.silent.load(Relaxed) {
                     break;
                 }
                 ear.act(&mut dice)?;
@@ -313,7 +315,7 @@ fn listener(stage: &Stage<'_>, number: usize) -> Result<Vec<Heard>> {
         };
         let lived = live();
         let ended = match lived {
-            Ok(()) if stage.stop.load(Relaxed) => match ear.end(&mut notifier, number) {
+            Ok(()) if stage.silent.load(Relaxed) => match ear.end(&mut notifier, number) {
                 Ok(heard) => {
                     all.push(heard);
                     return Ok(all);
@@ -497,6 +499,7 @@ fn play(name: &str, rough: bool, meanwhile: impl FnOnce(&Stage<'_>) -> Result<()
         ],
         start: Instant::now(),
         stop: AtomicBool::new(false),
+        silent: AtomicBool::new(false),
         rough,
         endings: AtomicU64::new(0),
         front_ended: AtomicU64::new(0),
@@ -509,9 +512,12 @@ fn play(name: &str, rough: bool, meanwhile: impl FnOnce(&Stage<'_>) -> Result<()
             (0..LISTENERS).map(|number| scope.spawn(move || listener(stage, number))).collect();
         let done = meanwhile(stage);
         stage.stop.store(true, Relaxed);
+        let ended: Vec<_> = notifiers.into_iter().map(thread::ScopedJoinHandle::join).collect();
+        // Whoever ends while somebody notifies does not know what it was promised.
+        stage.silent.store(true, Relaxed);
         let mut sent = Vec::new();
-        for thread in notifiers {
-            sent.push(thread.join().map_err(|_| anyhow::anyhow!("a notifier has panicked"))??);
+        for ended in ended {
+            sent.push(ended.map_err(|_| anyhow::anyhow!("a notifier has panicked"))??);
         }
         let mut heard = Vec::new();
         for thread in listeners {

@@ -401,6 +401,9 @@ impl Agent {
     /// notifications gets the next ones sooner from the relay itself, which writes to idle clients, and one that does not read them holds
     /// no backend.
     pub(super) fn notify(&mut self, seat: Seat, pinned: bool) -> bool {
+        if !self.listens.reader.listens(seat.slot) {
+            return true;
+        }
         fence(SeqCst);
         if !self.listens.reader.is_behind(seat.slot) {
             return true;
@@ -435,9 +438,11 @@ impl Agent {
 
     /// A client that was given back may lack what has come since it was last looked at: the front did not find it idle.
     pub(super) fn leave_behind(&self, seat: Seat) {
+        if !self.listens.reader.listens(seat.slot) {
+            return;
+        }
         fence(SeqCst);
         if let Some(links) = &self.links
-            && self.listens.reader.listens(seat.slot)
             && self.listens.reader.is_behind(seat.slot)
         {
             links.say(Word::Behind { slot: seat.slot, generation: seat.generation });
