@@ -47,6 +47,10 @@ const LISTEN_ONLY_LISTENERS: Family = Family {
     addresses: |settings| &settings.pooler.relay_listen,
 };
 
+/// When the front ends: how often clients are looked at that may become idle yet, and after which pause.
+const LAST_LOOKS: u32 = 20;
+const LAST_LOOK: Duration = Duration::from_millis(5);
+
 /// How long a client that is to be ended may finish what it has running.
 const PROMPT: Duration = Duration::from_millis(50);
 
@@ -186,7 +190,7 @@ pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
             history::turn(&front),
             front.relay.run(Arc::clone(&front))
         );
-        front.say_goodbye();
+        front.say_goodbye().await;
         let others = async {
             tokio::join!(front.consoles.ended(), front.listeners.ended());
         };
@@ -357,19 +361,47 @@ impl Front {
 
     /// The front ends: idle clients hear why. Those that are served are their backends' affair; over TLS they hear them only while
     /// we are there.
-    fn say_goodbye(self: &Arc<Self>) {
-        let report = Report::fatal("57P01", "terminating connection due to administrator command");
-        let bytes = report.to_bytes();
-        for (number, slot) in self.shared.slots_in_use() {
-            let seen = slot.word.seen();
-            if slot.word.close_notifying(seen.generation()) {
-                // It does not read, and hears nothing.
-                self.seats.close(number, seen.generation());
-            } else if seen.state() == State::Idle && slot.word.close_idle(seen.generation()) {
-                self.seats.say(number, seen.generation(), &bytes);
-                self.seats.close(number, seen.generation());
+    async fn say_goodbye(self: &Arc<Self>) {
+        self.end_idle_clients_for_good(false);
+        self.retire_servers();
+        for _ in 0..LAST_LOOKS {
+            // Backends give back the clients that they have waited for, and whoever writes to one is soon done.
+            tokio::time::sleep(LAST_LOOK).await;
+            if !self.end_idle_clients_for_good(false) {
+                break;
             }
         }
+        self.end_idle_clients_for_good(true);
+    }
+
+    /// Whether some may be idle in a moment. At last, those that are still being written to are ended without a word.
+    fn end_idle_clients_for_good(self: &Arc<Self>, at_last: bool) -> bool {
+        let bytes = Doom::Administrator.report().to_bytes();
+        let mut soon = false;
+        for (number, slot) in self.shared.slots_in_use() {
+            let seen = slot.word.seen();
+            match seen.state() {
+                State::Idle if slot.word.close_idle(seen.generation()) => {
+                    self.seats.say(number, seen.generation(), &bytes);
+                    self.seats.close(number, seen.generation());
+                }
+                State::Notifying | State::Called if at_last => {
+                    if slot.word.close_notifying(seen.generation()) {
+                        self.seats.close(number, seen.generation());
+                    }
+                }
+                State::Idle | State::Notifying | State::Called => soon = true,
+                State::Attached => {
+                    let server = self.shared.servers.get(seen.server() as usize);
+                    soon |= server.is_some_and(|server| server.state() == ServerState::Staying);
+                }
+                State::Free | State::Login | State::Closing | State::Cancelling | State::Listening => {}
+            }
+        }
+        soon
+    }
+
+    fn retire_servers(&self) {
         for server in self.shared.servers {
             if server.state() != ServerState::Free {
                 pools::retire(server);
