@@ -371,6 +371,9 @@ impl Front {
                 break;
             }
         }
+        // Who becomes idle from here on is ended by the backend that has served it.
+        let header = self.shared.header;
+        header.ending.store(header.epoch.load(Acquire), SeqCst);
         self.end_idle_clients_for_good(true);
     }
 

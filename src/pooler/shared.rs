@@ -27,6 +27,8 @@ pub struct Header {
     pub no_worker_slot: AtomicU32,
     /// Counts the starts and ends of the front: what an earlier one left is not taken for this one's.
     pub epoch: AtomicU32,
+    /// The epoch whose front ends and looks at idle clients for the last time: whoever lets go of one afterwards ends it.
+    pub ending: AtomicU32,
     /// The number of the descriptor of slot 0, in the front and in every pooled backend.
     pub base: AtomicU32,
     /// Clients that this machine's limit of open files allows; at most the size of the table.

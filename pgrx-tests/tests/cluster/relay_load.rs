@@ -76,12 +76,7 @@ struct Stage<'a> {
     /// Processes in between are ended.
     rough: bool,
     endings: AtomicU64,
-    /// When the front was last told to end.
-    front_ended: AtomicU64,
 }
-
-/// How long its end takes at the most: nanoseconds.
-const LAST_MOMENT: u64 = 5_000_000_000;
 
 impl Stage<'_> {
     fn now(&self) -> u64 {
@@ -331,10 +326,7 @@ fn listener(stage: &Stage<'_>, number: usize) -> Result<Vec<Heard>> {
         };
         if let Some(why) = ended {
             let known = ["CPN002", "C57P01"].iter().any(|code| why.contains(code));
-            // The front ends without a word to a client that a backend has given back to it in its last moment.
-            let in_between =
-                why.starts_with("Closed") && stage.now() < stage.front_ended.load(Relaxed) + LAST_MOMENT;
-            ensure!(stage.rough && (known || in_between), "{} was ended: {why}", ear.heard.who);
+            ensure!(stage.rough && known, "{} was ended: {why}", ear.heard.who);
             stage.endings.fetch_add(1, Relaxed);
             ear.heard.ended = true;
         }
@@ -502,7 +494,6 @@ fn play(name: &str, rough: bool, meanwhile: impl FnOnce(&Stage<'_>) -> Result<()
         silent: AtomicBool::new(false),
         rough,
         endings: AtomicU64::new(0),
-        front_ended: AtomicU64::new(0),
     };
     let (sent, heard) = thread::scope(|scope| -> Result<_> {
         let stage = &stage;
@@ -559,7 +550,6 @@ fn who_loses_its_relay_or_its_front_under_load_hears_it_and_has_no_gap_before() 
             thread::sleep(Duration::from_millis(1500));
             if round % 4 == 3 {
                 let front = stage.cluster.front_pid()?;
-                stage.front_ended.store(stage.now(), Relaxed);
                 terminate(stage.cluster, "postern pooler")?;
                 wait::until("there is a new front", || {
                     stage.cluster.front_pid().is_ok_and(|pid| pid != front)

@@ -159,6 +159,20 @@ impl Agent {
                 // The server's own timer would end this backend; the front keeps the time of the client.
                 links.say(Word::Idle { slot: seat.slot, generation: seat.generation });
             }
+            self.end_if_too_late(seat);
+        }
+    }
+
+    /// The front ends and may have looked at idle clients for the last time before this one became idle: then it hears of the end
+    /// here.
+    fn end_if_too_late(&mut self, seat: Seat) {
+        if self.shared.header.ending.load(SeqCst) == self.epoch
+            && self.slot(seat).word.take(seat.generation, self.number)
+        {
+            self.server.slot.store(seat.slot + 1, Release);
+            self.seat = Some(seat);
+            self.sit(seat);
+            self.dismiss(&Doom::Administrator.report());
         }
     }
 
@@ -169,6 +183,7 @@ impl Agent {
         {
             links.say(Word::Later { slot: seat.slot, generation: seat.generation });
             self.leave_behind(seat);
+            self.end_if_too_late(seat);
         }
     }
 
