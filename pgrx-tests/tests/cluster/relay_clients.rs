@@ -116,6 +116,23 @@ fn listeners_whose_relay_is_ended_hear_it_and_those_of_another_database_do_not()
 }
 
 #[test]
+fn a_cancel_of_a_worker_harms_nobody() -> Result<()> {
+    let cluster = with_pool("relay_cancel", 2, &[])?;
+    let mut client = listener(&cluster, "postgres", "news")?;
+    let front = cluster.front_pid()?;
+    let cancel =
+        "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE backend_type LIKE 'postern %'";
+    for _ in 0..3 {
+        assert_eq!(cluster.sql(cancel)?, "2");
+        cluster.sql("NOTIFY news, 'still'")?;
+        client.next(1)?;
+    }
+    client.query("SELECT 1; LISTEN more")?;
+    assert_eq!(cluster.front_pid()?, front);
+    Ok(())
+}
+
+#[test]
 fn a_database_whose_last_listener_has_gone_can_be_dropped_and_its_relay_ends() -> Result<()> {
     let cluster = with_pool("relay_drop", 2, &[("postern.server_idle_timeout", "1")])?;
     cluster.sql("CREATE DATABASE other")?;
