@@ -83,7 +83,7 @@ fn four(cluster: &Cluster, database: &str) -> Result<[Client; 4]> {
 
 #[test]
 fn listeners_whose_relay_is_ended_hear_it_and_those_of_another_database_do_not() -> Result<()> {
-    let cluster = with_pool("relay_ended", 5, &[])?;
+    let cluster = with_pool("relay_ended", 5, &[("log_min_messages", "warning")])?;
     cluster.sql("CREATE DATABASE other")?;
     let mut apart = listener(&cluster, "postgres", "news")?;
     let mut clients = four(&cluster, "other")?;
@@ -100,6 +100,7 @@ fn listeners_whose_relay_is_ended_hear_it_and_those_of_another_database_do_not()
     busy.connection.send(&commit.bytes, None);
     let end = end_of(busy)?;
     ensure!(end.contains("CPN002"), "in a transaction: {end}");
+    cluster.wait_log("notification relay of database other ended; its 4 listeners are disconnected")?;
     apart.query("SELECT 1")?;
     cluster.sql("NOTIFY news, 'still'")?;
     apart.next(1)?;
