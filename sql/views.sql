@@ -120,6 +120,9 @@ COMMENT ON COLUMN postern.servers.swaps IS 'How often it went from one client to
 COMMENT ON COLUMN postern.servers.retiring IS 'It is closed when it is next free';
 COMMENT ON VIEW postern.relay IS 'The notification relay as a whole; counts are since the server''s start';
 COMMENT ON COLUMN postern.relay.databases IS 'Databases that have listeners, each with a worker';
+COMMENT ON COLUMN postern.relay.channels IS 'Channels that are listened to, or were a moment ago; postern.relay_max_channels is the limit';
+COMMENT ON COLUMN postern.relay.listens IS 'LISTENs in force, one a client and channel; postern.relay_max_listens is the limit';
+COMMENT ON COLUMN postern.relay.ring_size IS 'Bytes of shared memory for notifications on their way: postern.relay_ring_size';
 COMMENT ON COLUMN postern.relay.clients IS 'Clients that have listened to anything';
 COMMENT ON COLUMN postern.relay.listened IS 'LISTENs that have taken effect';
 COMMENT ON COLUMN postern.relay.unlistened IS 'LISTENs that have ended, by UNLISTEN or with their client';

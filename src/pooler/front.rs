@@ -6,7 +6,7 @@ use super::console_client::Consoles;
 use super::hands::Hands;
 use super::history::{self, History};
 use super::limits::Received;
-use super::listening::Listeners;
+use super::listening::{Listeners, NO_POOL, watch_standing};
 use super::notifications::Relay;
 use super::pools::{self, Pools};
 use super::reception::{LOOK_UPS, Port};
@@ -188,6 +188,7 @@ pub fn start(bridge: &Bridge<()>, start: Start) -> std::io::Result<Threads> {
             keep(to_keep.clone(), LISTENERS, listeners, serve),
             keep(to_keep, LISTEN_ONLY_LISTENERS, listeners, listen),
             history::turn(&front),
+            watch_standing(&front),
             front.relay.run(Arc::clone(&front))
         );
         front.say_goodbye().await;
@@ -245,6 +246,22 @@ impl Front {
             let stopping = file.lines().nth(7).is_some_and(|state| state.trim() == "stopping");
             self.stopping.store(stopping, Relaxed);
         }
+    }
+
+    /// For the log: a client that nobody serves is ended.
+    pub fn log_end(&self, number: u32, report: &Report) {
+        let Some(slot) = self.shared.slots.get(number as usize) else { return };
+        let pool = slot.pool.load(Acquire);
+        let names = if pool == NO_POOL {
+            self.listeners.names(number)
+        } else {
+            let pool = self.shared.pools.get(usize::from(pool));
+            pool.map(|pool| (pool.role_name.text(), pool.database_name.text()))
+        };
+        let Some((role, database)) = names else { return };
+        let pid = Shared::client_pid(number);
+        let text = format!("client {pid} of {role}@{database} ended: {}", report.message);
+        self.bridge.log(Level::Log, text);
     }
 
     /// Ends a client whose slot is Closing: its socket, its texts, its slot.

@@ -11,7 +11,7 @@ mod session;
 mod statement;
 mod values;
 
-pub use client::{Listeners, Place, serve};
+pub use client::{Listeners, Place, serve, watch_standing};
 pub use session::{Change, MESSAGE_MAX, Session, Step};
 pub use values::{Facts, Identity, Parameter, options};
 

@@ -5,6 +5,7 @@ use super::front::Front;
 use super::pools;
 use super::shared::{Doom, ServerState};
 use super::slot::State;
+use crate::bridge::Level;
 use crate::wire::message::Report;
 use rustix::net::SendFlags;
 use std::future::Future;
@@ -58,7 +59,7 @@ pub trait Relay: Send + Sync {
     fn backlog(&self, client: u32) -> Option<u64>;
 
     /// The last words of a client that is too slow; it is counted.
-    fn too_slow(&self) -> Vec<u8>;
+    fn too_slow(&self, front: &Arc<Front>, client: u32) -> Vec<u8>;
 
     /// Why a LISTEN is not to be, by the number that [`Done`] was given.
     fn refusal(&self, number: u32) -> Report;
@@ -192,6 +193,19 @@ impl Front {
         if slot.word.close_notifying(generation) {
             self.end_client(number, generation);
         }
+    }
+
+    /// For the log: the relay of a database has ended before its listeners have. Not when the server stops.
+    pub fn log_relay_end(self: &Arc<Self>, database: &str, clients: usize) {
+        let text = format!(
+            "notification relay of database {database} ended; its {clients} listeners are disconnected"
+        );
+        let front = Arc::clone(self);
+        self.spawn(async move {
+            if tokio::time::timeout(RELAY_FIRST, front.bridge.stop().cancelled()).await.is_err() {
+                front.bridge.log(Level::Warning, text);
+            }
+        });
     }
 
     /// Ends a client whose channels nobody hears any more, whoever has it.

@@ -7,7 +7,7 @@
 use super::agent::texts::Texts;
 use super::answers::Answers;
 use super::notifications::Notifications;
-use super::worker::{Latch, log};
+use super::worker::{Latch, cancels_nothing, log};
 use super::{guc, sample, shim, shmem, signals};
 use crate::bridge::{Level, LogLine, MainEnd, bridge};
 use crate::login::question::questions;
@@ -133,6 +133,7 @@ impl Main {
             if wait() {
                 return 1;
             }
+            cancels_nothing();
             check_for_interrupts!();
             if BackgroundWorker::sighup_received() {
                 reload(end);

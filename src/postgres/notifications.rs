@@ -4,7 +4,7 @@
 use crate::login::{Question, Questions};
 use crate::pooler::front::Front;
 use crate::pooler::notifications::{self as pooler, Done, Given, IN_FORCE, Relay, Request};
-use crate::relay::engine::{Clients, Engine, Refusal, Taken, Wait};
+use crate::relay::engine::{Clients, Engine, Refusal, Taken, Wait, too_slow};
 use crate::relay::reader::{Batch, Collected, Reader};
 use crate::relay::shared::{Channel, Shared, Source};
 use crate::wire::message::Report;
@@ -80,8 +80,8 @@ impl Relay for Notifications {
         self.reader.backlog(client).ok()
     }
 
-    fn too_slow(&self) -> Vec<u8> {
-        self.engine.too_slow()
+    fn too_slow(&self, front: &Arc<Front>, client: u32) -> Vec<u8> {
+        self.engine.too_slow(&self.doors(front), client)
     }
 
     fn refusal(&self, number: u32) -> Report {
@@ -183,6 +183,14 @@ impl Clients for Doors {
 
     fn lose(&self, client: u32) {
         self.front.end_listener(client);
+    }
+
+    fn note_slow(&self, client: u32) {
+        self.front.log_end(client, &too_slow());
+    }
+
+    fn note_end(&self, database: &str, clients: usize) {
+        self.front.log_relay_end(database, clients);
     }
 
     fn start(&self, source: u32, turn: u32) -> Wait<bool> {

@@ -3,7 +3,7 @@
 //! thread, and never again by the postmaster; it ends when nobody listens any more or when the front has ended.
 
 use super::agent::answer;
-use super::worker::log;
+use super::worker::{cancels_nothing, log};
 use super::{shim, shmem};
 use crate::bridge::{Level, LogLine};
 use crate::pooler::control::Word;
@@ -237,6 +237,7 @@ fn run(number: u32, turn: u32) {
         if BackgroundWorker::sigterm_received() || wait() {
             return;
         }
+        cancels_nothing();
         check_for_interrupts!();
         if BackgroundWorker::sighup_received() {
             // SAFETY: on main, outside a transaction, as every worker does.

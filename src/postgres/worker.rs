@@ -205,6 +205,12 @@ impl Drop for EndedMark {
     }
 }
 
+/// `pg_cancel_backend()` between two queries is nobody's, as with an idle session.
+pub(super) fn cancels_nothing() {
+    // SAFETY: a word of this process, which its signal handler sets.
+    unsafe { (&raw mut pg_sys::QueryCancelPending).write_volatile(0) }
+}
+
 pub(super) fn log(line: LogLine) {
     let text = format!("postern: {}", line.text);
     match line.level {

@@ -96,6 +96,12 @@ pub trait Clients: Send + Sync + 'static {
     /// Sets the latch of a process of the server.
     fn wake(&self, pid: i32);
 
+    /// For the log: a client is ended because it is too slow.
+    fn note_slow(&self, _client: u32) {}
+
+    /// For the log: a database's worker has ended while so many clients listened.
+    fn note_end(&self, _database: &str, _clients: usize) {}
+
     /// A task on this thread.
     fn spawn(&self, task: Wait<()>);
 }
@@ -423,6 +429,9 @@ impl Engine {
             self.shared.header.counters.refused.fetch_add(1, Relaxed);
             (wait.done)(Err(why));
         }
+        if !listeners.is_empty() {
+            clients.note_end(&words.database_name.text(), listeners.len());
+        }
         for client in listeners {
             clients.lose(client);
         }
@@ -588,14 +597,15 @@ impl Engine {
                 too_late = reader.backlog(client).map_or(true, |behind| most != 0 && behind > most);
             }
             if too_late {
-                rest.extend(self.too_slow());
+                rest.extend(self.too_slow(&*clients, client));
                 until = Some(Instant::now() + LAST_WORDS);
             }
         }
     }
 
     /// The last words of a client that is too slow; it is counted.
-    pub fn too_slow(&self) -> Vec<u8> {
+    pub fn too_slow(&self, clients: &dyn Clients, client: u32) -> Vec<u8> {
+        clients.note_slow(client);
         self.shared.header.counters.too_slow.fetch_add(1, Relaxed);
         too_slow().to_bytes()
     }
@@ -605,7 +615,8 @@ impl Engine {
 pub fn too_slow() -> Report {
     Report::fatal(TOO_SLOW, "terminating connection because it does not read its notifications fast enough")
         .with_hint(
-            "Raise postern.relay_max_backlog or postern.relay_ring_size, or read notifications more often.",
+            "Raise postern.relay_max_backlog or postern.relay_ring_size, read notifications more often, or keep \
+             transactions short.",
         )
 }
 
@@ -699,7 +710,7 @@ impl Pass {
             let collected = self.reader.collect(client, BATCH, &mut self.batch);
             if collected == Collected::TooLate {
                 let mut rest = std::mem::take(&mut self.batch).bytes;
-                rest.extend(self.engine.too_slow());
+                rest.extend(self.engine.too_slow(&*self.clients, client));
                 self.persist(client, rest, true);
                 return Given::Done;
             }

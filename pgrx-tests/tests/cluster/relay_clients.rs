@@ -83,7 +83,7 @@ fn four(cluster: &Cluster, database: &str) -> Result<[Client; 4]> {
 
 #[test]
 fn listeners_whose_relay_is_ended_hear_it_and_those_of_another_database_do_not() -> Result<()> {
-    let cluster = with_pool("relay_ended", 5, &[])?;
+    let cluster = with_pool("relay_ended", 5, &[("log_min_messages", "warning")])?;
     cluster.sql("CREATE DATABASE other")?;
     let mut apart = listener(&cluster, "postgres", "news")?;
     let mut clients = four(&cluster, "other")?;
@@ -100,6 +100,7 @@ fn listeners_whose_relay_is_ended_hear_it_and_those_of_another_database_do_not()
     busy.connection.send(&commit.bytes, None);
     let end = end_of(busy)?;
     ensure!(end.contains("CPN002"), "in a transaction: {end}");
+    cluster.wait_log("notification relay of database other ended; its 4 listeners are disconnected")?;
     apart.query("SELECT 1")?;
     cluster.sql("NOTIFY news, 'still'")?;
     apart.next(1)?;
@@ -112,6 +113,23 @@ fn listeners_whose_relay_is_ended_hear_it_and_those_of_another_database_do_not()
     ensure!(end.contains("CPN002") || end.contains("C57P01"), "{end}");
     cluster.sql("NOTIFY news, 'still'")?;
     apart.next(1)?;
+    Ok(())
+}
+
+#[test]
+fn a_cancel_of_a_worker_harms_nobody() -> Result<()> {
+    let cluster = with_pool("relay_cancel", 2, &[])?;
+    let mut client = listener(&cluster, "postgres", "news")?;
+    let front = cluster.front_pid()?;
+    let cancel =
+        "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE backend_type LIKE 'postern %'";
+    for _ in 0..3 {
+        assert_eq!(cluster.sql(cancel)?, "2");
+        cluster.sql("NOTIFY news, 'still'")?;
+        client.next(1)?;
+    }
+    client.query("SELECT 1; LISTEN more")?;
+    assert_eq!(cluster.front_pid()?, front);
     Ok(())
 }
 

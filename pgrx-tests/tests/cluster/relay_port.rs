@@ -326,6 +326,28 @@ fn clients_are_seen_counted_and_killed() -> Result<()> {
 }
 
 #[test]
+fn clients_whose_role_or_database_is_dropped_are_ended() -> Result<()> {
+    let (cluster, port) = with_port("port-dropped", &[])?;
+    cluster.sql("CREATE ROLE gone LOGIN")?;
+    cluster.sql("CREATE DATABASE gone")?;
+    let mut there = listener(port)?;
+    there.query("LISTEN a")?;
+    let mut role = Client::open(&Target::tcp(port), "gone", "postgres")?;
+    role.query("LISTEN a")?;
+    // It listens to nothing: no relay's end tells it.
+    let mut database = Client::open(&Target::tcp(port), "postgres", "gone")?;
+    cluster.sql("DROP ROLE gone")?;
+    cluster.sql("DROP DATABASE gone")?;
+    for client in [&mut role, &mut database] {
+        let words = last_words(client)?;
+        ensure!(words.contains("57P01"), "{words}");
+    }
+    cluster.sql("NOTIFY a, 'still'")?;
+    there.next(1)?;
+    Ok(())
+}
+
+#[test]
 fn a_client_that_does_not_read_is_ended_and_others_hear_on() -> Result<()> {
     let (cluster, port) = with_port("port-slow", &[("postern.relay_ring_size", "1MB")])?;
     let (mut slow, mut quick, mut stuck) = (listener(port)?, listener(port)?, listener(port)?);
@@ -344,6 +366,8 @@ fn a_client_that_does_not_read_is_ended_and_others_hear_on() -> Result<()> {
     }
     let words = last_words(&mut slow)?;
     ensure!(words.contains("PN001"), "{words}");
+    let line = "of postgres@postgres ended: terminating connection because it does not read";
+    wait::until("the log has both", || cluster.log().matches(line).count() == 2)?;
     wait::until("their places are free", || clients(&cluster).is_ok_and(|count| count == "1"))?;
     Ok(())
 }

@@ -6,7 +6,7 @@
 
 use super::session::{Change, MESSAGE_MAX, Session, Step};
 use super::values::Facts;
-use crate::login::Question;
+use crate::login::{Question, Standing};
 use crate::net::linger;
 use crate::pooler::front::Front;
 use crate::pooler::hands::none_left;
@@ -32,6 +32,9 @@ const TICK: Duration = Duration::from_millis(100);
 const LAST_WORDS: Duration = Duration::from_secs(5);
 const GOODBYE: Duration = Duration::from_millis(500);
 
+/// How often is looked whether clients' roles and databases are still there.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// Bytes that are read at a time: an idle client costs its place for them.
 const READ: usize = 1024;
 
@@ -54,6 +57,7 @@ pub struct Listener {
 #[derive(Debug, Default)]
 pub struct Listeners {
     list: Mutex<HashMap<u32, Arc<Listener>>>,
+    came: Notify,
     left: Notify,
     /// The server does not recover, and never will.
     primary: AtomicBool,
@@ -102,6 +106,44 @@ impl Listeners {
     }
 }
 
+/// Ends clients whose role or database has been dropped, until the front ends.
+pub async fn watch_standing(front: &Arc<Front>) {
+    let stop = front.bridge.stop();
+    let look = async {
+        loop {
+            front.listeners.came.notified().await;
+            while !front.listeners.list.lock().is_empty() {
+                tokio::time::sleep(LOOK).await;
+                end_dropped(front).await;
+            }
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = look => {}
+    }
+}
+
+async fn end_dropped(front: &Arc<Front>) {
+    let mut clients: HashMap<(u32, u32), Vec<Arc<Listener>>> = HashMap::new();
+    for listener in front.listeners.list.lock().values() {
+        let Some(slot) = front.shared.slots.get(listener.number as usize) else { continue };
+        let of = (slot.admitted_role.load(Relaxed), listener.database);
+        // One that is about to end is in nobody's count any more.
+        if of.0 != 0 {
+            clients.entry(of).or_default().push(Arc::clone(listener));
+        }
+    }
+    for ((role, database), clients) in clients {
+        let standing = front.questions.ask(|reply| Question::Standing { role, database, reply }).await;
+        if let Ok(Standing::RoleGone | Standing::DatabaseGone) = standing {
+            for listener in clients {
+                front.kill_client(listener.number, listener.generation);
+            }
+        }
+    }
+}
+
 /// A client's place among the others; dropping it ends the client.
 pub struct Place {
     front: Arc<Front>,
@@ -128,6 +170,7 @@ impl Place {
         let slot = front.shared.slots.get(number as usize)?;
         front.listeners.list.lock().insert(number, Arc::clone(&listener));
         let place = Self { front: Arc::clone(front), listener };
+        front.listeners.came.notify_one();
         slot.word.enter_listening(generation).then_some(place)
     }
 }
@@ -336,7 +379,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<'_, S> {
 
     /// Ends a client that does not read, after the rest of what it has got a part of.
     async fn too_slow(&mut self, mut rest: Vec<u8>) {
-        rest.extend(self.front.relay.too_slow());
+        rest.extend(self.front.relay.too_slow(self.front, self.listener.number));
         self.last_words(&rest, LAST_WORDS).await;
     }
 

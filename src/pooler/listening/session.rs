@@ -339,7 +339,7 @@ impl Session {
     fn report(&self, error: &Error) -> Report {
         let report = error.report();
         match error {
-            Error::NotHere => report.with_hint(format!(
+            Error::NotHere | Error::NoSetting(_) => report.with_hint(format!(
                 "Send queries to the pooler's port (postern.pooler_listen is \"{}\").",
                 self.client.pooler
             )),
