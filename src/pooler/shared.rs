@@ -260,6 +260,7 @@ pub enum Pin {
     TemporaryObjects = 2,
     AdvisoryLocks = 4,
     HoldCursors = 8,
+    Listens = 16,
     LoadedLibrary = 32,
     RandomSeed = 64,
     ReplicationState = 128,
@@ -268,11 +269,12 @@ pub enum Pin {
 }
 
 impl Pin {
-    pub const ALL: [(Self, &'static str); 9] = [
+    pub const ALL: [(Self, &'static str); 10] = [
         (Self::SessionMode, "session mode"),
         (Self::TemporaryObjects, "temporary objects"),
         (Self::AdvisoryLocks, "advisory locks"),
         (Self::HoldCursors, "cursors with hold"),
+        (Self::Listens, "listens in another encoding"),
         (Self::LoadedLibrary, "loaded library"),
         (Self::RandomSeed, "random seed"),
         (Self::ReplicationState, "replication state"),

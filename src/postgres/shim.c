@@ -314,6 +314,25 @@ postern_send(const char *bytes, size_t length)
 	}
 }
 
+/* Notifications, which are in the database's encoding, in the client's: as the server itself sends them. */
+void
+postern_send_converted(const char *bytes, size_t length)
+{
+	size_t		at = 0;
+
+	while (at + 9 <= length)
+	{
+		uint32		size;
+		uint32		pid;
+		const char *channel = bytes + at + 9;
+
+		memcpy(&size, bytes + at + 1, 4);
+		memcpy(&pid, bytes + at + 5, 4);
+		NotifyMyFrontEnd(channel, channel + strlen(channel) + 1, (int32) pg_ntoh32(pid));
+		at += 1 + pg_ntoh32(size);
+	}
+}
+
 int
 postern_flush(void)
 {

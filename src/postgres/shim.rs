@@ -134,6 +134,7 @@ macro_rules! guarded {
 
 guarded! {
     fn postern_send(bytes: *const c_char, length: usize);
+    fn postern_send_converted(bytes: *const c_char, length: usize);
     fn postern_flush() -> c_int;
     fn postern_peek_input() -> c_int;
     fn postern_wait_on(descriptor: c_int);

@@ -8,7 +8,7 @@ use super::TOO_SLOW;
 use super::book::{Book, Error, Listened};
 use super::reader::{Batch, Collected, Reader};
 use super::ring::Ring;
-use super::shared::{ChannelState, Shared, Source, SourceState};
+use super::shared::{ChannelState, SOURCES, Shared, Source, SourceState};
 use crate::wire::message::Report;
 use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -133,7 +133,8 @@ impl Refusal {
                 .with_hint("Raise postern.relay_max_channels and restart the server."),
             Self::Listens => Report::error("53400", "too many LISTENs are in force")
                 .with_hint("Raise postern.relay_max_listens and restart the server."),
-            Self::Databases => Report::error("53400", "too many databases are listened to"),
+            Self::Databases => Report::error("53400", "too many databases are listened to")
+                .with_hint(format!("There are relays for at most {SOURCES} databases at once.")),
             Self::NoWorker => Report::error("53400", "no background worker for the notification relay")
                 .with_hint("Raise max_worker_processes and restart the server."),
             Self::Ended => Report::error("58000", "the notification relay has ended"),

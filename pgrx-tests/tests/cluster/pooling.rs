@@ -4,6 +4,7 @@ use crate::state::Raw;
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::{Cluster, Stop};
 use pgrx_tests::process::signal_pid;
+use pgrx_tests::script::frontend::Message;
 use pgrx_tests::wait;
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
@@ -526,4 +527,28 @@ fn a_pooler_that_is_told_to_end_comes_back_within_a_moment() -> Result<()> {
     wait::until("only backends of the new one are left", || {
         pooled(&mut watcher).is_ok_and(|pids| pids.len() <= 2)
     })
+}
+
+#[test]
+fn a_flush_behind_a_sync_holds_no_backend() -> Result<()> {
+    // psycopg ends its pipelines so, and libpq sends one with PQsendFlushRequest().
+    let cluster = with_pool("flush", 1, &[])?;
+    let mut one = Raw::open(cluster.pooler_port)?;
+    let mut other = through(&cluster).connect(postgres::NoTls)?;
+    let query = || {
+        Message::parse(b"", b"select 1", &[])
+            .then(Message::bind(b"", b"", &[], &[], &[]))
+            .then(Message::execute(b"", 0))
+            .then(Message::sync())
+    };
+    let began = Instant::now();
+    for number in 0..20 {
+        // With it, and after it when the client is idle already.
+        one.send_and_hear(&query().then(Message::flush()).bytes)?;
+        one.send(&Message::flush().bytes);
+        ensure!(text(&mut other, &format!("select {number}"))? == number.to_string());
+        one.send_and_hear(&Message::flush().then(query()).bytes)?;
+    }
+    ensure!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    Ok(())
 }

@@ -435,3 +435,43 @@ fn the_views_and_the_metrics_show_who_listens_to_what() -> Result<()> {
     })?;
     shows("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'postern relay'", "0")
 }
+
+#[test]
+fn the_first_transaction_that_listens_and_notifies_hears_itself_by_its_own_pid() -> Result<()> {
+    let cluster = with_pool("relay_first", 1, &[])?;
+    for _ in 0..3 {
+        // No relay runs before it.
+        wait::until("no relay runs", || {
+            let sql = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'postern relay'";
+            cluster.sql(sql).is_ok_and(|count| count == "0")
+        })?;
+        let mut a = Client::through(&cluster)?;
+        assert_eq!(a.query("BEGIN; LISTEN a; NOTIFY a, 'own'; COMMIT")?, "CCCCAZ");
+        assert_eq!(a.next(1)?, [note(a.pid, "a", "own")]);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_client_of_another_encoding_hears_in_its_own() -> Result<()> {
+    let cluster = with_pool("relay_latin", 2, &[])?;
+    cluster.sql("CREATE DATABASE latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")?;
+    let open = || Client::open(&Target::tcp(cluster.pooler_port), "postgres", "latin");
+    let (mut utf8, mut latin) = (open()?, open()?);
+    utf8.query("SET client_encoding = 'UTF8'")?;
+    utf8.query("LISTEN \"größe\"")?;
+    latin.query("SET client_encoding = 'LATIN1'; LISTEN other")?;
+    let mut notifier = cluster.config().dbname("latin").connect(postgres::NoTls)?;
+    // While it waits, with its own command, and after its encoding has become the database's.
+    notifier.batch_execute("NOTIFY \"größe\", 'é'")?;
+    let heard = utf8.next(1)?;
+    ensure!(heard[0].1 == "größe" && heard[0].2 == "é", "{heard:?}");
+    utf8.query("NOTIFY \"größe\", 'ß'")?;
+    ensure!(utf8.next(1)?[0].2 == "ß");
+    utf8.query("RESET client_encoding")?;
+    notifier.batch_execute("NOTIFY \"größe\", 'é'; NOTIFY other, 'plain'")?;
+    let heard = utf8.next(1)?;
+    ensure!(heard[0].2 == "\u{fffd}", "one byte that is not UTF-8: {heard:?}");
+    ensure!(latin.next(1)?[0].2 == "plain");
+    Ok(())
+}

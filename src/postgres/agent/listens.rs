@@ -193,7 +193,7 @@ pub extern "C-unwind" fn postern_agent_listens(kind: c_int, channel: *const c_ch
 pub extern "C-unwind" fn postern_agent_notifies(level: c_int) {
     let Some(agent) = agent() else { return };
     // SAFETY: a word of shared memory. On a standby nobody may notify.
-    if agent.seat.is_none() || unsafe { pg_sys::RecoveryInProgress() } || !agent.is_heard() {
+    if agent.seat.is_none() || unsafe { pg_sys::RecoveryInProgress() } {
         return;
     }
     agent.announce(level);
@@ -328,6 +328,11 @@ impl Agent {
         }
     }
 
+    /// Whether only this backend can give the client its notifications: they are to be converted, which nobody else can do.
+    pub(super) fn converts_notifications(&self) -> bool {
+        self.seat.is_some_and(|seat| self.listens.reader.listens(seat.slot)) && converts()
+    }
+
     /// The client is seated: whether its notifications are to be looked after.
     pub(super) fn begin_listening(&mut self, seat: Seat) {
         let listens = self.listens.reader.listens(seat.slot);
@@ -388,7 +393,13 @@ impl Agent {
         let bytes = &listens.batch.bytes;
         if !bytes.is_empty() {
             // SAFETY: whole messages, to the client that is attached.
-            unsafe { shim::postern_send(bytes.as_ptr().cast(), bytes.len()) };
+            unsafe {
+                if converts() {
+                    shim::postern_send_converted(bytes.as_ptr().cast(), bytes.len());
+                } else {
+                    shim::postern_send(bytes.as_ptr().cast(), bytes.len());
+                }
+            }
         }
         if collected == Collected::TooLate {
             listens.shared.header.counters.too_slow.fetch_add(1, Relaxed);
@@ -448,6 +459,12 @@ impl Agent {
             links.say(Word::Behind { slot: seat.slot, generation: seat.generation });
         }
     }
+}
+
+/// Whether what the client is sent has another encoding than the database.
+pub(super) fn converts() -> bool {
+    // SAFETY: words of the session.
+    unsafe { pg_sys::pg_get_client_encoding() != pg_sys::GetDatabaseEncoding() }
 }
 
 /// Raises the report as an error of the transaction.

@@ -23,6 +23,9 @@ impl Agent {
             if !self.portals.is_null() && shim::postern_entries(self.portals) > 0 {
                 pins |= Pin::HoldCursors as u32;
             }
+            if self.converts_notifications() {
+                pins |= Pin::Listens as u32;
+            }
             if shim::postern_seen.loaded {
                 pins |= Pin::LoadedLibrary as u32;
             }
