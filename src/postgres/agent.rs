@@ -253,7 +253,7 @@ impl Agent {
         }
         // SAFETY: the session's own input buffer.
         unsafe {
-            if self.seat.is_some() && shim::postern_input_waits() && !self.skip_unanswered() {
+            if self.seat.is_some() && shim::postern_input_waits() && !self.skip_copy_data() {
                 self.terminated = true;
             }
             if self.seat.is_some() && !self.terminated && shim::postern_input_waits() {
@@ -299,15 +299,15 @@ impl Agent {
         }
     }
 
-    /// Throws away what is buffered already and has no answer: what is left of a COPY that has failed, and a Flush with nothing to flush.
-    /// The server would drop it, and then wait for the client, which may be idle. False when the client has sent what is no message.
-    fn skip_unanswered(&self) -> bool {
+    /// Throws away what is left of a COPY that has failed and is buffered already: the server would drop it, and then wait for the
+    /// client, which may be idle. False when the client has sent what is no message.
+    fn skip_copy_data(&self) -> bool {
         let skip = AssertUnwindSafe(|| {
             // SAFETY: the session's own input buffer, and a flag of the session.
             unsafe {
                 while shim::postern_input_waits()
                     && !shim::postern_dying()
-                    && [b'd', b'c', b'f', b'H'].map(c_int::from).contains(&shim::postern_peek_input())
+                    && [b'd', b'c', b'f'].map(c_int::from).contains(&shim::postern_peek_input())
                 {
                     if !shim::postern_skip_message() {
                         return false;

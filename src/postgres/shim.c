@@ -225,9 +225,13 @@ enum
 	POSTERN_BEFORE_COMMIT, POSTERN_COMMITTED, POSTERN_ABORTED
 };
 
+/* Nothing has gone out since an idle ReadyForQuery. */
+static bool resting;
+
 static int
 agent_putmessage(char type, const char *body, size_t length)
 {
+	resting = false;
 	switch (type)
 	{
 		case 'Z':
@@ -240,6 +244,7 @@ agent_putmessage(char type, const char *body, size_t length)
 				postern_agent_notifications(body[0] == 'I');
 			postern_seen.ready = true;
 			postern_seen.status = body[0];
+			resting = body[0] == 'I';
 			break;
 		case 'S':
 			postern_seen.told = true;
@@ -261,7 +266,8 @@ agent_putmessage(char type, const char *body, size_t length)
 static int
 agent_flush(void)
 {
-	bool		ready = postern_seen.ready;
+	/* A Flush of the client's with nothing to flush: the session is as idle as before, and no ReadyForQuery will say so. */
+	bool		ready = postern_seen.ready || resting;
 	int			result;
 
 	/* Before the flush: a SIGQUIT amid it reports and flushes again. */
@@ -281,6 +287,7 @@ agent_flush_if_writable(void)
 static void
 agent_comm_reset(void)
 {
+	resting = false;
 	server_methods->comm_reset();
 	postern_agent_reset();
 }

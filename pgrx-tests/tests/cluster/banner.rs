@@ -210,7 +210,11 @@ fn a_recovery_that_lasts_is_told_on_every_port() -> Result<()> {
     std::fs::write(&signal, "")?;
     machine::give_to_server_user(&signal)?;
     primary.launch()?;
-    wait::until("the banner answers during recovery", || probe::banner(primary.banner_port).is_ok())?;
+    wait::until("all three ports answer during recovery", || {
+        probe::banner(primary.banner_port).is_ok()
+            && probe::code(primary.http_port, "/health") != 0
+            && probe::agent(primary.agent_port, "").is_ok()
+    })?;
     assert_eq!(primary.state(), "starting", "the server takes no connections yet");
     assert_eq!(probe::banner(primary.banner_port)?, "STANDBY");
     assert_eq!(probe::code(primary.http_port, "/health"), 503);

@@ -49,10 +49,10 @@ fn after_a_failed_server_connection_a_pool_that_has_one_waits_before_the_next() 
     let mut watcher = cluster.connect()?;
     let mut first = through(&cluster).connect(postgres::NoTls)?;
     let mut second = through(&cluster).connect(postgres::NoTls)?;
-    // One backend may have been opened for somebody's impatience.
+    // One more backend may have been opened for somebody's impatience, and one may stay with its client.
     watcher.batch_execute("create extension postern")?;
-    wait::until("there is one backend", || {
-        watcher.batch_execute("select postern.disconnect_idle()").is_ok()
+    wait::until("there is no backend", || {
+        watcher.batch_execute("select postern.reconnect()").is_ok()
             && pooled(&mut watcher).is_ok_and(|pids| pids.is_empty())
     })?;
     first.batch_execute("begin")?;

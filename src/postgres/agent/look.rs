@@ -61,9 +61,8 @@ impl Agent {
             };
             match first.tag {
                 b'X' => return Look::Gone,
-                // Left over from a COPY that has failed, or a Flush where there is nothing to flush: the server would drop it and wait for
-                // more.
-                b'd' | b'c' | b'f' | b'H' => {
+                // Left over from a COPY that has failed: the server would drop it and wait for more.
+                b'd' | b'c' | b'f' => {
                     discard.store(first.length as u32, Relaxed);
                     // Another message: one after the other comes whole.
                     slot.parts.store(0, Relaxed);
