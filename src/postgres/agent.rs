@@ -391,6 +391,13 @@ impl Agent {
             self.hang_up();
         }
         loop {
+            if self.is_orphan() {
+                // Not a word more: those in shared memory are the next front's. A client hears the end when its session reads on.
+                if self.seat.is_none() {
+                    self.leave();
+                }
+                return;
+            }
             if let Some(seat) = self.seat {
                 if self.is_doomed(seat) {
                     continue;
