@@ -63,7 +63,7 @@ SELECT pid, database, role, state, client_pid,
 FROM postern.pooler_servers();
 
 CREATE VIEW postern.relay AS
-SELECT databases, channels, channel_capacity, listens, listen_capacity, ring_size,
+SELECT databases, channels, channel_capacity, listens, listen_capacity, ring_size, clients_behind, backlog,
        clients, listened, unlistened, received, delivered, too_slow, refused
 FROM postern.relay_status();
 
@@ -123,6 +123,8 @@ COMMENT ON COLUMN postern.relay.databases IS 'Databases that have listeners, eac
 COMMENT ON COLUMN postern.relay.channels IS 'Channels that are listened to, or were a moment ago; postern.relay_max_channels is the limit';
 COMMENT ON COLUMN postern.relay.listens IS 'LISTENs in force, one a client and channel; postern.relay_max_listens is the limit';
 COMMENT ON COLUMN postern.relay.ring_size IS 'Bytes of shared memory for notifications on their way: postern.relay_ring_size';
+COMMENT ON COLUMN postern.relay.clients_behind IS 'Idle clients that have not taken all notifications that they were sent';
+COMMENT ON COLUMN postern.relay.backlog IS 'By how many bytes of the ring the furthest of them is behind; postern.relay_max_backlog limits it';
 COMMENT ON COLUMN postern.relay.clients IS 'Clients that have listened to anything';
 COMMENT ON COLUMN postern.relay.listened IS 'LISTENs that have taken effect';
 COMMENT ON COLUMN postern.relay.unlistened IS 'LISTENs that have ended, by UNLISTEN or with their client';

@@ -47,6 +47,18 @@ pub(super) fn families(shared: Shared) -> Vec<Family> {
             Kind::Gauge,
             shared.words.len() as f64 * 8.0,
         ),
+        one(
+            "postern_relay_clients_behind",
+            "Idle clients that have not taken all notifications that they were sent.",
+            Kind::Gauge,
+            header.behind.load(Relaxed).into(),
+        ),
+        one(
+            "postern_relay_backlog_bytes",
+            "By how much of the ring the furthest of them is behind; postern.relay_max_backlog is its limit.",
+            Kind::Gauge,
+            header.backlog.load(Relaxed) as f64,
+        ),
         counter("postern_relay_clients_total", "Client connections that have listened.", &counters.clients),
         counter("postern_relay_listens_total", "LISTENs that have taken effect.", &counters.listened),
         counter("postern_relay_unlistens_total", "LISTENs that have ended.", &counters.unlistened),

@@ -186,6 +186,8 @@ struct Inner {
     lost: HashSet<u32>,
     /// Since when sources have had no listener.
     unused: HashMap<u32, Instant>,
+    /// Clients that have not taken all that they were sent, and by how many bytes they are behind.
+    behind: HashMap<u32, u64>,
 }
 
 impl Inner {
@@ -213,6 +215,8 @@ impl Engine {
         for (word, value) in shared.header.secret.iter().zip(secret) {
             word.store(value, Release);
         }
+        shared.header.behind.store(0, Relaxed);
+        shared.header.backlog.store(0, Relaxed);
         for source in &shared.header.sources {
             source.turn.fetch_add(1, AcqRel);
             source.state.store(SourceState::Free as u32, Release);
@@ -224,6 +228,7 @@ impl Engine {
             started: HashMap::new(),
             lost: HashSet::new(),
             unused: HashMap::new(),
+            behind: HashMap::new(),
         };
         Arc::new(Self {
             shared,
@@ -562,7 +567,25 @@ impl Engine {
     }
 
     /// A client that has taken only a part of what it was sent. It is ours until it has the rest.
-    async fn persist(self: Arc<Self>, clients: Arc<dyn Clients>, client: u32, mut rest: Vec<u8>, late: bool) {
+    async fn persist(self: Arc<Self>, clients: Arc<dyn Clients>, client: u32, rest: Vec<u8>, late: bool) {
+        self.note_backlog(client, Some(rest.len() as u64));
+        self.write_on(&*clients, client, rest, late).await;
+        self.note_backlog(client, None);
+    }
+
+    /// How far a client is behind that does not take all that it is sent; `None` once that is over.
+    fn note_backlog(&self, client: u32, bytes: Option<u64>) {
+        let behind = &mut self.inner.lock().behind;
+        match bytes {
+            Some(bytes) => drop(behind.insert(client, bytes)),
+            None => drop(behind.remove(&client)),
+        }
+        let header = self.shared.header;
+        header.behind.store(behind.len() as u32, Relaxed);
+        header.backlog.store(behind.values().copied().max().unwrap_or(0), Relaxed);
+    }
+
+    async fn write_on(&self, clients: &dyn Clients, client: u32, mut rest: Vec<u8>, late: bool) {
         let reader = Reader::new(self.shared);
         let mut batch = Batch::default();
         let mut until = late.then(|| Instant::now() + LAST_WORDS);
@@ -595,10 +618,16 @@ impl Engine {
                 rest.extend(&batch.bytes);
             } else {
                 let most = self.most_behind.load(Relaxed);
-                too_late = reader.backlog(client).map_or(true, |behind| most != 0 && behind > most);
+                too_late = match reader.backlog(client) {
+                    Ok(behind) => {
+                        self.note_backlog(client, Some(behind + rest.len() as u64));
+                        most != 0 && behind > most
+                    }
+                    Err(_) => true,
+                };
             }
             if too_late {
-                rest.extend(self.too_slow(&*clients, client));
+                rest.extend(self.too_slow(clients, client));
                 until = Some(Instant::now() + LAST_WORDS);
             }
         }

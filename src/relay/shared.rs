@@ -35,6 +35,9 @@ pub struct Header {
     /// Channels and listens in use.
     pub channels: AtomicU32,
     pub listens: AtomicU32,
+    /// Clients that have not taken all that they were sent, and by how many bytes the furthest of them is behind.
+    pub behind: AtomicU32,
+    pub backlog: AtomicU64,
     pub sources: [Source; SOURCES],
 }
 
@@ -47,6 +50,8 @@ impl Default for Header {
             counters: Counters::default(),
             channels: AtomicU32::new(0),
             listens: AtomicU32::new(0),
+            behind: AtomicU32::new(0),
+            backlog: AtomicU64::new(0),
             sources: std::array::from_fn(|_| Source::default()),
         }
     }

@@ -81,6 +81,17 @@ impl Client {
         self.answer()
     }
 
+    /// The same as one statement of the extended protocol, parsed, bound, described and executed.
+    fn try_extended(&mut self, sql: &str) -> Result<(String, Option<String>)> {
+        let messages = Message::parse(b"", sql.as_bytes(), &[])
+            .then(Message::bind(b"", b"", &[], &[], &[]))
+            .then(Message::describe(b'P', b""))
+            .then(Message::execute(b"", 0))
+            .then(Message::sync());
+        self.connection.send(&messages.bytes, None);
+        self.answer()
+    }
+
     /// Waits for so many notifications in all.
     pub fn wait_for(&mut self, count: usize) -> Result<()> {
         let until = Instant::now() + wait::LIMIT;
@@ -141,13 +152,15 @@ fn clients_listen_on_a_shared_backend_and_hear_who_notifies() -> Result<()> {
 struct Play {
     a: Client,
     b: Client,
+    /// Single statements go by the extended protocol.
+    extended: bool,
     seen: Vec<String>,
 }
 
 impl Play {
-    fn new(target: &Target) -> Result<Self> {
+    fn new(target: &Target, extended: bool) -> Result<Self> {
         let open = || Client::open(target, "postgres", "postgres");
-        Ok(Self { a: open()?, b: open()?, seen: Vec::new() })
+        Ok(Self { a: open()?, b: open()?, extended, seen: Vec::new() })
     }
 
     fn who(&self, pid: u32) -> &'static str {
@@ -163,7 +176,10 @@ impl Play {
     fn step(&mut self, step: &str) -> Result<()> {
         let (who, sql) = step.split_once(": ").context("a step says who does it")?;
         let actor = if who == "A" { &mut self.a } else { &mut self.b };
-        let (tags, error) = actor.try_query(sql)?;
+        // What stands in quotes may have more.
+        let is_single = sql.split('\'').step_by(2).all(|part| !part.contains(';'));
+        let (tags, error) =
+            if self.extended && is_single { actor.try_extended(sql)? } else { actor.try_query(sql)? };
         let error = error.map_or(String::new(), |error| {
             format!(" {}", error.split_whitespace().filter(|word| word.len() == 6).collect::<String>())
         });
@@ -321,12 +337,17 @@ const PLAYS: &[&[&str]] = &[
 ];
 
 /// What clients see of every play at a port.
-fn played(cluster: &Cluster, target: &Target, setting: &str, blocks: bool) -> Result<Vec<Vec<String>>> {
+fn played(
+    cluster: &Cluster,
+    target: &Target,
+    setting: &str,
+    (blocks, extended): (bool, bool),
+) -> Result<Vec<Vec<String>>> {
     let mut notifier = cluster.connect()?;
     let mut all = Vec::new();
     let has_blocks = |steps: &&[&str]| steps.iter().any(|step| step[3..].starts_with("BEGIN"));
     for steps in PLAYS.iter().filter(|steps| blocks || !has_blocks(steps)) {
-        let mut play = Play::new(target)?;
+        let mut play = Play::new(target, extended)?;
         for client in [&mut play.a, &mut play.b] {
             client.query(setting)?;
         }
@@ -345,16 +366,26 @@ fn played(cluster: &Cluster, target: &Target, setting: &str, blocks: bool) -> Re
 #[test]
 fn every_play_of_listen_and_notify_is_as_with_direct_connections() -> Result<()> {
     let cluster = with_pool("relay_plays", 2, &[("max_prepared_transactions", "2")])?;
-    for mode in ["transaction", "session", "statement"] {
-        let blocks = mode != "statement";
-        let direct = played(&cluster, &Target::tcp(cluster.port), "SELECT", blocks)?;
+    for (mode, extended) in [
+        ("transaction", false),
+        ("transaction", true),
+        ("session", false),
+        ("session", true),
+        ("statement", false),
+        ("statement", true),
+    ] {
+        let which = (mode != "statement", extended);
+        let direct = played(&cluster, &Target::tcp(cluster.port), "SELECT", which)?;
         let heard = direct.iter().flatten().filter(|line| line.contains(" hears ")).count();
         ensure!(heard > 520, "{heard} notifications");
         let setting = format!("SET postern.pool_mode = {mode}");
-        let through = played(&cluster, &Target::tcp(cluster.pooler_port), &setting, blocks)?;
+        let through = played(&cluster, &Target::tcp(cluster.pooler_port), &setting, which)?;
         ensure!(direct.len() == through.len() && direct.len() > 15);
         for (direct, through) in direct.iter().zip(&through) {
-            ensure!(direct == through, "{mode} mode: directly {direct:#?}, through the pooler {through:#?}");
+            ensure!(
+                direct == through,
+                "{mode} mode, extended {extended}: directly {direct:#?}, through the pooler {through:#?}"
+            );
         }
     }
     Ok(())

@@ -4,6 +4,7 @@ use crate::pooling::with_pool;
 use crate::relay::Client;
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::Cluster;
+use pgrx_tests::probe;
 use pgrx_tests::script::connection::{Received, Target};
 use pgrx_tests::wait;
 
@@ -103,6 +104,40 @@ fn who_does_not_read_what_a_small_ring_holds_is_ended_and_counted() -> Result<()
 #[test]
 fn who_is_further_behind_than_allowed_is_ended_and_counted() -> Result<()> {
     too_slow("relay_backlog", &[("postern.relay_max_backlog", "64kB")])
+}
+
+#[test]
+fn how_far_somebody_is_behind_is_shown_until_all_is_read() -> Result<()> {
+    let cluster = with_pool("relay_behind", 2, &[])?;
+    cluster.create_extension()?;
+    let mut slow = Client::through(&cluster)?;
+    slow.query("LISTEN flood")?;
+    let mut notifier = cluster.connect()?;
+    let metric = |name: &str| -> Result<u64> {
+        let page = probe::get(cluster.http_port, "/metrics")?.body;
+        let line = page.lines().find_map(|line| line.strip_prefix(&format!("{name} ")).map(str::to_owned));
+        Ok(line.with_context(|| format!("{name}: {page}"))?.parse()?)
+    };
+    let mut sent = 0;
+    wait::until("it does not take what it is sent", || {
+        let some = notifier.batch_execute(
+            "SELECT count(pg_notify('flood', repeat('x', 7000) || g)) FROM generate_series(1, 20) g",
+        );
+        sent += 20;
+        some.is_ok() && metric("postern_relay_backlog_bytes").is_ok_and(|behind| behind > 100_000)
+    })?;
+    ensure!(metric("postern_relay_clients_behind")? == 1);
+    let shown =
+        cluster.sql("SELECT clients_behind, backlog > 100000 AND backlog < ring_size FROM postern.relay")?;
+    ensure!(shown == "1|t", "{shown}");
+    slow.wait_for(sent)?;
+    wait::until("nobody is behind", || {
+        metric("postern_relay_clients_behind").is_ok_and(|count| count == 0)
+            && metric("postern_relay_backlog_bytes").is_ok_and(|behind| behind == 0)
+    })?;
+    slow.query("SELECT 1")?;
+    ensure!(slow.notifications.len() == sent);
+    Ok(())
 }
 
 #[test]
