@@ -2,7 +2,7 @@
 
 use crate::state::Raw;
 use anyhow::{Context, Result, ensure};
-use pgrx_tests::cluster::{Cluster, Stop};
+use pgrx_tests::cluster::{Cluster, PASSING, Stop};
 use pgrx_tests::process::signal_pid;
 use pgrx_tests::script::frontend::Message;
 use pgrx_tests::wait;
@@ -84,8 +84,9 @@ impl<T: Send + 'static> Doing<T> {
 /// Server connections of the front, as the server shows them to a superuser on the server's own port.
 pub fn pooled(watcher: &mut postgres::Client) -> Result<Vec<i32>> {
     let rows = watcher.query(
-        "select pid from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid() order by pid",
-        &[],
+        "select pid from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()
+            and application_name <> $1 order by pid",
+        &[&PASSING],
     )?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
