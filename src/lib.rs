@@ -9,6 +9,7 @@
 //! - [`status`]: the banner, the agent line and the HTTP answers.
 //! - [`pooler`]: the front that hands clients' sockets to pooled backends.
 //! - [`relay`]: LISTEN for everybody at the price of one listener.
+//! - [`stream`]: change streams: decoded changes as events.
 //! - `postgres`: the only room that knows pgrx; it exists with a `pgNN` feature only.
 //!
 //! `postgres` may use every room and nobody uses `postgres`. Services do not use each other.
@@ -23,6 +24,7 @@ mod postgres;
 pub mod relay;
 pub mod settings;
 pub mod status;
+pub mod stream;
 pub mod wire;
 
 #[cfg(feature = "postgres")]
