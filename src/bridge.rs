@@ -6,9 +6,11 @@
 
 #![forbid(unsafe_code)]
 
+mod lsn;
 mod name;
 mod worker;
 
+pub use lsn::Lsn;
 pub use name::Name;
 pub use worker::WorkerWords;
 

@@ -15,7 +15,6 @@ mod health;
 mod http;
 mod inquiry;
 mod lag;
-mod lsn;
 pub mod metrics;
 mod sabotage;
 mod serve;
@@ -23,9 +22,9 @@ pub mod shared;
 mod snapshot;
 mod upstream;
 
+pub use crate::bridge::Lsn;
 pub use answer::{Check, lag_of_query};
 pub use health::{Health, Problem, Role};
 pub use lag::{Guess, LagClock};
-pub use lsn::Lsn;
 pub use serve::start;
 pub use upstream::{Ask, AskError, AskFor, Said, SyncState, SyncUnknown, UpstreamFacts};

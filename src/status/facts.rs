@@ -1,7 +1,7 @@
 //! What main samples from PostgreSQL for the status answers: plain owned values, no judgement. See
 //! [`super::health`] for what follows from them.
 
-use super::lsn::Lsn;
+use crate::bridge::Lsn;
 use std::time::{Duration, SystemTime};
 
 /// One sample.

@@ -2,8 +2,8 @@
 //! view all take it from here, so they never disagree.
 
 use super::facts::{Facts, ReceiverState, ServerState};
-use super::lsn::Lsn;
 use super::upstream::{AskError, Said};
+use crate::bridge::Lsn;
 use crate::settings::LagLimit;
 use std::fmt;
 use std::time::Duration;

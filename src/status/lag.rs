@@ -4,7 +4,7 @@
 //! writes one record: a check at that moment would take it out of service. Here each position that the primary
 //! is seen at is noted with the time, and the lag is the age of the oldest one that replay has not reached.
 
-use super::lsn::Lsn;
+use crate::bridge::Lsn;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 

@@ -6,7 +6,7 @@
 //! words, because the library's may quote the connection string; its words go to the server log, said once a change.
 
 use super::facts::Facts;
-use super::lsn::Lsn;
+use crate::bridge::Lsn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};

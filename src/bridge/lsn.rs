@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// `XLogRecPtr`: a byte position. Zero is invalid (`InvalidXLogRecPtr`).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lsn(pub u64);
 
 impl Lsn {
