@@ -1,0 +1,360 @@
+/*
+ * Logical decoding in this process, as the server's own SQL functions do it (logicalfuncs.c, slotfuncs.c, walsender.c): pgoutput
+ * turns changes into the replication protocol's messages, and our own write callback takes them. There is no policy here, only
+ * access; every function is declared, with its meaning, in decoding.rs. Runs on a stream worker's main thread.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "access/xlogreader.h"
+#include "access/xlogutils.h"
+#include "catalog/pg_database.h"
+#include "catalog/pg_type.h"
+#include "libpq/pqformat.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "nodes/makefuncs.h"
+#include "replication/decode.h"
+#include "replication/logical.h"
+#include "replication/logicalproto.h"
+#include "replication/message.h"
+#include "replication/origin.h"
+#include "replication/output_plugin.h"
+#include "replication/reorderbuffer.h"
+#include "replication/slot.h"
+#include "replication/snapbuild.h"
+#include "storage/proc.h"
+#include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+
+/* A transaction that is being replayed. Mirrored in decoding.rs. */
+typedef struct
+{
+	uint64		commit_end;		/* end of its commit record */
+	int64		commit_time;	/* microseconds since 2000 */
+	uint32		xid;			/* 0: a logical message outside a transaction */
+} PosternTransaction;
+
+/* What a type is that is not built in. Mirrored in decoding.rs. */
+typedef struct
+{
+	uint32		same;			/* a domain over this type, else 0 */
+	uint32		element;		/* an array of this type, else 0 */
+	char		delimiter;
+} PosternType;
+
+/* In decoding.rs. */
+extern void postern_decoded(const PosternTransaction *transaction, uint64 lsn, const char *data, size_t length);
+extern void postern_decoded_type(uint32 type, const PosternType *described);
+extern void postern_decoded_commit(const PosternTransaction *transaction);
+extern void postern_decoding_goes_on(void);
+
+static LogicalDecodingContext *decoding = NULL;
+static OutputPluginCallbacks plugin;
+static PosternTransaction replayed;
+static MemoryContext round_context = NULL;
+
+static void
+prepare_write(LogicalDecodingContext *ctx, XLogRecPtr lsn, TransactionId xid, bool last_write)
+{
+	resetStringInfo(ctx->out);
+}
+
+/* Asks what a type is, under the snapshot of the change that is replayed. */
+static void
+tell_type(const StringInfo message)
+{
+	uint32		type;
+	PosternType described = {0};
+	HeapTuple	tuple;
+
+	if (message->len < 5)
+		return;
+	memcpy(&type, message->data + 1, 4);
+	type = pg_ntoh32(type);
+	tuple = SearchSysCache1(TYPEOID, ObjectIdGetDatum(type));
+	if (!HeapTupleIsValid(tuple))
+		return;
+	{
+		Form_pg_type form = (Form_pg_type) GETSTRUCT(tuple);
+
+		if (form->typtype == TYPTYPE_DOMAIN)
+			described.same = form->typbasetype;
+		else if (IsTrueArrayType(form))
+		{
+			described.element = form->typelem;
+			described.delimiter = form->typdelim;
+		}
+	}
+	ReleaseSysCache(tuple);
+	/* What it is made of may be no built-in type either. */
+	if (described.same >= FirstNormalObjectId || described.element >= FirstNormalObjectId)
+	{
+		StringInfoData inner;
+
+		initStringInfo(&inner);
+		pq_sendbyte(&inner, 'Y');
+		pq_sendint32(&inner, described.same ? described.same : described.element);
+		tell_type(&inner);
+		pfree(inner.data);
+	}
+	postern_decoded_type(type, &described);
+}
+
+static void
+do_write(LogicalDecodingContext *ctx, XLogRecPtr lsn, TransactionId xid, bool last_write)
+{
+	if (ctx->out->len > 0 && ctx->out->data[0] == 'Y')
+		tell_type(ctx->out);
+	postern_decoded(&replayed, lsn, ctx->out->data, ctx->out->len);
+}
+
+/* Called from time to time while a large transaction writes nothing. */
+static void
+update_progress(LogicalDecodingContext *ctx, XLogRecPtr lsn, TransactionId xid, bool skipped_xact)
+{
+	postern_decoding_goes_on();
+}
+
+static void
+on_begin(LogicalDecodingContext *ctx, ReorderBufferTXN *txn)
+{
+	replayed.commit_end = txn->end_lsn;
+	replayed.commit_time = txn->xact_time.commit_time;
+	replayed.xid = txn->xid;
+	plugin.begin_cb(ctx, txn);
+}
+
+static void
+on_commit(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr commit_lsn)
+{
+	plugin.commit_cb(ctx, txn, commit_lsn);
+	postern_decoded_commit(&replayed);
+}
+
+static void
+on_message(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr lsn, bool transactional,
+		   const char *prefix, Size size, const char *message)
+{
+	if (!transactional)
+	{
+		/* A transaction of its own, between two others. */
+		replayed.commit_end = ctx->reader->EndRecPtr;
+		replayed.commit_time = 0;
+		replayed.xid = 0;
+	}
+	plugin.message_cb(ctx, txn, lsn, transactional, prefix, size, message);
+	if (!transactional)
+		postern_decoded_commit(&replayed);
+}
+
+/* What Postern itself writes down is nobody's change. */
+static bool
+on_filter_by_origin(LogicalDecodingContext *ctx, RepOriginId origin)
+{
+	if (origin == DoNotReplicateId)
+		return true;
+	return plugin.filter_by_origin_cb != NULL && plugin.filter_by_origin_cb(ctx, origin);
+}
+
+/* The words of a slot, as they are now; false when there is none of that name. */
+bool
+postern_slot(const char *name, uint32 *database, int *active_pid, uint64 *confirmed, uint64 *restart, bool *invalidated,
+			 bool *logical, char *slot_plugin)
+{
+	bool		found = false;
+
+	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
+	for (int i = 0; i < max_replication_slots; i++)
+	{
+		ReplicationSlot *slot = &ReplicationSlotCtl->replication_slots[i];
+
+		if (!slot->in_use || strcmp(NameStr(slot->data.name), name) != 0)
+			continue;
+		found = true;
+		SpinLockAcquire(&slot->mutex);
+		*database = slot->data.database;
+		*active_pid = slot->active_pid;
+		*confirmed = slot->data.confirmed_flush;
+		*restart = slot->data.restart_lsn;
+#if PG_VERSION_NUM >= 160000
+		*invalidated = slot->data.invalidated != RS_INVAL_NONE;
+#else
+		*invalidated = slot->data.restart_lsn == InvalidXLogRecPtr && slot->data.invalidated_at != InvalidXLogRecPtr;
+#endif
+		*logical = SlotIsLogical(slot);
+		strlcpy(slot_plugin, NameStr(slot->data.plugin), NAMEDATALEN);
+		SpinLockRelease(&slot->mutex);
+		break;
+	}
+	LWLockRelease(ReplicationSlotControlLock);
+	return found;
+}
+
+/*
+ * Makes a logical slot; in a transaction. With a snapshot, the transaction, which must be REPEATABLE READ and have read nothing,
+ * sees exactly what was committed before the slot begins. A slot that does not stay is dropped by postern_slot_let_go().
+ */
+uint64
+postern_slot_create(const char *name, bool stays, bool with_snapshot, bool failover)
+{
+	LogicalDecodingContext *ctx;
+	uint64		begins;
+
+	CheckSlotPermissions();
+	CheckLogicalDecodingRequirements();
+#if PG_VERSION_NUM >= 170000
+	ReplicationSlotCreate(name, true, stays ? RS_EPHEMERAL : RS_TEMPORARY, false, failover, false);
+#else
+	ReplicationSlotCreate(name, true, stays ? RS_EPHEMERAL : RS_TEMPORARY, false);
+#endif
+	ctx = CreateInitDecodingContext("pgoutput", NIL, with_snapshot, InvalidXLogRecPtr,
+									XL_ROUTINE(.page_read = read_local_xlog_page,
+											   .segment_open = wal_segment_open,
+											   .segment_close = wal_segment_close),
+									NULL, NULL, NULL);
+	DecodingContextFindStartpoint(ctx);
+	begins = MyReplicationSlot->data.confirmed_flush;
+	if (with_snapshot)
+		RestoreTransactionSnapshot(SnapBuildInitialSnapshot(ctx->snapshot_builder), MyProc);
+	FreeDecodingContext(ctx);
+	if (stays)
+		ReplicationSlotPersist();
+	ReplicationSlotRelease();
+	return begins;
+}
+
+void
+postern_slot_drop(const char *name)
+{
+#if PG_VERSION_NUM >= 190000
+#error "look at ReplicationSlotDrop"
+#endif
+	ReplicationSlotDrop(name, true);
+}
+
+/* Begins to decode what the slot has not confirmed. Outside a transaction; the slot is held until the process ends. */
+void
+postern_decoding_begin(const char *slot, const char *publications, bool messages)
+{
+	List	   *options = NIL;
+	MemoryContext before;
+
+	CurrentResourceOwner = ResourceOwnerCreate(NULL, "postern stream");
+	round_context = AllocSetContextCreate(TopMemoryContext, "postern stream", ALLOCSET_DEFAULT_SIZES);
+	before = MemoryContextSwitchTo(TopMemoryContext);
+	options = lappend(options, makeDefElem("proto_version", (Node *) makeString("1"), -1));
+	options = lappend(options, makeDefElem("publication_names", (Node *) makeString(pstrdup(publications)), -1));
+	if (messages)
+		options = lappend(options, makeDefElem("messages", (Node *) makeString("true"), -1));
+	CheckLogicalDecodingRequirements();
+#if PG_VERSION_NUM >= 180000
+	ReplicationSlotAcquire(slot, true, true);
+#else
+	ReplicationSlotAcquire(slot, true);
+#endif
+	decoding = CreateDecodingContext(InvalidXLogRecPtr, options, false,
+									 XL_ROUTINE(.page_read = read_local_xlog_page,
+												.segment_open = wal_segment_open,
+												.segment_close = wal_segment_close),
+									 prepare_write, do_write, update_progress);
+	plugin = decoding->callbacks;
+	decoding->callbacks.begin_cb = on_begin;
+	decoding->callbacks.commit_cb = on_commit;
+	decoding->callbacks.filter_by_origin_cb = on_filter_by_origin;
+	if (plugin.message_cb)
+		decoding->callbacks.message_cb = on_message;
+	MemoryContextSwitchTo(before);
+	XLogBeginRead(decoding->reader, MyReplicationSlot->data.restart_lsn);
+	InvalidateSystemCaches();
+}
+
+/* Decodes at most so many records of what has been flushed. Returns how far it has read; `more` when there is more to read. */
+uint64
+postern_decoding_step(int records, bool *more)
+{
+	XLogRecPtr	flushed = GetFlushRecPtr(NULL);
+	MemoryContext before = MemoryContextSwitchTo(round_context);
+
+	for (int i = 0; i < records && decoding->reader->EndRecPtr < flushed; i++)
+	{
+		char	   *error = NULL;
+		XLogRecord *record = XLogReadRecord(decoding->reader, &error);
+
+		if (error)
+			elog(ERROR, "could not read WAL: %s", error);
+		if (record)
+			LogicalDecodingProcessRecord(decoding, decoding->reader);
+		CHECK_FOR_INTERRUPTS();
+	}
+	*more = decoding->reader->EndRecPtr < flushed;
+	MemoryContextSwitchTo(before);
+	MemoryContextReset(round_context);
+	return decoding->reader->EndRecPtr;
+}
+
+/* What the slot has confirmed. */
+uint64
+postern_decoding_confirmed(void)
+{
+	return MyReplicationSlot->data.confirmed_flush;
+}
+
+/* What has a commit record that begins before this position is not decoded again. It never goes back. */
+void
+postern_decoding_confirm(uint64 lsn)
+{
+	if (lsn > MyReplicationSlot->data.confirmed_flush)
+	{
+		LogicalConfirmReceivedLocation(lsn);
+		ReplicationSlotMarkDirty();
+	}
+}
+
+/* The slot is written to disk and let go. */
+void
+postern_decoding_end(void)
+{
+	if (MyReplicationSlot)
+	{
+		ReplicationSlotMarkDirty();
+		ReplicationSlotSave();
+		ReplicationSlotRelease();
+	}
+}
+
+/* What this transaction writes is left out by every stream of Postern. */
+void
+postern_hide_transaction(bool hide)
+{
+	replorigin_session_origin = hide ? DoNotReplicateId : InvalidRepOriginId;
+}
+
+/* Calls back for every database that can be connected to; in a transaction of a process without a database. */
+void
+postern_databases(void (*found) (void *context, uint32 database, const char *name), void *context)
+{
+	Relation	relation = table_open(DatabaseRelationId, AccessShareLock);
+	TableScanDesc scan = table_beginscan_catalog(relation, 0, NULL);
+	HeapTuple	tuple;
+
+	while (HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection)))
+	{
+		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
+
+		if (form->datallowconn && !form->datistemplate)
+			found(context, form->oid, NameStr(form->datname));
+	}
+	table_endscan(scan);
+	table_close(relation, AccessShareLock);
+}

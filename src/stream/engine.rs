@@ -1,0 +1,341 @@
+//! The engine of a source: takes decoded changes out of the buffer, makes events of them, gives them to the sinks of all its streams, and
+//! knows what has been delivered, which is what the slot may confirm. One thread; main reads what it publishes.
+
+mod feed;
+mod marks;
+
+pub use feed::{From, Sort};
+
+use super::buffer::{Buffer, Chunk, Record};
+use super::error::Error;
+use super::event::{Encoded, Encoder, Transaction};
+use super::pgoutput::Message;
+use super::position::{Lsn, Position};
+use super::relation::{Relation, Relations};
+use super::sink::Event;
+use super::types::{Described, Types};
+use feed::Feed;
+use marks::Marks;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::*};
+use std::time::{Duration, Instant, SystemTime};
+
+/// How long the engine waits for a chunk when nothing is out, and for news of what is out when there is no chunk.
+const IDLE: Duration = Duration::from_millis(200);
+const NEWS: Duration = Duration::from_millis(5);
+
+/// How long a sink may hold up the others before they go on without it.
+const HOLD_UP: Duration = Duration::from_secs(5);
+
+/// What main reads.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// Everything that was committed before this has been delivered by every stream that the engine feeds.
+    pub delivered: Lsn,
+    /// By stream, in the order in which they were given.
+    pub streams: Vec<StreamReport>,
+    /// Why the engine has ended, if by itself.
+    pub outcome: Option<Outcome>,
+}
+
+/// How far a stream is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StreamReport {
+    /// The last delivered event; with [`Position::ordinal`] at its most the whole transaction.
+    pub position: Position,
+    /// Everything that was committed before this has been delivered.
+    pub delivered: Lsn,
+}
+
+/// Why an engine ends by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// A sink has caught up or is to be made again: the worker starts anew and decodes again what that sink lacks.
+    Again,
+    /// What was decoded cannot be understood.
+    Broken(String),
+}
+
+/// What both threads hold.
+pub struct Shared {
+    pub buffer: Buffer,
+    report: Mutex<Report>,
+    stop: AtomicBool,
+    wake: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Shared {
+    /// `wake` makes main look at [`Shared::report`].
+    pub fn new(buffer_size: usize, wake: impl Fn() + Send + Sync + 'static) -> Self {
+        Self {
+            buffer: Buffer::new(buffer_size),
+            report: Mutex::default(),
+            stop: AtomicBool::new(false),
+            wake: Box::new(wake),
+        }
+    }
+
+    pub fn report(&self) -> Report {
+        self.report.lock().clone()
+    }
+
+    /// The engine ends soon; what is out by then may still be reported as delivered.
+    pub fn stop(&self) {
+        self.stop.store(true, Release);
+        self.buffer.rouse();
+    }
+
+    fn stops(&self) -> bool {
+        self.stop.load(Acquire)
+    }
+}
+
+/// See the file.
+pub struct Engine {
+    shared: Arc<Shared>,
+    encoder: Encoder,
+    relations: Relations,
+    types: Types,
+    feeds: Vec<Feed>,
+    marks: Marks,
+    encoded: Encoded,
+    transaction: Option<Open>,
+    /// The last serial number that was used.
+    serial: u64,
+}
+
+/// The transaction that is being replayed.
+struct Open {
+    told: Transaction,
+    /// The serial number of its beginning; its n-th change has this number plus n.
+    base: u64,
+    ordinal: u64,
+}
+
+impl Engine {
+    /// `begins`: everything that was committed before this is delivered already.
+    pub fn new(shared: Arc<Shared>, encoder: Encoder, streams: Vec<From>, begins: Lsn) -> Self {
+        Self {
+            shared,
+            encoder,
+            relations: Relations::default(),
+            types: Types::default(),
+            feeds: streams.into_iter().map(Feed::new).collect(),
+            marks: Marks::new(begins),
+            encoded: Encoded::default(),
+            transaction: None,
+            serial: 0,
+        }
+    }
+
+    /// Runs until it is stopped or cannot go on.
+    pub fn run(mut self) {
+        let outcome = self.serve();
+        self.publish();
+        if let Some(outcome) = outcome {
+            self.shared.report.lock().outcome = Some(outcome);
+            (self.shared.wake)();
+        }
+    }
+
+    fn serve(&mut self) -> Option<Outcome> {
+        while !self.shared.stops() {
+            let patience = if self.feeds.iter().any(Feed::is_out) { Duration::ZERO } else { IDLE };
+            match self.shared.buffer.next(patience) {
+                Some(chunk) => {
+                    let worked = self.work(&chunk);
+                    if self.shared.buffer.done(chunk) {
+                        (self.shared.wake)();
+                    }
+                    if let Err(error) = worked {
+                        return Some(Outcome::Broken(error.to_string()));
+                    }
+                    if self.shared.buffer.is_empty() {
+                        self.feeds.iter_mut().for_each(Feed::flush);
+                    }
+                    self.poll(Duration::ZERO);
+                }
+                None => self.poll(NEWS),
+            }
+            if self.feeds.iter_mut().any(Feed::wants_again) {
+                return Some(Outcome::Again);
+            }
+            self.publish();
+        }
+        // What is out has a moment to arrive, so that it is not sent again.
+        let end = Instant::now() + Duration::from_secs(1);
+        while self.feeds.iter().any(Feed::is_out) && Instant::now() < end {
+            self.poll(NEWS);
+        }
+        None
+    }
+
+    fn poll(&mut self, patience: Duration) {
+        for feed in &mut self.feeds {
+            feed.poll(if feed.is_out() { patience } else { Duration::ZERO });
+        }
+    }
+
+    fn work(&mut self, chunk: &Chunk) -> Result<(), Error> {
+        for record in chunk.records() {
+            match record {
+                Record::Transaction { commit_end, commit_time, xid } => {
+                    let told = Transaction { xid, commit_end, commit_time_micros: commit_time };
+                    self.transaction = Some(Open { told, base: self.serial + 1, ordinal: 0 });
+                    self.marks.begin(self.serial + 1, commit_end, commit_time);
+                }
+                Record::Type { oid, same, element, delimiter } => {
+                    let described = match (same, element) {
+                        (0, 0) => Described::Text,
+                        (0, element) => Described::Array { element, delimiter },
+                        (same, _) => Described::Same(same),
+                    };
+                    self.types.learn(oid, described);
+                }
+                Record::Message { lsn, data } => self.message(lsn, data)?,
+                Record::Commit { commit_end } => self.commit(commit_end),
+                Record::Progress { lsn } => self.marks.reach(lsn),
+            }
+            if self.shared.stops() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn message(&mut self, lsn: Lsn, data: &[u8]) -> Result<(), Error> {
+        let message = Message::parse(data)?;
+        match &message {
+            Message::Relation(described) => {
+                self.relations.insert(Relation::new(described, &self.types));
+                Ok(())
+            }
+            Message::Type { .. } | Message::Origin { .. } => Ok(()),
+            // Its number is 0, that of the end one more than the last change's; both events are an option.
+            Message::Begin { .. } => self.event(&message, None, lsn, 0),
+            Message::Commit { .. } => {
+                let ordinal = self.transaction.as_ref().map_or(0, |open| open.ordinal + 1);
+                self.event(&message, None, lsn, ordinal)
+            }
+            Message::Message { .. } => {
+                let ordinal = self.next();
+                self.event(&message, None, lsn, ordinal)
+            }
+            Message::Insert { relation, .. } | Message::Update { relation, .. } | Message::Delete { relation, .. } => {
+                let ordinal = self.next();
+                self.event(&message, Some(*relation), lsn, ordinal)
+            }
+            Message::Truncate { relations, .. } => {
+                for relation in relations.iter() {
+                    let ordinal = self.next();
+                    self.event(&message, Some(relation), lsn, ordinal)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn next(&mut self) -> u64 {
+        match &mut self.transaction {
+            Some(open) => {
+                open.ordinal += 1;
+                open.ordinal
+            }
+            None => 0,
+        }
+    }
+
+    fn event(
+        &mut self,
+        message: &Message<'_>,
+        relation: Option<u32>,
+        lsn: Lsn,
+        ordinal: u64,
+    ) -> Result<(), Error> {
+        let Some(open) = &self.transaction else { return Ok(()) };
+        let serial = open.base + ordinal;
+        let position = Position { commit: open.told.commit_end, ordinal };
+        if self.feeds.iter().all(|feed| !feed.wants(position)) {
+            return Ok(());
+        }
+        let relation = match relation {
+            Some(oid) => Some(self.relations.find(oid).ok_or(Error::UnknownRelation(oid))?),
+            None => None,
+        };
+        let written = self.encoder.encode(
+            message,
+            relation,
+            lsn,
+            &open.told,
+            ordinal,
+            SystemTime::now(),
+            &mut self.encoded,
+        )?;
+        if !written {
+            return Ok(());
+        }
+        let event = Event {
+            serial,
+            schema: relation.map_or("", |relation| &relation.schema),
+            table: relation.map_or("", |relation| &relation.table),
+            key: self.encoded.has_key.then_some(&self.encoded.key[..]),
+            payload: &self.encoded.payload,
+        };
+        let waits = |feeds: &[Feed]| feeds.iter().filter(|feed| feed.is_fed()).count();
+        for index in 0..self.feeds.len() {
+            if !self.feeds[index].wants(position) {
+                continue;
+            }
+            let begun = Instant::now();
+            while !self.feeds[index].give(&event) {
+                if self.shared.stops() {
+                    return Ok(());
+                }
+                self.feeds[index].poll(NEWS);
+                if begun.elapsed() >= HOLD_UP && waits(&self.feeds) > 1 {
+                    self.feeds[index].leave_behind(&self.marks);
+                }
+                for other in (0..self.feeds.len()).filter(|other| *other != index) {
+                    self.feeds[other].poll(Duration::ZERO);
+                }
+                Self::publish_of(&self.shared, &mut self.marks, &mut self.feeds, self.serial);
+            }
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, commit_end: Lsn) {
+        match self.transaction.take() {
+            Some(open) => {
+                self.serial = open.base + open.ordinal + 1;
+                self.marks.end(self.serial);
+            }
+            // Nothing of it was for us.
+            None => self.marks.reach(commit_end),
+        }
+    }
+
+    fn publish(&mut self) {
+        Self::publish_of(&self.shared, &mut self.marks, &mut self.feeds, self.serial);
+    }
+
+    /// Writes down how far the streams are, and wakes main when that is further than before.
+    fn publish_of(shared: &Shared, marks: &mut Marks, feeds: &mut [Feed], serial: u64) {
+        let streams: Vec<_> = feeds.iter_mut().map(|feed| feed.report(marks, serial)).collect();
+        let least = feeds.iter().map(|feed| feed.delivered(serial)).min().unwrap_or(serial);
+        marks.forget(least);
+        let delivered = streams.iter().map(|stream| stream.delivered).min().unwrap_or(marks.reached());
+        let mut report = shared.report.lock();
+        let news = report.delivered != delivered || report.streams != streams;
+        report.delivered = delivered;
+        report.streams = streams;
+        drop(report);
+        if news {
+            (shared.wake)();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
