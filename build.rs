@@ -19,11 +19,13 @@ fn main() {
 mod shim {
     use std::process::Command;
 
-    const SOURCE: &str = "src/postgres/shim.c";
+    const SOURCES: [&str; 2] = ["src/postgres/shim.c", "src/postgres/stream/decoding.c"];
 
     /// Against the same server as pgrx: what `PGRX_PG_CONFIG_PATH` names.
     pub fn compile() {
-        println!("cargo:rerun-if-changed={SOURCE}");
+        for source in SOURCES {
+            println!("cargo:rerun-if-changed={source}");
+        }
         println!("cargo:rerun-if-env-changed=PGRX_PG_CONFIG_PATH");
         let pg_config = std::env::var("PGRX_PG_CONFIG_PATH").unwrap_or_else(|_| "pg_config".to_owned());
         let ask = |what: &str| {
@@ -37,7 +39,7 @@ mod shim {
             build.flag(flag);
         }
         build
-            .file(SOURCE)
+            .files(SOURCES)
             .include(ask("--includedir-server"))
             .define("_GNU_SOURCE", None)
             .flag_if_supported("-Wno-unused-parameter")

@@ -153,5 +153,14 @@ GRANT USAGE ON SCHEMA postern TO pg_monitor;
 GRANT SELECT ON ALL TABLES IN SCHEMA postern TO pg_monitor;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA postern TO pg_monitor;
 REVOKE EXECUTE ON FUNCTION
-    postern.pause, postern.resume, postern.reconnect, postern.disconnect_idle, postern.kill
+    postern.pause, postern.resume, postern.reconnect, postern.disconnect_idle, postern.kill,
+    postern.create_source, postern.create_sink, postern.create_stream,
+    postern.alter_source, postern.alter_sink, postern.alter_stream,
+    postern.drop_source, postern.drop_sink, postern.drop_stream, postern.switch_streams,
+    postern.start_source, postern.start_sink, postern.start_stream,
+    postern.pause_source, postern.pause_sink, postern.pause_stream,
+    postern.stop_source, postern.stop_sink, postern.stop_stream,
+    postern.rewind_source, postern.rewind_stream
 FROM pg_monitor;
+-- They hold secrets.
+REVOKE SELECT ON postern.source_definitions, postern.sink_definitions FROM pg_monitor;

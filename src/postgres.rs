@@ -16,6 +16,7 @@
 //! - `asker`, `libpq`: asking the primary
 //! - `functions`, `pool_functions`, `relay_functions`: what SQL can call
 //! - `pool_metrics`, `relay_metrics`: what the status worker shows of the pooler and of the relay
+//! - `stream`: change streams
 //! - `versions`: every difference between major versions
 
 mod activity;
@@ -37,6 +38,7 @@ mod sample;
 mod shim;
 mod shmem;
 mod signals;
+mod stream;
 mod versions;
 mod worker;
 

@@ -2,13 +2,38 @@
 //! feeds sinks (Kafka, a file, or one that only counts); a stream is one source feeding one sink.
 //!
 //! - [`options`]: what the operator wrote as jsonb, read key by key
+//! - [`definition`]: what a source is to do
+//! - [`position`]: where a stream is
+//! - [`pgoutput`]: the messages of logical decoding as they come
+//! - [`types`]: what form a type has in an event
+//! - [`relation`]: tables, as the messages describe them
+//! - [`event`]: a change as one line of JSON
+//! - [`buffer`]: decoded changes on their way from the PostgreSQL thread
+//! - [`engine`]: gives events to the sinks of a source's streams, and knows what has been delivered
 //! - [`sink`]: the small trait behind which each sink stands, and the sinks
 //! - [`ledger`]: what was given to a sink and has not been confirmed yet
+//! - [`shared`]: the words in shared memory
 //!
-//! No PostgreSQL in here. What runs on which thread stands in each file.
+//! No PostgreSQL in here. What runs on which thread stands in each file; where nothing stands, it is pure.
 
 #![forbid(unsafe_code)]
 
+mod array;
+pub mod buffer;
+mod clock;
+pub mod definition;
+pub mod engine;
+mod error;
+pub mod event;
+mod json;
 pub mod ledger;
 pub mod options;
+pub mod pgoutput;
+pub mod position;
+pub mod relation;
+pub mod shared;
 pub mod sink;
+pub mod types;
+mod value;
+
+pub use error::Error;

@@ -139,6 +139,13 @@ fn epoch(time: SystemTime) -> f64 {
 }
 
 pgrx::extension_sql_file!(
+    "../../sql/streams.sql",
+    name = "streams",
+    requires =
+        [check_source, check_sink, without_secrets, definitions_changed, running_sources, running_streams]
+);
+
+pgrx::extension_sql_file!(
     "../../sql/views.sql",
     name = "views",
     requires = [
@@ -156,6 +163,7 @@ pgrx::extension_sql_file!(
         relay_status,
         relay_channels,
         relay_listens,
-        listening_channels
+        listening_channels,
+        "streams"
     ]
 );

@@ -53,6 +53,9 @@ static RELAY_MAX_CHANNELS: GucSetting<i32> = GucSetting::<i32>::new(4096);
 static RELAY_MAX_LISTENS: GucSetting<i32> = GucSetting::<i32>::new(65_536);
 static RELAY_MAX_BACKLOG: GucSetting<i32> = GucSetting::<i32>::new(0);
 
+static MAX_STREAMS: GucSetting<i32> = GucSetting::<i32>::new(32);
+static STREAM_BUFFER_SIZE: GucSetting<i32> = GucSetting::<i32>::new(64 * 1024);
+
 /// `postern.pool_mode`: how long a client keeps the backend that it got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
 #[allow(non_camel_case_types)]
@@ -112,6 +115,7 @@ pub(super) fn define() {
     );
     define_pooler();
     define_relay();
+    define_streams();
     reserve(c"postern");
     define_old();
 }
@@ -309,6 +313,36 @@ fn define_relay() {
         GucContext::Sighup,
         GucFlags::UNIT_KB,
     );
+}
+
+fn define_streams() {
+    number(
+        c"postern.max_streams",
+        c"Sources and streams of change streams that the server runs, of each.",
+        c"Sizes their tables in shared memory; takes effect at the server's start.",
+        &MAX_STREAMS,
+        (1, 1_024),
+        GucContext::Postmaster,
+        GucFlags::default(),
+    );
+    number(
+        c"postern.stream_buffer_size",
+        c"Memory that a source of change streams uses for changes that its sinks have not taken.",
+        c"One change that is larger passes all the same. Takes effect when the source's worker starts again.",
+        &STREAM_BUFFER_SIZE,
+        (1_024, 1_048_576),
+        GucContext::Sighup,
+        GucFlags::UNIT_KB,
+    );
+}
+
+pub(super) fn max_streams() -> usize {
+    usize::try_from(MAX_STREAMS.get()).unwrap_or(1)
+}
+
+/// Bytes.
+pub(super) fn stream_buffer_size() -> usize {
+    usize::try_from(STREAM_BUFFER_SIZE.get()).unwrap_or(1) * 1024
 }
 
 /// What the relay's tables are as long as. Fixed at the server's start.

@@ -1,6 +1,7 @@
 //! What happens when the server loads the library: settings, shared memory, the worker's registration. Runs in the
 //! postmaster, so there is no thread, no runtime and no socket here.
 
+use super::stream::launcher;
 use super::{agent, front, guc, shmem, worker};
 use pgrx::bgworkers::BgWorkerStartTime;
 use pgrx::prelude::*;
@@ -25,6 +26,13 @@ pub extern "C-unwind" fn _PG_init() {
     shmem::NO_STATUS_PLACE.store(!status, Relaxed);
     let pooler = register(front::NAME, front::FUNCTION, BgWorkerStartTime::ConsistentState, "no pooler");
     shmem::NO_POOLER_PLACE.store(!pooler, Relaxed);
+    let launcher = register(
+        launcher::NAME,
+        launcher::FUNCTION,
+        BgWorkerStartTime::RecoveryFinished,
+        "no change streams",
+    );
+    shmem::NO_LAUNCHER_PLACE.store(!launcher, Relaxed);
 }
 
 /// Registers a worker; whether there is a place for it. Where `max_worker_processes` leaves no place for it the

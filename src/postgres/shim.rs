@@ -132,6 +132,8 @@ macro_rules! guarded {
     )*};
 }
 
+pub(super) use guarded;
+
 guarded! {
     fn postern_send(bytes: *const c_char, length: usize);
     fn postern_send_converted(bytes: *const c_char, length: usize);

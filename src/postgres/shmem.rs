@@ -4,6 +4,7 @@ use super::guc;
 use crate::pooler::shared as pooler;
 use crate::relay::shared as relay;
 use crate::status::shared::Shared;
+use crate::stream::shared as stream;
 use pgrx::prelude::*;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering::*};
@@ -11,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering::*};
 /// Set in the postmaster before there is shared memory; copied into each newly made one.
 pub(super) static NO_STATUS_PLACE: AtomicBool = AtomicBool::new(false);
 pub(super) static NO_POOLER_PLACE: AtomicBool = AtomicBool::new(false);
+pub(super) static NO_LAUNCHER_PLACE: AtomicBool = AtomicBool::new(false);
 
 static SHARED: AtomicPtr<Shared> = AtomicPtr::new(null_mut());
 
@@ -98,6 +100,33 @@ fn relay_size() -> usize {
         + size_of::<relay::Listener>() * guc::max_client_connections()
 }
 
+static STREAMS: AtomicPtr<stream::Header> = AtomicPtr::new(null_mut());
+
+/// The change streams' tables; `None` when the library is not in `shared_preload_libraries`.
+pub(super) fn streams() -> Option<stream::Shared> {
+    let header = STREAMS.load(Acquire);
+    if header.is_null() {
+        return None;
+    }
+    let places = guc::max_streams();
+    // SAFETY: what `make` has mapped, as large as `streams_size` says, zeroed by the system, which is a valid value of every part;
+    // aligned, since each part's size is a multiple of its alignment and none asks for more than 8. All fields are atomics.
+    unsafe {
+        let sources = header.add(1).cast::<stream::Source>();
+        let streams = sources.add(places).cast::<stream::Stream>();
+        Some(stream::Shared {
+            header: &*header,
+            sources: std::slice::from_raw_parts(sources, places),
+            streams: std::slice::from_raw_parts(streams, places),
+        })
+    }
+}
+
+fn streams_size() -> usize {
+    let places = guc::max_streams();
+    size_of::<stream::Header>() + places * (size_of::<stream::Source>() + size_of::<stream::Stream>())
+}
+
 /// The name of the lock under which relays write into the ring.
 pub(super) const RELAY_LOCK: &std::ffi::CStr = c"postern relay";
 
@@ -125,6 +154,7 @@ unsafe extern "C-unwind" fn request() {
         pg_sys::RequestAddinShmemSpace(size_of::<Shared>());
         pg_sys::RequestAddinShmemSpace(pooler_size());
         pg_sys::RequestAddinShmemSpace(relay_size());
+        pg_sys::RequestAddinShmemSpace(streams_size());
         pg_sys::RequestNamedLWLockTranche(RELAY_LOCK.as_ptr(), 1);
     }
 }
@@ -155,5 +185,11 @@ unsafe extern "C-unwind" fn make() {
         POOLER.store(tables, Release);
         let relay = pg_sys::ShmemInitStruct(RELAY_LOCK.as_ptr(), relay_size(), &mut found);
         RELAY.store(relay.cast::<relay::Header>(), Release);
+        let streams = pg_sys::ShmemInitStruct(c"postern streams".as_ptr(), streams_size(), &mut found)
+            .cast::<stream::Header>();
+        if !found {
+            (*streams).no_worker_slot.store(u32::from(NO_LAUNCHER_PLACE.load(Relaxed)), Relaxed);
+        }
+        STREAMS.store(streams, Release);
     }
 }

@@ -73,7 +73,10 @@ impl PostgresSource {
             Ok(o.text(ours)?.or(o.text(theirs)?).filter(|text| !text.is_empty()))
         };
         if o.value("dsn").is_some() {
-            return Err(OptionError::new("dsn", "is not needed: the source is the database in which it is made"));
+            return Err(OptionError::new(
+                "dsn",
+                "is not needed: the source is the database in which it is made",
+            ));
         }
         let slot = either(&mut o, "slot", "replicationSlot")?;
         if let Some(slot) = &slot {
@@ -93,7 +96,11 @@ impl PostgresSource {
             retry: o.time("retry", retry)?.clamp(Duration::from_millis(100), Duration::from_secs(86_400)),
             snapshot: o.flag("snapshot", false)?,
             wal_limit: Some(o.bytes("wal_limit", 0)?).filter(|limit| *limit > 0),
-            at_limit: o.one_of("at_wal_limit", &[("keep", AtLimit::Keep), ("drop", AtLimit::Drop)], AtLimit::Keep)?,
+            at_limit: o.one_of(
+                "at_wal_limit",
+                &[("keep", AtLimit::Keep), ("drop", AtLimit::Drop)],
+                AtLimit::Keep,
+            )?,
             lost_slot: o.one_of(
                 "lost_slot",
                 &[("stop", LostSlot::Stop), ("continue", LostSlot::Continue)],

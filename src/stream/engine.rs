@@ -80,6 +80,11 @@ impl Shared {
         self.report.lock().clone()
     }
 
+    /// The engine has ended by itself.
+    pub fn has_ended(&self) -> bool {
+        self.report.lock().outcome.is_some()
+    }
+
     /// The engine ends soon; what is out by then may still be reported as delivered.
     pub fn stop(&self) {
         self.stop.store(true, Release);
@@ -222,7 +227,9 @@ impl Engine {
                 let ordinal = self.next();
                 self.event(&message, None, lsn, ordinal)
             }
-            Message::Insert { relation, .. } | Message::Update { relation, .. } | Message::Delete { relation, .. } => {
+            Message::Insert { relation, .. }
+            | Message::Update { relation, .. }
+            | Message::Delete { relation, .. } => {
                 let ordinal = self.next();
                 self.event(&message, Some(*relation), lsn, ordinal)
             }

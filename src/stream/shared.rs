@@ -3,7 +3,7 @@
 //! does, by that worker; whether there is one, by the launcher.
 
 use crate::bridge::Name;
-use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, AtomicU8, Ordering::*};
+use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering::*};
 
 /// Databases whose definitions are to be looked at, at once; beyond it all databases are looked at.
 pub const SCANS: usize = 64;
@@ -312,7 +312,9 @@ impl Shared {
     }
 
     pub fn streams_of(self, source: usize) -> impl Iterator<Item = &'static Stream> {
-        self.streams.iter().filter(move |stream| stream.source() == Some(source) && stream.state() != StreamState::Free)
+        self.streams
+            .iter()
+            .filter(move |stream| stream.source() == Some(source) && stream.state() != StreamState::Free)
     }
 
     pub fn stream(self, source: usize, name: &[u8]) -> Option<&'static Stream> {

@@ -6,6 +6,7 @@
 #include "postgres.h"
 
 #include "access/genam.h"
+#include "access/heapam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/tableam.h"
@@ -16,9 +17,12 @@
 #include "catalog/pg_database.h"
 #include "catalog/pg_type.h"
 #include "libpq/pqformat.h"
+#include "libpq/pqsignal.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
 #include "replication/decode.h"
 #include "replication/logical.h"
 #include "replication/logicalproto.h"
@@ -28,8 +32,12 @@
 #include "replication/reorderbuffer.h"
 #include "replication/slot.h"
 #include "replication/snapbuild.h"
+#include "storage/condition_variable.h"
+#include "storage/lwlock.h"
 #include "storage/proc.h"
+#include "tcop/tcopprot.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -331,6 +339,27 @@ postern_decoding_end(void)
 		ReplicationSlotSave();
 		ReplicationSlotRelease();
 	}
+}
+
+/* Until attach_signal_handlers(): a SIGTERM ends the process at the next look at interrupts, also amid the server's own waits. */
+void
+postern_end_on_sigterm(void)
+{
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+}
+
+/* After an error that was caught outside a transaction. */
+void
+postern_after_error(void)
+{
+	HOLD_INTERRUPTS();
+	LWLockReleaseAll();
+	ConditionVariableCancelSleep();
+	pgstat_report_wait_end();
+	AbortOutOfAnyTransaction();
+	FlushErrorState();
+	RESUME_INTERRUPTS();
 }
 
 /* What this transaction writes is left out by every stream of Postern. */

@@ -1,7 +1,7 @@
 //! One stream as the engine feeds it: its sink, where it began, what it has been given. Engine's thread.
 
-use super::marks::Marks;
 use super::StreamReport;
+use super::marks::Marks;
 use crate::stream::position::Position;
 use crate::stream::shared::{Stream, StreamState};
 use crate::stream::sink::{Event, Failure, Given, Sink};
@@ -95,7 +95,9 @@ impl Feed {
 
     /// Whether it took the event or needs it no more.
     pub fn give(&mut self, event: &Event<'_>) -> bool {
-        let Some(sink) = self.sink.as_mut().filter(|_| matches!(self.course, Course::Fed)) else { return true };
+        let Some(sink) = self.sink.as_mut().filter(|_| matches!(self.course, Course::Fed)) else {
+            return true;
+        };
         match sink.give(event) {
             Ok(Given::Taken) => {
                 self.given = event.serial;
@@ -212,5 +214,7 @@ impl Feed {
 }
 
 fn now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| i64::try_from(time.as_micros()).unwrap_or(0))
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| i64::try_from(time.as_micros()).unwrap_or(0))
 }

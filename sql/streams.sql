@@ -1,0 +1,361 @@
+-- Change streams: what is defined, where each stream is, and what SQL can do with them. The definitions go into a dump; whether a
+-- stream runs, and where it is, does not: a copy of the database must not deliver to the sinks of the original.
+
+CREATE TABLE postern.source_definitions (
+    name text PRIMARY KEY CHECK (name <> '' AND octet_length(name) <= 63),
+    kind text NOT NULL,
+    options jsonb NOT NULL DEFAULT '{}',
+    CONSTRAINT source_options CHECK (postern.check_source(kind, options))
+);
+
+CREATE TABLE postern.sink_definitions (
+    name text PRIMARY KEY CHECK (name <> '' AND octet_length(name) <= 63),
+    kind text NOT NULL,
+    options jsonb NOT NULL DEFAULT '{}',
+    CONSTRAINT sink_options CHECK (postern.check_sink(kind, options))
+);
+
+CREATE TABLE postern.stream_definitions (
+    name text PRIMARY KEY CHECK (name <> '' AND octet_length(name) <= 63),
+    source text NOT NULL REFERENCES postern.source_definitions,
+    sink text NOT NULL REFERENCES postern.sink_definitions,
+    UNIQUE (source, sink)
+);
+
+-- started counts what makes its worker begin anew.
+CREATE TABLE postern.stream_states (
+    stream text PRIMARY KEY REFERENCES postern.stream_definitions ON DELETE CASCADE,
+    state text NOT NULL CHECK (state IN ('running', 'paused', 'stopped')),
+    started bigint NOT NULL DEFAULT 0
+);
+
+-- The last event that is delivered: the end of its transaction's commit record and its number in the transaction, null when the whole
+-- transaction is. Everything that was committed before delivered_lsn is. rewound counts what an operator has set.
+CREATE TABLE postern.stream_positions (
+    stream text PRIMARY KEY REFERENCES postern.stream_definitions ON DELETE CASCADE,
+    commit_lsn pg_lsn NOT NULL,
+    ordinal bigint,
+    delivered_lsn pg_lsn NOT NULL,
+    rewound bigint NOT NULL DEFAULT 0,
+    recorded_at timestamptz NOT NULL DEFAULT now()
+) WITH (fillfactor = 50);
+
+-- What Postern has made for a source, and the tables of its snapshot that are done: lsn is where that table's changes begin.
+CREATE TABLE postern.source_states (
+    source text PRIMARY KEY REFERENCES postern.source_definitions ON DELETE CASCADE,
+    slot name NOT NULL,
+    made_slot boolean NOT NULL,
+    begins pg_lsn NOT NULL,
+    snapshot_done boolean NOT NULL DEFAULT false,
+    gap text
+);
+
+CREATE TABLE postern.snapshot_tables (
+    source text NOT NULL REFERENCES postern.source_definitions ON DELETE CASCADE,
+    table_name text NOT NULL,
+    lsn pg_lsn NOT NULL,
+    PRIMARY KEY (source, table_name)
+);
+
+SELECT pg_catalog.pg_extension_config_dump('postern.source_definitions', '');
+SELECT pg_catalog.pg_extension_config_dump('postern.sink_definitions', '');
+SELECT pg_catalog.pg_extension_config_dump('postern.stream_definitions', '');
+
+CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON postern.source_definitions
+    FOR EACH STATEMENT EXECUTE FUNCTION postern.definitions_changed();
+CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON postern.sink_definitions
+    FOR EACH STATEMENT EXECUTE FUNCTION postern.definitions_changed();
+CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON postern.stream_definitions
+    FOR EACH STATEMENT EXECUTE FUNCTION postern.definitions_changed();
+CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON postern.stream_states
+    FOR EACH STATEMENT EXECUTE FUNCTION postern.definitions_changed();
+
+CREATE FUNCTION postern.create_source(name text, kind text DEFAULT 'postgres', options jsonb DEFAULT '{}') RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    INSERT INTO postern.source_definitions (name, kind, options)
+    VALUES (create_source.name, create_source.kind, create_source.options);
+END;
+
+CREATE FUNCTION postern.create_sink(name text, kind text, options jsonb DEFAULT '{}') RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    INSERT INTO postern.sink_definitions (name, kind, options)
+    VALUES (create_sink.name, create_sink.kind, create_sink.options);
+END;
+
+CREATE FUNCTION postern.create_stream(name text, source text, sink text, start boolean DEFAULT true) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM postern.source_definitions d WHERE d.name = create_stream.source) THEN
+        RAISE undefined_object USING MESSAGE = format('source "%s" does not exist', source);
+    END IF;
+    IF NOT EXISTS (SELECT FROM postern.sink_definitions d WHERE d.name = create_stream.sink) THEN
+        RAISE undefined_object USING MESSAGE = format('sink "%s" does not exist', sink);
+    END IF;
+    INSERT INTO postern.stream_definitions (name, source, sink)
+    VALUES (create_stream.name, create_stream.source, create_stream.sink);
+    INSERT INTO postern.stream_states (stream, state)
+    VALUES (create_stream.name, CASE WHEN start THEN 'running' ELSE 'stopped' END);
+END $$;
+
+CREATE FUNCTION postern.alter_source(name text, options jsonb) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    UPDATE postern.source_definitions d SET options = jsonb_strip_nulls(d.options || alter_source.options)
+    WHERE d.name = alter_source.name;
+    IF NOT FOUND THEN
+        RAISE undefined_object USING MESSAGE = format('source "%s" does not exist', name);
+    END IF;
+END $$;
+
+CREATE FUNCTION postern.alter_sink(name text, options jsonb) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    UPDATE postern.sink_definitions d SET options = jsonb_strip_nulls(d.options || alter_sink.options)
+    WHERE d.name = alter_sink.name;
+    IF NOT FOUND THEN
+        RAISE undefined_object USING MESSAGE = format('sink "%s" does not exist', name);
+    END IF;
+END $$;
+
+CREATE FUNCTION postern.alter_stream(name text, sink text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM postern.sink_definitions d WHERE d.name = alter_stream.sink) THEN
+        RAISE undefined_object USING MESSAGE = format('sink "%s" does not exist', sink);
+    END IF;
+    UPDATE postern.stream_definitions d SET sink = alter_stream.sink WHERE d.name = alter_stream.name;
+    IF NOT FOUND THEN
+        RAISE undefined_object USING MESSAGE = format('stream "%s" does not exist', name);
+    END IF;
+END $$;
+
+CREATE FUNCTION postern.drop_source(name text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    its text;
+BEGIN
+    SELECT string_agg(format('"%s"', d.name), ', ') INTO its
+    FROM postern.stream_definitions d WHERE d.source = drop_source.name;
+    IF its IS NOT NULL THEN
+        RAISE dependent_objects_still_exist USING
+            MESSAGE = format('source "%s" feeds streams', name),
+            DETAIL = format('Streams %s use it.', its),
+            HINT = 'Drop them first, by postern.drop_stream().';
+    END IF;
+    DELETE FROM postern.source_definitions d WHERE d.name = drop_source.name;
+    IF NOT FOUND THEN
+        RAISE undefined_object USING MESSAGE = format('source "%s" does not exist', name);
+    END IF;
+END $$;
+
+CREATE FUNCTION postern.drop_sink(name text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    its text;
+BEGIN
+    SELECT string_agg(format('"%s"', d.name), ', ') INTO its
+    FROM postern.stream_definitions d WHERE d.sink = drop_sink.name;
+    IF its IS NOT NULL THEN
+        RAISE dependent_objects_still_exist USING
+            MESSAGE = format('sink "%s" is fed by streams', name),
+            DETAIL = format('Streams %s use it.', its),
+            HINT = 'Drop them first, by postern.drop_stream().';
+    END IF;
+    DELETE FROM postern.sink_definitions d WHERE d.name = drop_sink.name;
+    IF NOT FOUND THEN
+        RAISE undefined_object USING MESSAGE = format('sink "%s" does not exist', name);
+    END IF;
+END $$;
+
+CREATE FUNCTION postern.drop_stream(name text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    DELETE FROM postern.stream_definitions d WHERE d.name = drop_stream.name;
+    IF NOT FOUND THEN
+        RAISE undefined_object USING MESSAGE = format('stream "%s" does not exist', name);
+    END IF;
+END $$;
+
+-- For the nine below: which names there are, what they shall do, how many streams that is.
+CREATE FUNCTION postern.switch_streams(kind text, name text, state text) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    switched integer;
+BEGIN
+    IF NOT EXISTS (
+        SELECT FROM postern.source_definitions d WHERE kind = 'source' AND d.name = switch_streams.name
+        UNION ALL SELECT FROM postern.sink_definitions d WHERE kind = 'sink' AND d.name = switch_streams.name
+        UNION ALL SELECT FROM postern.stream_definitions d WHERE kind = 'stream' AND d.name = switch_streams.name
+    ) THEN
+        RAISE undefined_object USING MESSAGE = format('%s "%s" does not exist', kind, name);
+    END IF;
+    INSERT INTO postern.stream_states AS s (stream, state)
+    SELECT d.name, switch_streams.state FROM postern.stream_definitions d
+    WHERE switch_streams.name = CASE kind WHEN 'source' THEN d.source WHEN 'sink' THEN d.sink ELSE d.name END
+    ON CONFLICT (stream) DO UPDATE SET state = excluded.state, started = s.started + 1;
+    GET DIAGNOSTICS switched = ROW_COUNT;
+    RETURN switched;
+END $$;
+
+CREATE FUNCTION postern.start_source(name text) RETURNS integer LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+RETURN postern.switch_streams('source', name, 'running');
+CREATE FUNCTION postern.pause_source(name text) RETURNS integer LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+RETURN postern.switch_streams('source', name, 'paused');
+CREATE FUNCTION postern.stop_source(name text) RETURNS integer LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+RETURN postern.switch_streams('source', name, 'stopped');
+CREATE FUNCTION postern.start_sink(name text) RETURNS integer LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+RETURN postern.switch_streams('sink', name, 'running');
+CREATE FUNCTION postern.pause_sink(name text) RETURNS integer LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+RETURN postern.switch_streams('sink', name, 'paused');
+CREATE FUNCTION postern.stop_sink(name text) RETURNS integer LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+RETURN postern.switch_streams('sink', name, 'stopped');
+CREATE FUNCTION postern.start_stream(name text) RETURNS integer LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+RETURN postern.switch_streams('stream', name, 'running');
+CREATE FUNCTION postern.pause_stream(name text) RETURNS integer LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+RETURN postern.switch_streams('stream', name, 'paused');
+CREATE FUNCTION postern.stop_stream(name text) RETURNS integer LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+RETURN postern.switch_streams('stream', name, 'stopped');
+
+CREATE FUNCTION postern.rewind_stream(name text, lsn pg_lsn) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    its_slot name;
+    kept pg_lsn;
+    reached pg_lsn;
+BEGIN
+    IF NOT EXISTS (SELECT FROM postern.stream_definitions d WHERE d.name = rewind_stream.name) THEN
+        RAISE undefined_object USING MESSAGE = format('stream "%s" does not exist', name);
+    END IF;
+    SELECT s.slot, p.commit_lsn INTO its_slot, reached
+    FROM postern.stream_positions p
+    JOIN postern.stream_definitions d ON d.name = p.stream
+    JOIN postern.source_states s ON s.source = d.source
+    WHERE p.stream = rewind_stream.name;
+    IF NOT FOUND THEN
+        RAISE object_not_in_prerequisite_state USING MESSAGE = format('stream "%s" has not delivered anything yet', name);
+    END IF;
+    SELECT r.confirmed_flush_lsn INTO kept FROM pg_replication_slots r WHERE r.slot_name = its_slot;
+    IF kept IS NULL OR lsn < kept THEN
+        RAISE invalid_parameter_value USING
+            MESSAGE = format('stream "%s" cannot go back to %s', name, lsn),
+            DETAIL = format('Changes are kept from %s on.', coalesce(kept::text, 'nowhere')),
+            HINT = 'The option "retain" of the source keeps more.';
+    END IF;
+    IF lsn > reached THEN
+        RAISE invalid_parameter_value USING
+            MESSAGE = format('stream "%s" is at %s and cannot be rewound to %s', name, reached, lsn);
+    END IF;
+    UPDATE postern.stream_positions p
+    SET commit_lsn = lsn, ordinal = NULL, delivered_lsn = lsn, rewound = rewound + 1, recorded_at = now()
+    WHERE p.stream = rewind_stream.name;
+    UPDATE postern.stream_states s SET started = started + 1 WHERE s.stream = rewind_stream.name;
+END $$;
+
+CREATE FUNCTION postern.rewind_source(name text, lsn pg_lsn) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    rewound integer := 0;
+    its text;
+BEGIN
+    IF NOT EXISTS (SELECT FROM postern.source_definitions d WHERE d.name = rewind_source.name) THEN
+        RAISE undefined_object USING MESSAGE = format('source "%s" does not exist', name);
+    END IF;
+    FOR its IN SELECT d.name FROM postern.stream_definitions d WHERE d.source = rewind_source.name LOOP
+        PERFORM postern.rewind_stream(its, lsn);
+        rewound := rewound + 1;
+    END LOOP;
+    RETURN rewound;
+END $$;
+
+CREATE VIEW postern.sources AS
+SELECT d.name, d.kind,
+       CASE WHEN pg_catalog.pg_is_in_recovery() THEN 'standby' ELSE coalesce(r.state, 'stopped') END AS state,
+       r.error AS last_error, to_timestamp(r.error_at) AS last_error_at,
+       s.slot, s.made_slot,
+       r.worker_pid, to_timestamp(r.since) AS worker_started_at, coalesce(r.starts, 0) AS worker_starts, coalesce(r.errors, 0) AS errors,
+       r.received_lsn::pg_lsn AS received_lsn,
+       l.confirmed_flush_lsn AS confirmed_lsn,
+       CASE WHEN NOT pg_catalog.pg_is_in_recovery()
+            THEN (pg_catalog.pg_current_wal_lsn() - l.restart_lsn)::bigint END AS retained_wal,
+       l.wal_status,
+       r.buffered, r.buffered_most,
+       s.gap,
+       postern.without_secrets(d.options) AS options
+FROM postern.source_definitions d
+LEFT JOIN postern.source_states s ON s.source = d.name
+LEFT JOIN postern.running_sources() r ON r.name = d.name
+LEFT JOIN pg_catalog.pg_replication_slots l ON l.slot_name = s.slot;
+
+CREATE VIEW postern.streams AS
+SELECT d.name, d.source, d.sink,
+       CASE WHEN coalesce(w.state, 'stopped') <> 'running' THEN coalesce(w.state, 'stopped')
+            WHEN pg_catalog.pg_is_in_recovery() THEN 'standby'
+            WHEN s.state IN ('failed', 'blocked', 'starting', 'snapshot') THEN s.state
+            ELSE coalesce(r.state, 'waiting') END AS state,
+       coalesce(r.error, s.last_error) AS last_error,
+       coalesce(to_timestamp(r.error_at), s.last_error_at) AS last_error_at,
+       coalesce(r.events, 0) AS events, coalesce(r.bytes, 0) AS bytes, coalesce(r.skipped, 0) AS skipped, coalesce(r.errors, 0) AS errors,
+       s.received_lsn,
+       greatest(r.delivered_lsn::pg_lsn, p.delivered_lsn) AS delivered_lsn,
+       s.confirmed_lsn,
+       CASE WHEN NOT pg_catalog.pg_is_in_recovery()
+            THEN greatest(pg_catalog.pg_current_wal_lsn() - greatest(r.delivered_lsn::pg_lsn, p.delivered_lsn), 0)::bigint END AS lag_bytes,
+       CASE WHEN r.behind_since > 0
+            THEN greatest(clock_timestamp() - to_timestamp(r.behind_since), '0') ELSE '0' END AS lag,
+       s.retained_wal,
+       to_timestamp(r.delivered_at) AS last_delivered_at,
+       s.gap
+FROM postern.stream_definitions d
+JOIN postern.sources s ON s.name = d.source
+LEFT JOIN postern.stream_states w ON w.stream = d.name
+LEFT JOIN postern.stream_positions p ON p.stream = d.name
+LEFT JOIN postern.running_streams() r ON r.name = d.name;
+
+CREATE VIEW postern.sinks AS
+SELECT d.name, d.kind,
+       count(s.name)::integer AS streams,
+       count(s.name) FILTER (WHERE s.state = 'running')::integer AS streams_running,
+       min(s.last_error) FILTER (WHERE s.state <> 'running') AS last_error,
+       coalesce(sum(s.events), 0)::bigint AS events,
+       coalesce(sum(s.bytes), 0)::bigint AS bytes,
+       coalesce(sum(s.skipped), 0)::bigint AS skipped,
+       max(s.lag_bytes) AS lag_bytes,
+       max(s.lag) AS lag,
+       max(s.last_delivered_at) AS last_delivered_at,
+       postern.without_secrets(d.options) AS options
+FROM postern.sink_definitions d
+LEFT JOIN postern.streams s ON s.sink = d.name
+GROUP BY d.name, d.kind, d.options;
+
+COMMENT ON TABLE postern.source_definitions IS 'Sources of change streams, as postern.create_source() has made them';
+COMMENT ON TABLE postern.sink_definitions IS 'Sinks of change streams, with their secrets';
+COMMENT ON TABLE postern.stream_definitions IS 'Which source feeds which sink';
+COMMENT ON TABLE postern.stream_states IS 'Which streams shall run; not dumped, so that a copy of the database delivers nothing by itself';
+COMMENT ON TABLE postern.stream_positions IS 'Up to where each stream has delivered; not dumped';
+COMMENT ON TABLE postern.source_states IS 'What Postern has made for a source; not dumped';
+COMMENT ON TABLE postern.snapshot_tables IS 'Tables of an unfinished snapshot that are done; not dumped';
+COMMENT ON VIEW postern.sources IS 'Each source of change streams in this database, with its worker and its slot';
+COMMENT ON COLUMN postern.sources.state IS 'stopped, waiting for its worker, starting, snapshot, streaming, failed: started again soon, blocked: waits for you, standby';
+COMMENT ON COLUMN postern.sources.retained_wal IS 'Bytes of WAL that the server keeps for its slot';
+COMMENT ON COLUMN postern.sources.buffered IS 'Bytes of decoded changes in memory; postern.stream_buffer_size limits it';
+COMMENT ON COLUMN postern.sources.gap IS 'Changes that were lost to its streams, if any ever were';
+COMMENT ON VIEW postern.streams IS 'Each change stream of this database: how far it is, and what holds it up';
+COMMENT ON COLUMN postern.streams.state IS 'running, retrying: its sink is in trouble, failed: its sink is made again soon, blocked: waits for you, stopped, paused, or what its source does';
+COMMENT ON COLUMN postern.streams.events IS 'Events given to the sink since the server''s start';
+COMMENT ON COLUMN postern.streams.skipped IS 'Events that were left out by the sink''s options';
+COMMENT ON COLUMN postern.streams.delivered_lsn IS 'Everything that was committed before this has been delivered';
+COMMENT ON COLUMN postern.streams.confirmed_lsn IS 'What its source''s slot has confirmed: changes before it cannot be had again';
+COMMENT ON COLUMN postern.streams.lag IS 'For how long the oldest change that is not delivered has been committed';
+COMMENT ON VIEW postern.sinks IS 'Each sink of change streams in this database';

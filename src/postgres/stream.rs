@@ -1,0 +1,16 @@
+//! Change streams as the server runs them: the launcher, the scouts, the workers that decode, the definitions in the catalogs, and what
+//! SQL can call. PostgreSQL threads only.
+//!
+//! - `launcher`: starts the other workers, and starts them again
+//! - `scout`: reads the definitions of one database
+//! - `worker`: a source: decodes, and has its engine deliver
+//! - `catalog`: the definitions and positions as tables
+//! - `decoding`: logical decoding in this process
+//! - `functions`: what SQL can call
+
+mod catalog;
+mod decoding;
+mod functions;
+pub(super) mod launcher;
+mod scout;
+mod worker;

@@ -1,0 +1,226 @@
+//! The definitions and positions of one database's streams, as its tables have them. In a transaction, with a snapshot; the scout's and the
+//! workers' main threads.
+
+use super::decoding;
+use crate::stream::engine::StreamReport;
+use crate::stream::position::{Lsn, Position};
+use pgrx::prelude::*;
+use pgrx::spi::{SpiError, SpiHeapTupleData};
+use serde_json::{Map, Value};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+/// A source with its streams.
+#[derive(Debug, Clone)]
+pub(super) struct SourceDefinition {
+    pub name: String,
+    pub kind: String,
+    pub options: Map<String, Value>,
+    pub streams: Vec<StreamDefinition>,
+    pub state: Option<SourceRecord>,
+    /// Differs when a worker has to begin anew.
+    pub digest: u64,
+}
+
+impl SourceDefinition {
+    /// Whether any of its streams is to run.
+    pub fn runs(&self) -> bool {
+        self.streams.iter().any(|stream| stream.state == Wanted::Running)
+    }
+}
+
+/// What an operator wants of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Wanted {
+    Running,
+    Paused,
+    Stopped,
+}
+
+/// A stream of a source.
+#[derive(Debug, Clone)]
+pub(super) struct StreamDefinition {
+    pub name: String,
+    pub sink: String,
+    pub kind: String,
+    pub options: Map<String, Value>,
+    pub state: Wanted,
+    /// How often an operator has set its position.
+    pub rewound: i64,
+    /// Where it is; nothing before it has been anywhere.
+    pub position: Option<StreamReport>,
+}
+
+/// What Postern has made for a source.
+#[derive(Debug, Clone)]
+pub(super) struct SourceRecord {
+    pub slot: String,
+    pub made_slot: bool,
+    pub begins: Lsn,
+    pub snapshot_done: bool,
+    pub gap: Option<String>,
+}
+
+/// Whether this database has the tables.
+pub(super) fn is_here() -> bool {
+    let found =
+        Spi::get_one::<bool>("SELECT pg_catalog.to_regclass('postern.source_definitions') IS NOT NULL");
+    matches!(found, Ok(Some(true)))
+}
+
+/// Every source.
+///
+/// # Errors
+/// As SPI's.
+pub(super) fn load() -> Result<Vec<SourceDefinition>, SpiError> {
+    Spi::connect(|client| {
+        let sources = client.select(
+            "SELECT d.name, d.kind, d.options::text, s.slot::text, s.made_slot, s.begins::text, s.snapshot_done, s.gap
+             FROM postern.source_definitions d LEFT JOIN postern.source_states s ON s.source = d.name ORDER BY d.name",
+            None,
+            &[],
+        )?;
+        let mut found = Vec::new();
+        for row in sources {
+            let slot: Option<String> = row.get(4)?;
+            let state = match slot {
+                Some(slot) => Some(SourceRecord {
+                    slot,
+                    made_slot: row.get(5)?.unwrap_or(false),
+                    begins: lsn(&row, 6)?.unwrap_or_default(),
+                    snapshot_done: row.get(7)?.unwrap_or(false),
+                    gap: row.get(8)?,
+                }),
+                None => None,
+            };
+            found.push(SourceDefinition {
+                name: row.get(1)?.unwrap_or_default(),
+                kind: row.get(2)?.unwrap_or_default(),
+                options: object(&row, 3)?,
+                streams: Vec::new(),
+                state,
+                digest: 0,
+            });
+        }
+        let streams = client.select(
+            "SELECT d.source, d.name, d.sink, k.kind, k.options::text, coalesce(w.state, 'stopped'), coalesce(w.started, 0),
+                    p.commit_lsn::text, p.ordinal, p.delivered_lsn::text, coalesce(p.rewound, 0)
+             FROM postern.stream_definitions d
+             JOIN postern.sink_definitions k ON k.name = d.sink
+             LEFT JOIN postern.stream_states w ON w.stream = d.name
+             LEFT JOIN postern.stream_positions p ON p.stream = d.name
+             ORDER BY d.name",
+            None,
+            &[],
+        )?;
+        for row in streams {
+            let source: String = row.get(1)?.unwrap_or_default();
+            let Some(source) = found.iter_mut().find(|one| one.name == source) else { continue };
+            let state: String = row.get(6)?.unwrap_or_default();
+            let started: i64 = row.get(7)?.unwrap_or_default();
+            let position = match (lsn(&row, 8)?, lsn(&row, 10)?) {
+                (Some(commit), Some(delivered)) => {
+                    let ordinal = row.get::<i64>(9)?.map_or(u64::MAX, |ordinal| ordinal as u64);
+                    Some(StreamReport { position: Position { commit, ordinal }, delivered })
+                }
+                _ => None,
+            };
+            let stream = StreamDefinition {
+                name: row.get(2)?.unwrap_or_default(),
+                sink: row.get(3)?.unwrap_or_default(),
+                kind: row.get(4)?.unwrap_or_default(),
+                options: object(&row, 5)?,
+                state: match &state[..] {
+                    "running" => Wanted::Running,
+                    "paused" => Wanted::Paused,
+                    _ => Wanted::Stopped,
+                },
+                rewound: row.get(11)?.unwrap_or_default(),
+                position,
+            };
+            source.digest = {
+                let mut hasher = DefaultHasher::new();
+                (
+                    source.digest,
+                    &stream.name,
+                    &stream.sink,
+                    &stream.kind,
+                    stream.state,
+                    stream.rewound,
+                    started,
+                )
+                    .hash(&mut hasher);
+                Value::Object(stream.options.clone()).to_string().hash(&mut hasher);
+                hasher.finish()
+            };
+            source.streams.push(stream);
+        }
+        for source in &mut found {
+            let mut hasher = DefaultHasher::new();
+            (source.digest, &source.kind).hash(&mut hasher);
+            Value::Object(source.options.clone()).to_string().hash(&mut hasher);
+            source.digest = hasher.finish();
+        }
+        Ok(found)
+    })
+}
+
+fn lsn(row: &SpiHeapTupleData<'_>, column: usize) -> Result<Option<Lsn>, SpiError> {
+    Ok(row.get::<String>(column)?.and_then(|text| text.parse().ok()))
+}
+
+fn object(row: &SpiHeapTupleData<'_>, column: usize) -> Result<Map<String, Value>, SpiError> {
+    let text: String = row.get(column)?.unwrap_or_default();
+    Ok(match serde_json::from_str(&text) {
+        Ok(Value::Object(map)) => map,
+        _ => Map::new(),
+    })
+}
+
+/// Writes down what was made for a source.
+///
+/// # Errors
+/// As SPI's.
+pub(super) fn record_source(source: &str, record: &SourceRecord) -> Result<(), SpiError> {
+    let arguments = [
+        source.into(),
+        record.slot.as_str().into(),
+        record.made_slot.into(),
+        record.begins.to_string().into(),
+        record.snapshot_done.into(),
+        record.gap.clone().into(),
+    ];
+    decoding::hide_transaction(true);
+    Spi::run_with_args(
+        "INSERT INTO postern.source_states (source, slot, made_slot, begins, snapshot_done, gap)
+         VALUES ($1, $2, $3, $4::pg_lsn, $5, $6)
+         ON CONFLICT (source) DO UPDATE
+         SET slot = excluded.slot, made_slot = excluded.made_slot, begins = excluded.begins,
+             snapshot_done = excluded.snapshot_done, gap = excluded.gap",
+        &arguments,
+    )
+}
+
+/// Writes down where a stream is, unless an operator has set its position meanwhile or it is gone.
+///
+/// # Errors
+/// As SPI's.
+pub(super) fn record_position(stream: &str, rewound: i64, report: &StreamReport) -> Result<(), SpiError> {
+    let whole = report.position.ordinal == u64::MAX;
+    let arguments = [
+        stream.into(),
+        report.position.commit.to_string().into(),
+        (!whole).then_some(report.position.ordinal as i64).into(),
+        report.delivered.to_string().into(),
+        rewound.into(),
+    ];
+    decoding::hide_transaction(true);
+    Spi::run_with_args(
+        "INSERT INTO postern.stream_positions AS p (stream, commit_lsn, ordinal, delivered_lsn, rewound)
+         SELECT d.name, $2::pg_lsn, $3, $4::pg_lsn, $5 FROM postern.stream_definitions d WHERE d.name = $1
+         ON CONFLICT (stream) DO UPDATE
+         SET commit_lsn = excluded.commit_lsn, ordinal = excluded.ordinal, delivered_lsn = excluded.delivered_lsn,
+             recorded_at = now()
+         WHERE p.rewound = excluded.rewound",
+        &arguments,
+    )
+}

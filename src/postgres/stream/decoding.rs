@@ -1,0 +1,238 @@
+//! The Rust side of `decoding.c`: making slots, and decoding in this process. A stream worker's main thread.
+
+use super::super::shim::guarded;
+use crate::stream::position::Lsn;
+use pgrx::prelude::*;
+use std::cell::RefCell;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+
+/// `PosternTransaction` in decoding.c.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Replayed {
+    pub commit_end: u64,
+    pub commit_time: i64,
+    pub xid: u32,
+}
+
+/// `PosternType` in decoding.c.
+#[repr(C)]
+pub(super) struct RawType {
+    pub same: u32,
+    pub element: u32,
+    pub delimiter: c_char,
+}
+
+guarded! {
+    fn postern_slot(
+        name: *const c_char,
+        database: *mut u32,
+        active_pid: *mut c_int,
+        confirmed: *mut u64,
+        restart: *mut u64,
+        invalidated: *mut bool,
+        logical: *mut bool,
+        plugin: *mut c_char,
+    ) -> bool;
+    fn postern_slot_create(name: *const c_char, stays: bool, with_snapshot: bool, failover: bool) -> u64;
+    fn postern_slot_drop(name: *const c_char);
+    fn postern_decoding_begin(slot: *const c_char, publications: *const c_char, messages: bool);
+    fn postern_decoding_step(records: c_int, more: *mut bool) -> u64;
+    fn postern_decoding_confirmed() -> u64;
+    fn postern_decoding_confirm(lsn: u64);
+    fn postern_decoding_end();
+    fn postern_end_on_sigterm();
+    fn postern_after_error();
+    fn postern_hide_transaction(hide: bool);
+    fn postern_databases(
+        found: unsafe extern "C-unwind" fn(*mut c_void, u32, *const c_char),
+        context: *mut c_void,
+    );
+}
+
+/// A replication slot as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Slot {
+    pub database: u32,
+    pub active_pid: i32,
+    pub confirmed: Lsn,
+    pub restart: Lsn,
+    pub invalidated: bool,
+    pub logical: bool,
+    pub plugin: String,
+}
+
+/// The slot of that name.
+pub(super) fn slot(name: &str) -> Option<Slot> {
+    let name = CString::new(name).ok()?;
+    let (mut database, mut active_pid, mut confirmed, mut restart) = (0, 0, 0, 0);
+    let (mut invalidated, mut logical) = (false, false);
+    let mut plugin = [0; 64];
+    // SAFETY: a terminated name, and words on our stack; the plugin's name has at most 64 bytes.
+    let found = unsafe {
+        postern_slot(
+            name.as_ptr(),
+            &raw mut database,
+            &raw mut active_pid,
+            &raw mut confirmed,
+            &raw mut restart,
+            &raw mut invalidated,
+            &raw mut logical,
+            plugin.as_mut_ptr(),
+        )
+    };
+    found.then(|| Slot {
+        database,
+        active_pid,
+        confirmed: Lsn(confirmed),
+        restart: Lsn(restart),
+        invalidated,
+        logical,
+        // SAFETY: terminated by strlcpy.
+        plugin: unsafe { CStr::from_ptr(plugin.as_ptr()) }.to_string_lossy().into_owned(),
+    })
+}
+
+/// Makes a slot of pgoutput; in a transaction that has written nothing. Waits until transactions that are running have ended. Raises the
+/// server's own errors (wal_level, max_replication_slots, the name).
+pub(super) fn create_slot(name: &str, with_snapshot: bool, failover: bool) -> Lsn {
+    let name = CString::new(name).unwrap_or_default();
+    // SAFETY: a terminated name; by the caller.
+    Lsn(unsafe { postern_slot_create(name.as_ptr(), true, with_snapshot, failover) })
+}
+
+/// Drops a slot that nobody has; else raises the server's own error.
+pub(super) fn drop_slot(name: &str) {
+    let name = CString::new(name).unwrap_or_default();
+    // SAFETY: a terminated name.
+    unsafe { postern_slot_drop(name.as_ptr()) }
+}
+
+/// Until a worker sets its own handlers: a SIGTERM ends it, also while the server waits for something (transactions, before a slot begins).
+pub(super) fn end_on_sigterm() {
+    // SAFETY: at the top of a worker.
+    unsafe { postern_end_on_sigterm() }
+}
+
+/// After an error of the server's was caught: what it held is let go.
+pub(super) fn after_error() {
+    // SAFETY: at the top of a worker.
+    unsafe { postern_after_error() }
+}
+
+/// What this transaction writes is left out by every stream.
+pub(super) fn hide_transaction(hide: bool) {
+    // SAFETY: sets a word.
+    unsafe { postern_hide_transaction(hide) }
+}
+
+/// Every database that can be connected to. In a transaction of a process without a database.
+pub(super) fn databases() -> Vec<(u32, String)> {
+    unsafe extern "C-unwind" fn found(context: *mut c_void, database: u32, name: *const c_char) {
+        // SAFETY: the vector below, and a terminated name.
+        unsafe {
+            let list = &mut *context.cast::<Vec<(u32, String)>>();
+            list.push((database, CStr::from_ptr(name).to_string_lossy().into_owned()));
+        }
+    }
+    let mut list: Vec<(u32, String)> = Vec::new();
+    // SAFETY: `found` takes what it is given.
+    unsafe { postern_databases(found, (&raw mut list).cast()) }
+    list
+}
+
+/// Who takes what is decoded. Called amid the server's own decoding: errors that are raised end the round.
+pub(super) trait Receiver {
+    fn message(&mut self, transaction: Replayed, lsn: Lsn, data: &[u8]);
+    fn described(&mut self, oid: u32, described: &RawType);
+    fn commit(&mut self, transaction: Replayed);
+    /// Time passes without a change.
+    fn goes_on(&mut self);
+}
+
+/// The one receiver of the process.
+struct Place(RefCell<Option<Box<dyn Receiver>>>);
+
+// SAFETY: a stream worker decodes on its main thread only.
+unsafe impl Sync for Place {}
+
+static PLACE: Place = Place(RefCell::new(None));
+
+fn with_receiver(act: impl FnOnce(&mut dyn Receiver)) {
+    // Nobody else has it: decoding does not call back into itself.
+    if let Ok(mut receiver) = PLACE.0.try_borrow_mut()
+        && let Some(receiver) = receiver.as_deref_mut()
+    {
+        act(receiver);
+    }
+}
+
+/// Begins to decode what the slot has not confirmed. Outside a transaction; `publications` is a list as SQL has it.
+pub(super) fn begin(slot: &str, publications: &str, messages: bool, receiver: Box<dyn Receiver>) {
+    *PLACE.0.borrow_mut() = Some(receiver);
+    let (slot, publications) =
+        (CString::new(slot).unwrap_or_default(), CString::new(publications).unwrap_or_default());
+    // SAFETY: terminated strings; at the top of a worker.
+    unsafe { postern_decoding_begin(slot.as_ptr(), publications.as_ptr(), messages) }
+}
+
+/// Decodes at most so many records. How far that is, and whether there is more.
+pub(super) fn step(records: i32) -> (Lsn, bool) {
+    let mut more = false;
+    // SAFETY: after `begin`, outside a transaction.
+    let lsn = unsafe { postern_decoding_step(records, &raw mut more) };
+    (Lsn(lsn), more)
+}
+
+pub(super) fn confirmed() -> Lsn {
+    // SAFETY: after `begin`.
+    Lsn(unsafe { postern_decoding_confirmed() })
+}
+
+/// What was committed before this is never wanted again.
+pub(super) fn confirm(lsn: Lsn) {
+    // SAFETY: after `begin`.
+    unsafe { postern_decoding_confirm(lsn.0) }
+}
+
+/// Lets the slot go.
+pub(super) fn end() {
+    // SAFETY: looks itself whether there is one.
+    unsafe { postern_decoding_end() }
+}
+
+#[pg_guard]
+#[unsafe(no_mangle)]
+extern "C-unwind" fn postern_decoded(
+    transaction: *const Replayed,
+    lsn: u64,
+    data: *const c_char,
+    length: usize,
+) {
+    // SAFETY: by decoding.c, for the time of the call.
+    let (transaction, data) =
+        unsafe { (*transaction, std::slice::from_raw_parts(data.cast::<u8>(), length)) };
+    with_receiver(|receiver| receiver.message(transaction, Lsn(lsn), data));
+}
+
+#[pg_guard]
+#[unsafe(no_mangle)]
+extern "C-unwind" fn postern_decoded_type(oid: u32, described: *const RawType) {
+    // SAFETY: as above.
+    let described = unsafe { &*described };
+    with_receiver(|receiver| receiver.described(oid, described));
+}
+
+#[pg_guard]
+#[unsafe(no_mangle)]
+extern "C-unwind" fn postern_decoded_commit(transaction: *const Replayed) {
+    // SAFETY: as above.
+    let transaction = unsafe { *transaction };
+    with_receiver(|receiver| receiver.commit(transaction));
+}
+
+#[pg_guard]
+#[unsafe(no_mangle)]
+extern "C-unwind" fn postern_decoding_goes_on() {
+    with_receiver(|receiver| receiver.goes_on());
+}

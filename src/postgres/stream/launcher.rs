@@ -1,0 +1,274 @@
+//! The launcher: starts a scout for each database whose definitions may have changed, and a worker for each source that is to run; and
+//! again when one has ended. Its main thread, which has no other. It starts when the server takes writes: on a standby streams wait.
+
+use super::super::worker::{cancels_nothing, log};
+use super::super::{shim, shmem};
+use super::{decoding, scout, worker};
+use crate::bridge::{Level, LogLine};
+use crate::stream::shared::{Shared, Source, SourceState};
+use pgrx::bgworkers::{
+    BackgroundWorker, BackgroundWorkerBuilder, BackgroundWorkerStatus, BgWorkerStartTime,
+    DynamicBackgroundWorker, SignalWakeFlags,
+};
+use pgrx::prelude::*;
+use std::collections::{HashMap, VecDeque};
+use std::ffi::c_int;
+use std::sync::atomic::Ordering::*;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+pub(in crate::postgres) const NAME: &str = "postern launcher";
+pub(in crate::postgres) const FUNCTION: &str = "postern_launcher_main";
+
+/// How often workers are looked after, when nothing wakes the launcher.
+const TICK: std::ffi::c_long = 1_000;
+
+/// How often databases with sources are looked at without being asked: an extension may have been dropped.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn postern_launcher_main(_argument: pg_sys::Datum) {
+    let code = match shmem::streams() {
+        Some(shared) => run(shared),
+        None => 1,
+    };
+    if let Some(shared) = shmem::streams() {
+        shared.header.launcher.store(0, Release);
+    }
+    // SAFETY: the end of a process, with no Rust value alive in this frame.
+    unsafe { pg_sys::proc_exit(code) }
+}
+
+struct Launcher {
+    shared: Shared,
+    /// Databases to be looked at.
+    queue: VecDeque<u32>,
+    scout: Option<(u32, DynamicBackgroundWorker)>,
+    /// By the number of the source: which worker it is.
+    workers: HashMap<usize, (u32, DynamicBackgroundWorker)>,
+    looked: Instant,
+    /// It was said that there is no place for a worker.
+    said: bool,
+}
+
+fn run(shared: Shared) -> i32 {
+    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
+    // SAFETY: in a new worker: shared catalogs only.
+    unsafe {
+        pg_sys::BackgroundWorkerInitializeConnection(std::ptr::null_mut(), std::ptr::null_mut(), 0);
+        shared.header.proc.store(shim::postern_proc_number(), Release);
+        shared.header.launcher.store(pg_sys::MyProcPid, Release);
+    }
+    shared.header.scan_all.store(1, Release);
+    let mut launcher = Launcher {
+        shared,
+        queue: VecDeque::new(),
+        scout: None,
+        workers: HashMap::new(),
+        looked: Instant::now(),
+        said: false,
+    };
+    loop {
+        launcher.scouts();
+        launcher.sources();
+        if BackgroundWorker::sigterm_received() {
+            return 1;
+        }
+        let events = pg_sys::WL_LATCH_SET | pg_sys::WL_POSTMASTER_DEATH | pg_sys::WL_TIMEOUT;
+        // SAFETY: our own latch.
+        let happened = unsafe {
+            let happened =
+                pg_sys::WaitLatch(pg_sys::MyLatch, events as c_int, TICK, pg_sys::PG_WAIT_EXTENSION);
+            pg_sys::ResetLatch(pg_sys::MyLatch);
+            happened
+        };
+        if happened & pg_sys::WL_POSTMASTER_DEATH as c_int != 0 {
+            return 1;
+        }
+        cancels_nothing();
+        check_for_interrupts!();
+        if BackgroundWorker::sighup_received() {
+            // SAFETY: on main, outside a transaction.
+            unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
+        }
+    }
+}
+
+impl Launcher {
+    /// Databases are looked at one after the other.
+    fn scouts(&mut self) {
+        let header = self.shared.header;
+        if header.scan_all.swap(0, AcqRel) == 1 {
+            self.look_at_all();
+        }
+        if self.looked.elapsed() >= LOOK_AGAIN {
+            self.looked = Instant::now();
+            let databases: Vec<_> =
+                self.shared.sources_in_use().map(|(_, source)| source.database.load(Relaxed)).collect();
+            databases.into_iter().for_each(|database| self.look_at(database));
+        }
+        while let Some(database) = header.next_scan() {
+            self.look_at(database);
+        }
+        if let Some((_, scout)) = &self.scout
+            && lives(scout)
+        {
+            return;
+        }
+        if let Some((database, _)) = self.scout.take() {
+            // What has no database any more has no scout that could say so.
+            self.forget_database(database);
+        }
+        let Some(database) = self.queue.pop_front() else { return };
+        let worker = dynamic("postern scout", "postern scout", scout::FUNCTION, u64::from(database));
+        match worker {
+            Some(worker) => self.scout = Some((database, worker)),
+            None => {
+                self.queue.push_front(database);
+                self.say_no_place("a scout");
+            }
+        }
+    }
+
+    fn look_at(&mut self, database: u32) {
+        if !self.queue.contains(&database) {
+            self.queue.push_back(database);
+        }
+    }
+
+    fn databases() -> Vec<u32> {
+        BackgroundWorker::transaction(|| decoding::databases().into_iter().map(|(oid, _)| oid).collect())
+    }
+
+    fn look_at_all(&mut self) {
+        let databases = Self::databases();
+        for (_, source) in self.shared.sources_in_use() {
+            if !databases.contains(&source.database.load(Relaxed)) {
+                gone(source);
+            }
+        }
+        databases.into_iter().for_each(|database| self.look_at(database));
+    }
+
+    fn forget_database(&mut self, database: u32) {
+        let has = self.shared.sources_in_use().any(|(_, source)| source.database.load(Relaxed) == database);
+        if has && !Self::databases().contains(&database) {
+            for (_, source) in self.shared.sources_in_use() {
+                if source.database.load(Relaxed) == database {
+                    gone(source);
+                }
+            }
+        }
+    }
+
+    fn sources(&mut self) {
+        let now = now();
+        for (number, source) in self.shared.sources_in_use() {
+            let turn = source.turn.load(Acquire);
+            let known = self.workers.get(&number).filter(|(its, _)| *its == turn);
+            // A launcher before us may have started it.
+            let runs = known.is_some_and(|(_, worker)| lives(worker)) || source.pid.load(Acquire) != 0;
+            if runs {
+                continue;
+            }
+            match source.state() {
+                SourceState::Waiting if source.retry_at.load(Relaxed) <= now => self.start(number, source),
+                // Its worker has ended without saying why: the server has restarted, or it was killed.
+                SourceState::Starting | SourceState::Snapshot | SourceState::Streaming => {
+                    source
+                        .retry_at
+                        .store(now + i64::from(source.retry_interval.load(Relaxed)) * 1000, Relaxed);
+                    source.set_state(SourceState::Failed);
+                }
+                SourceState::Failed if source.retry_at.load(Relaxed) <= now => self.start(number, source),
+                SourceState::Dropped => {
+                    let database = source.database.load(Relaxed);
+                    if database == 0 {
+                        free(self.shared, number, source);
+                    } else {
+                        // The scout drops the slot.
+                        self.shared.header.ask_for_scan(database);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn start(&mut self, number: usize, source: &'static Source) {
+        let turn = source.turn.load(Relaxed).wrapping_add(1);
+        source.turn.store(turn, Release);
+        source.stop.store(0, Release);
+        let name = format!("postern stream {}", source.name.text());
+        let argument = u64::from(turn) << 32 | number as u64;
+        match dynamic(&name, "postern stream", worker::FUNCTION, argument) {
+            Some(worker) => {
+                source.set_state(SourceState::Starting);
+                self.workers.insert(number, (turn, worker));
+                self.said = false;
+            }
+            None => {
+                source.retry_at.store(now() + 5_000_000, Relaxed);
+                source.set_state(SourceState::Waiting);
+                source.error.set("no background worker is free: raise max_worker_processes");
+                source.error_at.store(now(), Relaxed);
+                self.say_no_place(&format!("\"{name}\""));
+            }
+        }
+    }
+
+    fn say_no_place(&mut self, whom: &str) {
+        if !std::mem::replace(&mut self.said, true) {
+            let text = format!("no background worker for {whom}: raise max_worker_processes");
+            log(LogLine { level: Level::Warning, text });
+        }
+    }
+}
+
+fn lives(worker: &DynamicBackgroundWorker) -> bool {
+    matches!(worker.pid(), Ok(_) | Err(BackgroundWorkerStatus::NotYetStarted))
+}
+
+fn dynamic(name: &str, kind: &str, function: &str, argument: u64) -> Option<DynamicBackgroundWorker> {
+    // SAFETY: a word of this process.
+    let pid = unsafe { pg_sys::MyProcPid };
+    BackgroundWorkerBuilder::new(name)
+        .set_type(kind)
+        .set_library("postern")
+        .set_function(function)
+        .set_argument(Some(pg_sys::Datum::from(argument)))
+        .set_restart_time(None)
+        .set_start_time(BgWorkerStartTime::RecoveryFinished)
+        .set_notify_pid(pid)
+        .enable_spi_access()
+        .load_dynamic()
+        .ok()
+}
+
+/// Its database is gone, and its slot with it.
+fn gone(source: &Source) {
+    source.database.store(0, Relaxed);
+    source.stop.store(1, Release);
+    source.set_state(SourceState::Dropped);
+    wake(source);
+}
+
+/// Its place is free.
+pub(super) fn free(shared: Shared, number: usize, source: &Source) {
+    shared.streams_of(number).for_each(|stream| stream.free());
+    source.set_state(SourceState::Free);
+}
+
+/// Wakes a source's worker.
+pub(super) fn wake(source: &Source) {
+    if source.pid.load(Acquire) != 0 {
+        // SAFETY: a number of the server's table of processes; a latch that is set once too often harms nobody.
+        unsafe { shim::postern_wake(source.proc.load(Acquire)) }
+    }
+}
+
+pub(super) fn now() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| i64::try_from(time.as_micros()).unwrap_or(0))
+}

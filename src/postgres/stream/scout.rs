@@ -1,0 +1,199 @@
+//! The scout: looks once at the definitions of one database, writes into shared memory what is to run, drops the slots of sources that are
+//! no more, and ends. One at a time in the server; started by the launcher.
+
+use super::super::{shim, shmem};
+use super::catalog::{self, SourceDefinition, Wanted};
+use super::{decoding, launcher};
+use crate::stream::definition::PostgresSource;
+use crate::stream::shared::{Shared, Source, SourceState, StreamState};
+use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
+use pgrx::prelude::*;
+use std::sync::atomic::Ordering::*;
+
+pub(super) const FUNCTION: &str = "postern_scout_main";
+
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn postern_scout_main(argument: pg_sys::Datum) {
+    if let Some(shared) = shmem::streams() {
+        look(shared, argument.value() as u32);
+        let header = shared.header;
+        if header.launcher.load(Acquire) != 0 {
+            // SAFETY: a number of the server's table of processes.
+            unsafe { shim::postern_wake(header.proc.load(Acquire)) }
+        }
+    }
+    // SAFETY: the end of a process, with no Rust value alive in this frame.
+    unsafe { pg_sys::proc_exit(0) }
+}
+
+fn look(shared: Shared, database: u32) {
+    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
+    // SAFETY: in a new worker, by the OID of a database, as the bootstrap superuser.
+    unsafe {
+        pg_sys::BackgroundWorkerInitializeConnectionByOid(pg_sys::Oid::from(database), pg_sys::InvalidOid, 0);
+    }
+    let definitions = BackgroundWorker::transaction(|| {
+        if !catalog::is_here() {
+            return Some(Vec::new());
+        }
+        match catalog::load() {
+            Ok(definitions) => Some(definitions),
+            Err(error) => {
+                warning!("postern: could not read the definitions of change streams: {error}");
+                None
+            }
+        }
+    });
+    let Some(definitions) = definitions else { return };
+    for (number, source) in shared.sources_in_use() {
+        let here = source.database.load(Relaxed) == database;
+        if here && !definitions.iter().any(|definition| source.name.is(definition.name.as_bytes())) {
+            drop_source(shared, number, source);
+        }
+    }
+    for definition in &definitions {
+        note(shared, database, definition);
+    }
+}
+
+/// A source that is no longer defined: its worker ends, then its slot goes, then its place is free.
+fn drop_source(shared: Shared, number: usize, source: &'static Source) {
+    source.set_state(SourceState::Dropped);
+    source.stop.store(1, Release);
+    if source.pid.load(Acquire) != 0 {
+        launcher::wake(source);
+        return;
+    }
+    let slot = source.slot.text();
+    if source.owns_slot.load(Relaxed) == 1
+        && let Some(found) = decoding::slot(&slot)
+    {
+        if found.active_pid != 0 {
+            return;
+        }
+        BackgroundWorker::transaction(|| decoding::drop_slot(&slot));
+        log!("postern: dropped replication slot \"{slot}\" of a source that is no more");
+    }
+    launcher::free(shared, number, source);
+}
+
+fn note(shared: Shared, database: u32, definition: &SourceDefinition) {
+    let name = definition.name.as_bytes();
+    let is_it = |source: &Source| source.database.load(Relaxed) == database && source.name.is(name);
+    let known =
+        shared.sources_in_use().find(|(_, source)| is_it(source) && source.state() != SourceState::Dropped);
+    let (number, source) = match known {
+        Some(known) => known,
+        None => {
+            // Its predecessor of the same name has to be gone first.
+            if shared.sources_in_use().any(|(_, source)| is_it(source)) {
+                shared.header.ask_for_scan(database);
+                return;
+            }
+            let free =
+                shared.sources.iter().enumerate().find(|(_, source)| source.state() == SourceState::Free);
+            let Some((number, source)) = free else {
+                shared.header.refused.fetch_add(1, Relaxed);
+                warning!(
+                    "postern: no place for source \"{}\": raise postern.max_streams and restart the server",
+                    definition.name
+                );
+                return;
+            };
+            claim(source, database, name);
+            (number, source)
+        }
+    };
+    match &definition.state {
+        Some(state) => {
+            source.slot.set(state.slot.as_bytes());
+            source.owns_slot.store(u32::from(state.made_slot), Relaxed);
+            source.gap.set(state.gap.as_deref().unwrap_or_default());
+        }
+        None => source.owns_slot.store(0, Relaxed),
+    }
+    if let Ok(options) = PostgresSource::new(&definition.options) {
+        let retry = u32::try_from(options.retry.as_millis()).unwrap_or(u32::MAX);
+        source.retry_interval.store(retry, Relaxed);
+    }
+    streams(shared, number, definition);
+    let changed = source.definition.swap(definition.digest, AcqRel) != definition.digest;
+    let lives = source.pid.load(Acquire) != 0;
+    if changed && lives {
+        // It sees that its definition is another, and ends.
+        launcher::wake(source);
+    }
+    let idle = matches!(
+        source.state(),
+        SourceState::Stopped | SourceState::Blocked | SourceState::Failed | SourceState::Waiting
+    );
+    if !lives
+        && (idle || source.state() == SourceState::Free)
+        && (changed || source.state() == SourceState::Free)
+    {
+        source.retry_at.store(0, Relaxed);
+        source.error.set("");
+        source.set_state(if definition.runs() { SourceState::Waiting } else { SourceState::Stopped });
+    }
+}
+
+fn claim(source: &Source, database: u32, name: &[u8]) {
+    source.database.store(database, Relaxed);
+    source.name.set(name);
+    source.slot.set(b"");
+    source.definition.store(0, Relaxed);
+    source.pid.store(0, Relaxed);
+    for count in [
+        &source.starts,
+        &source.errors,
+        &source.received,
+        &source.confirmed,
+        &source.buffered,
+        &source.buffered_most,
+    ] {
+        count.store(0, Relaxed);
+    }
+    source.error.set("");
+    source.gap.set("");
+    source.error_at.store(0, Relaxed);
+}
+
+/// The places of its streams.
+fn streams(shared: Shared, number: usize, definition: &SourceDefinition) {
+    for stream in shared.streams_of(number) {
+        if !definition.streams.iter().any(|one| stream.name.is(one.name.as_bytes())) {
+            stream.free();
+        }
+    }
+    for one in &definition.streams {
+        let found = shared.stream(number, one.name.as_bytes());
+        let place =
+            found.or_else(|| shared.streams.iter().find(|stream| stream.state() == StreamState::Free));
+        let Some(stream) = place else {
+            shared.header.refused.fetch_add(1, Relaxed);
+            warning!(
+                "postern: no place for stream \"{}\": raise postern.max_streams and restart the server",
+                one.name
+            );
+            continue;
+        };
+        if found.is_none() {
+            stream.clear();
+            stream.name.set(one.name.as_bytes());
+            stream.set_source(number);
+        }
+        stream.sink.set(one.sink.as_bytes());
+        match one.state {
+            Wanted::Running if found.is_none() => stream.set_state(StreamState::Waiting),
+            Wanted::Running => {}
+            Wanted::Paused => stream.set_state(StreamState::Paused),
+            Wanted::Stopped => stream.set_state(StreamState::Stopped),
+        }
+        if one.state == Wanted::Running
+            && matches!(stream.state(), StreamState::Paused | StreamState::Stopped)
+        {
+            stream.set_state(StreamState::Waiting);
+        }
+    }
+}
