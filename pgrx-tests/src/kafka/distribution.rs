@@ -82,7 +82,10 @@ pub(super) fn ready() -> Result<&'static Distribution> {
 fn make() -> Result<Distribution> {
     let base = machine::base()?;
     let _alone = installation::lock(&base.join(format!("kafka-{VERSION}.lock")))?;
-    let missing = machine::broker_packages();
+    let home = base.join(format!("kafka-{VERSION}"));
+    let mut missing = machine::broker_packages();
+    // Nobody needs Maven for what is there.
+    missing.retain(|package| package != "maven" || !home.exists());
     if !missing.is_empty() {
         machine::install(&missing, |what| eprintln!("{what}"))
             .with_context(|| format!("its tests need {}", missing.join(", ")))?;
@@ -91,7 +94,6 @@ fn make() -> Result<Distribution> {
     if version < JAVA {
         bail!("java is version {version}, and Kafka {VERSION} needs {JAVA}");
     }
-    let home = base.join(format!("kafka-{VERSION}"));
     if !home.exists() {
         // Made aside and renamed, so that it is whole or not there. What a killed program left behind is in the way.
         let aside = base.join(format!("kafka-{VERSION}-new"));
