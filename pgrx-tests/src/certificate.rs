@@ -32,6 +32,19 @@ impl Certificate {
         Self::made(directory, name, name, &[])
     }
 
+    /// A new one for `localhost` that this authority has signed, as `server.crt` and `server.key` in an existing directory.
+    ///
+    /// # Errors
+    /// As [`Certificate::self_signed`].
+    pub fn issued(directory: &Path, authority: &Self) -> Result<Self> {
+        let (certificate, key) = (authority.certificate.to_string_lossy(), authority.key.to_string_lossy());
+        let names = "subjectAltName=DNS:localhost,IP:127.0.0.1";
+        // One that may sign others is no server's for some clients.
+        let more = ["-addext", names, "-addext", "basicConstraints=critical,CA:FALSE"];
+        let by = ["-CA", &certificate, "-CAkey", &key];
+        Self::made(directory, "server", "localhost", &[&more[..], &by[..]].concat())
+    }
+
     fn made(directory: &Path, files: &str, common_name: &str, more: &[&str]) -> Result<Self> {
         let made = Self {
             certificate: directory.join(format!("{files}.crt")),

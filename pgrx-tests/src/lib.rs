@@ -6,6 +6,7 @@
 //! - [`cluster`]: initdb, start, stop, kill, standby, promote, the log
 //! - [`haproxy`]: a real haproxy in front
 //! - [`pgbouncer`]: a real PgBouncer in front, to compare with
+//! - [`kafka`]: a real Apache Kafka, and kcat to see what is in it
 //! - [`drivers`]: what applications connect with: psycopg, node-postgres
 //! - [`probe`]: what a checker does: banner, agent line, HTTP
 //! - [`process`], [`ports`], [`wait`]: children that never outlive us, free ports, waiting for a condition
@@ -30,6 +31,7 @@ pub mod drivers;
 pub mod haproxy;
 pub mod in_server;
 pub mod installation;
+pub mod kafka;
 pub mod machine;
 pub mod pgbouncer;
 pub mod ports;

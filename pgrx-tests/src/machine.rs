@@ -19,11 +19,12 @@ pub fn demo_packages(major: u32) -> Vec<String> {
     ]
 }
 
-/// What the tests need beside that: promtool, and what the peers are built with.
+/// What the tests need beside that: promtool, what the peers are built with, and what a Kafka broker takes.
 pub fn test_packages(major: u32) -> Vec<String> {
     let mut packages = demo_packages(major);
     packages.push("prometheus".to_owned());
     packages.extend(peer_packages());
+    packages.extend(broker_packages());
     packages
 }
 
@@ -32,6 +33,16 @@ pub fn peer_packages() -> Vec<String> {
     ["libevent-dev", "libssl-dev", "openssl", "pkg-config", "gcc", "make", "dpkg-dev"]
         .map(str::to_owned)
         .to_vec()
+}
+
+/// What a Kafka broker takes and this machine lacks: Java, Maven to fetch it, and kcat. Programs are looked for and not
+/// packages, because Java and Maven come in many ways.
+pub fn broker_packages() -> Vec<String> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let is_there = |program: &str| std::env::split_paths(&path).any(|folder| folder.join(program).is_file());
+    let of = [("java", "default-jre-headless"), ("mvn", "maven"), ("kcat", "kcat")];
+    let missing = of.into_iter().filter(|(program, _)| !is_there(program));
+    missing.map(|(_, package)| package.to_owned()).collect()
 }
 
 /// Installs what is missing of `packages` where apt and the rights are at hand; elsewhere says what to install.

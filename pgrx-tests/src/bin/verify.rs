@@ -1,10 +1,10 @@
 //! `cargo verify [FILTER]`: every test. Sets up what the system lacks, then runs the pure tests, the in-server tests, the
 //! check of the SQL script, and the cluster tests; with a filter only the tests whose names contain it.
-//! `cargo verify --packages-only` stops after the set-up.
+//! `cargo verify --packages-only` stops after the set-up: packages, and Kafka.
 
 use anyhow::{Context, Result};
 use pgrx_tests::installation::{major, pg_config};
-use pgrx_tests::machine;
+use pgrx_tests::{kafka, machine};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
@@ -27,7 +27,11 @@ fn verify() -> Result<bool> {
     let filter: Vec<String> = std::env::args().skip(1).filter(|a| a != "--").collect();
     let major = major();
     machine::install(&machine::test_packages(major), |what| println!("{what}"))?;
-    if filter.iter().any(|argument| argument == "--packages-only") {
+    let packages_only = filter.iter().any(|argument| argument == "--packages-only");
+    // Downloaded here, and not in the middle of the tests; a filter may be about something else.
+    let no_kafka = if packages_only || filter.is_empty() { kafka::unavailable() } else { None };
+    if packages_only {
+        no_kafka.inspect(|why| println!("{why}"));
         return Ok(true);
     }
     let server = format!("pg{major},pg_test");
@@ -57,6 +61,9 @@ fn verify() -> Result<bool> {
     let passed: u32 = groups.iter().map(|g| g.passed).sum();
     let failed: u32 = groups.iter().map(|g| g.failed).sum();
     println!("{passed} passed, {failed} failed");
+    if let Some(why) = no_kafka {
+        println!("the tests that need Kafka did nothing; {why}");
+    }
     Ok(all_well && failed == 0)
 }
 

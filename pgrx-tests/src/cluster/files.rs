@@ -32,7 +32,7 @@ pub(super) fn template(installation: &Installation) -> Result<PathBuf> {
 }
 
 /// Removes what programs left behind that were killed.
-pub(super) fn sweep(clusters: &Path) {
+pub(crate) fn sweep(clusters: &Path) {
     let Ok(entries) = fs::read_dir(clusters) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();

@@ -8,6 +8,7 @@ mod failover;
 mod honest;
 mod hostile;
 mod http;
+mod kafka_rig;
 mod large;
 mod lifecycle;
 mod limits;
