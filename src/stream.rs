@@ -4,11 +4,14 @@
 //! - [`options`]: what the operator wrote as jsonb, read key by key
 //! - [`sink`]: the small trait behind which each sink stands, and the sinks
 //! - [`ledger`]: what was given to a sink and has not been confirmed yet
+//! - [`broker`]: what the Kafka sink and the Kafka source have in common
 //!
 //! No PostgreSQL in here. What runs on which thread stands in each file.
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "kafka")]
+pub mod broker;
 pub mod ledger;
 pub mod options;
 pub mod sink;

@@ -15,6 +15,11 @@ pub fn demo_packages(major: u32) -> Vec<String> {
         "libpq-dev".to_owned(),
         "libclang-dev".to_owned(),
         "libkrb5-dev".to_owned(),
+        // What librdkafka is built with, for the Kafka sink and source.
+        "gcc".to_owned(),
+        "make".to_owned(),
+        "pkg-config".to_owned(),
+        "libssl-dev".to_owned(),
         "haproxy".to_owned(),
     ]
 }
@@ -24,6 +29,8 @@ pub fn test_packages(major: u32) -> Vec<String> {
     let mut packages = demo_packages(major);
     packages.push("prometheus".to_owned());
     packages.extend(peer_packages());
+    packages.sort();
+    packages.dedup();
     packages
 }
 
