@@ -1,6 +1,7 @@
 //! Sinks: where events go. Each kind is one file in this folder behind [`Sink`], and one line in [`KINDS`]. A sink has no thread of its
 //! own that we know of: the stream's engine thread calls it, and it never blocks for longer than it is allowed to.
 
+pub mod file;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 pub mod stub;
@@ -91,6 +92,7 @@ type Make = fn(&mut Options, Option<&Setting>) -> Result<Option<Box<dyn Sink>>, 
 
 /// Every kind of sink: its name, and what reads its options and, given a [`Setting`], makes it.
 pub const KINDS: &[(&str, Make)] = &[
+    ("file", file::make),
     #[cfg(feature = "kafka")]
     ("kafka", kafka::make),
     ("stub_discard", stub::discard),
