@@ -13,6 +13,7 @@
 //! - [`sink`]: the small trait behind which each sink stands, and the sinks
 //! - [`ledger`]: what was given to a sink and has not been confirmed yet
 //! - [`shared`]: the words in shared memory
+//! - [`broker`]: what the Kafka sink and the Kafka source have in common
 //!
 //! No PostgreSQL in here. What runs on which thread stands in each file; where nothing stands, it is pure.
 
@@ -26,6 +27,8 @@ pub mod engine;
 mod error;
 pub mod event;
 mod json;
+#[cfg(feature = "kafka")]
+pub mod broker;
 pub mod ledger;
 pub mod options;
 pub mod pgoutput;

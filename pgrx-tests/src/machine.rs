@@ -15,6 +15,11 @@ pub fn demo_packages(major: u32) -> Vec<String> {
         "libpq-dev".to_owned(),
         "libclang-dev".to_owned(),
         "libkrb5-dev".to_owned(),
+        // What librdkafka is built with, for the Kafka sink and source.
+        "gcc".to_owned(),
+        "make".to_owned(),
+        "pkg-config".to_owned(),
+        "libssl-dev".to_owned(),
         "haproxy".to_owned(),
     ]
 }
@@ -25,6 +30,8 @@ pub fn test_packages(major: u32) -> Vec<String> {
     packages.push("prometheus".to_owned());
     packages.extend(peer_packages());
     packages.extend(broker_packages());
+    packages.sort();
+    packages.dedup();
     packages
 }
 

@@ -1,6 +1,9 @@
 //! Sinks: where events go. Each kind is one file in this folder behind [`Sink`], and one line in [`KINDS`]. A sink has no thread of its
 //! own that we know of: the stream's engine thread calls it, and it never blocks for longer than it is allowed to.
 
+pub mod file;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 pub mod stub;
 
 use super::options::{OptionError, Options};
@@ -88,7 +91,13 @@ pub struct Setting {
 type Make = fn(&mut Options, Option<&Setting>) -> Result<Option<Box<dyn Sink>>, OptionError>;
 
 /// Every kind of sink: its name, and what reads its options and, given a [`Setting`], makes it.
-pub const KINDS: &[(&str, Make)] = &[("stub_discard", stub::discard), ("stub_log", stub::log)];
+pub const KINDS: &[(&str, Make)] = &[
+    ("file", file::make),
+    #[cfg(feature = "kafka")]
+    ("kafka", kafka::make),
+    ("stub_discard", stub::discard),
+    ("stub_log", stub::log),
+];
 
 /// Options that only superusers may read, by their last word.
 pub const SECRETS: &[&str] =

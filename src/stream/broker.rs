@@ -1,0 +1,103 @@
+//! What the Kafka sink and the Kafka source have in common: how librdkafka, the client library, is told where the brokers are and what
+//! the operator wants of it. Nothing here connects or starts a thread: that is why a backend may check options with it.
+
+use super::options::{OptionError, Options};
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaConfRes;
+use std::time::Duration;
+
+/// Properties of librdkafka that nobody may give, for either end, and why.
+const OURS: &[(&str, &str)] = &[
+    ("bootstrap.servers", HOSTS),
+    ("metadata.broker.list", HOSTS),
+    ("socket.timeout.ms", "is set by the option \"timeout\""),
+    // Code from files, in the server's process.
+    ("plugin.library.paths", CODE),
+    ("ssl.engine.location", CODE),
+    ("ssl.providers", CODE),
+    ("interceptors", CODE),
+    ("sasl.kerberos.kinit.cmd", CODE),
+    // These would start threads or raise signals of their own.
+    ("test.mock.num.brokers", "is for tests of the library"),
+    ("test.mock.broker.rtt", "is for tests of the library"),
+    ("internal.termination.signal", "would raise a signal in the server"),
+    // Nobody would read them.
+    ("statistics.interval.ms", "is not read here"),
+    ("log.queue", "is always on"),
+    ("enable.sasl.oauthbearer.unsecure.jwt", "is for tests of the library"),
+];
+const HOSTS: &str = "is set by the option \"hosts\"";
+const CODE: &str = "would run foreign code in the server";
+
+/// Reads `hosts` and `properties`, each property checked by the library itself. `timeout`, which both ends have under that name, is how
+/// long a broker may take to answer.
+///
+/// `ours`: further properties that nobody may give, and why, as a continuation of the sentence.
+///
+/// # Errors
+/// Names the option, a property as `properties.<name>`.
+pub fn client_config(
+    options: &mut Options,
+    timeout: Duration,
+    ours: &[(&str, &str)],
+) -> Result<ClientConfig, OptionError> {
+    let mut config = ClientConfig::new();
+    // What it logs below that is its own business; connections that fail are above.
+    config.set_log_level(RDKafkaLogLevel::Warning);
+    config.set("bootstrap.servers", hosts(options)?);
+    if !(Duration::from_millis(10)..=Duration::from_mins(5)).contains(&timeout) {
+        return Err(OptionError::new("timeout", "must be from 10ms to 5min"));
+    }
+    config.set("socket.timeout.ms", timeout.as_millis().to_string());
+    for (name, value) in options.map("properties")? {
+        let option = format!("properties.{name}");
+        if let Some((_, why)) = OURS.iter().chain(ours).find(|(ours, _)| *ours == name) {
+            return Err(OptionError::new(option, *why));
+        }
+        check(&name, &value).map_err(|why| OptionError::new(option, why))?;
+        config.set(name, value);
+    }
+    Ok(config)
+}
+
+fn hosts(options: &mut Options) -> Result<String, OptionError> {
+    let hosts = options.list("hosts")?;
+    if hosts.is_empty() {
+        return Err(OptionError::new("hosts", "is required"));
+    }
+    let wrong = |host: &String| host.trim().is_empty() || host.contains([',', '\0']);
+    if hosts.iter().any(wrong) {
+        return Err(OptionError::new("hosts", "must be a list of \"host:port\""));
+    }
+    Ok(hosts.join(","))
+}
+
+/// Whether the library knows a property and would take this value.
+fn check(name: &str, value: &str) -> Result<(), String> {
+    let mut alone = ClientConfig::new();
+    match alone.set(name, value).create_native_config() {
+        Ok(_) => Ok(()),
+        Err(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)) => {
+            Err("is no property of librdkafka".to_owned())
+        }
+        Err(KafkaError::ClientConfig(_, text, ..)) => Err(format!("is refused by librdkafka: {text}")),
+        // A zero byte in one of the two.
+        Err(_) => Err("cannot be given to librdkafka".to_owned()),
+    }
+}
+
+/// A topic's name as brokers accept it: up to 249 of `a-z`, `A-Z`, `0-9`, `.`, `_` and `-`, not `.` or `..`.
+///
+/// # Errors
+/// Names the option.
+pub fn topic(option: &str, topic: &str) -> Result<String, OptionError> {
+    let letters = topic.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'));
+    if topic.is_empty() || topic.len() > 249 || topic == "." || topic == ".." || !letters {
+        let why = format!(
+            "names the topic \"{topic}\": a topic is up to 249 letters, digits, \".\", \"_\" and \"-\""
+        );
+        return Err(OptionError::new(option, why));
+    }
+    Ok(topic.to_owned())
+}
