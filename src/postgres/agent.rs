@@ -175,11 +175,17 @@ impl Agent {
         let epoch = shared.header.epoch.load(Acquire);
         let (number, token) = read_token(token)?;
         let server = shared.servers.get(number as usize)?;
-        // A token serves once.
-        let told = server.token.each_ref().map(|word| word.swap(0, AcqRel));
-        if told != token || told == [0, 0] || server.state() != ServerState::Opening {
+        // A token serves once. Who shows another leaves it alone: a login of the front before this one may have taken its time, and
+        // would take that of the login which has the same number now.
+        let [first, second] = &server.token;
+        if server.state() != ServerState::Opening
+            || token == [0, 0]
+            || second.load(Acquire) != token[1]
+            || first.compare_exchange(token[0], 0, AcqRel, Acquire).is_err()
+        {
             return None;
         }
+        second.store(0, Release);
         let pool = shared.pools.get(server.pool.load(Acquire) as usize)?;
         // SAFETY: words of this process.
         unsafe {

@@ -4,7 +4,8 @@ use crate::pooling::{Doing, pooled, text, through, with_pool};
 use crate::state::Raw;
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::Cluster;
-use pgrx_tests::wait;
+use pgrx_tests::{process, wait};
+use rustix::process::Signal;
 use std::time::{Duration, Instant};
 
 /// Makes every backend take so many seconds to begin.
@@ -69,4 +70,42 @@ fn after_a_failed_server_connection_a_pool_that_has_one_waits_before_the_next() 
     ensure!(waiting.value()?? == "served", "the one who waited was served all the same");
     ensure!(text(&mut first, "select 'here'")? == "here", "and the one that had a backend kept it");
     Ok(())
+}
+
+#[test]
+fn a_login_that_outlives_its_front_takes_nothing_from_the_next_one() -> Result<()> {
+    let cluster = with_pool("late-login", 1, &[WARNINGS, ("autovacuum", "off")])?;
+    let mut watcher = cluster.connect()?;
+    // Before the startup packet is read, so that the token is shown late.
+    watcher.batch_execute("alter system set pre_auth_delay = 3")?;
+    watcher.batch_execute("select pg_reload_conf()")?;
+    wait::until("the postmaster has read it", || {
+        text(&mut watcher, "show pre_auth_delay").is_ok_and(|shown| shown == "3s")
+    })?;
+    let postmaster = cluster.pid()?;
+    let children = || process::children(postmaster).into_iter().map(|(pid, _)| pid).collect::<Vec<_>>();
+    let new_child = |before: &[i32]| {
+        let new = || children().into_iter().find(|pid| !before.contains(pid)).context("no new process");
+        wait::for_value("the front has asked for a backend", new)
+    };
+    let before = children();
+    let config = through(&cluster);
+    let first = Doing::start(move || config.connect(postgres::NoTls).is_err());
+    let late = new_child(&before)?;
+    process::signal_pid(late, Signal::STOP)?;
+    let old = cluster.front_pid()?;
+    process::signal_pid(old, Signal::TERM)?;
+    ensure!(first.value()?, "its front has ended before it was welcomed");
+    wait::until("another front listens", || {
+        cluster.front_pid().is_ok_and(|new| new != old)
+            && std::net::TcpStream::connect(("127.0.0.1", cluster.pooler_port)).is_ok()
+    })?;
+    // Its connection has the number that the late one has, which goes first.
+    let before = children();
+    let config = through(&cluster);
+    let next = Doing::start(move || text(&mut config.connect(postgres::NoTls)?, "select 'welcome'"));
+    new_child(&before)?;
+    process::signal_pid(late, Signal::CONT)?;
+    ensure!(next.value().context("nobody is welcomed any more")?? == "welcome");
+    wait::until("the late one has gone", || !process::is_running(late))
 }
