@@ -3,6 +3,7 @@
 //!
 //! - [`startup`]: the first packet of a connection
 //! - [`frame`]: where one message of a client ends and the next begins, and whether the server would take it
+//! - [`inbox`]: what a client has sent and nobody has answered yet, message by message
 //! - [`extended`]: the bodies of a client's extended-protocol messages
 //! - [`message`]: messages to a client, and the few that a client sends
 
@@ -10,10 +11,12 @@
 
 pub mod extended;
 pub mod frame;
+pub mod inbox;
 pub mod message;
 pub mod startup;
 
-/// A packet or message that the server itself would refuse, with its own words and SQLSTATE.
+/// A packet or message that the server itself would refuse, with its own words and SQLSTATE; and what is beyond a bound
+/// that a service gives this room, for which the service may have words of its own.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The server closes such a connection without an answer and logs this.
@@ -33,6 +36,11 @@ pub enum Error {
     MessageLength,
     #[error("invalid message format")]
     MessageFormat,
+    /// Bytes of the whole message.
+    #[error("message of {0} bytes is too long")]
+    MessageTooLong(usize),
+    #[error("too much was sent before it could be read")]
+    TooFarAhead,
 }
 
 impl Error {
@@ -42,6 +50,7 @@ impl Error {
             Self::Version(..) => "0A000",
             Self::NoUser => "28000",
             Self::Replication(_) => "22023",
+            Self::MessageTooLong(_) | Self::TooFarAhead => "54000",
             _ => "08P01",
         }
     }

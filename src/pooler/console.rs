@@ -31,7 +31,7 @@ pub use report::{
 };
 pub use session::{MESSAGE_MAX, Session, Step, greeting};
 
-use crate::wire::message::Report;
+use crate::wire::{self, message::Report};
 
 /// The database's name.
 pub const DATABASE: &str = "postern";
@@ -132,7 +132,18 @@ pub enum Error {
     #[error("more is sent than the console reads ahead")]
     TooFarAhead,
     #[error(transparent)]
-    Wire(#[from] crate::wire::Error),
+    Wire(wire::Error),
+}
+
+impl From<wire::Error> for Error {
+    /// What is beyond this room's own bounds has its own words and SQLSTATE.
+    fn from(error: wire::Error) -> Self {
+        match error {
+            wire::Error::MessageTooLong(length) => Self::MessageTooLong(length),
+            wire::Error::TooFarAhead => Self::TooFarAhead,
+            other => Self::Wire(other),
+        }
+    }
 }
 
 impl Error {

@@ -15,7 +15,7 @@ pub use client::{Listeners, Place, serve, watch_standing};
 pub use session::{Change, MESSAGE_MAX, Session, Step};
 pub use values::{Facts, Identity, Parameter, options};
 
-use crate::wire::message::Report;
+use crate::wire::{self, message::Report};
 
 /// The number of no pool.
 pub const NO_POOL: u16 = u16::MAX;
@@ -74,7 +74,18 @@ pub enum Error {
     #[error("too much was sent before it could be read")]
     TooFarAhead,
     #[error(transparent)]
-    Wire(#[from] crate::wire::Error),
+    Wire(wire::Error),
+}
+
+impl From<wire::Error> for Error {
+    /// What is beyond this room's own bounds has its own words and SQLSTATE.
+    fn from(error: wire::Error) -> Self {
+        match error {
+            wire::Error::MessageTooLong(length) => Self::MessageTooLong(length),
+            wire::Error::TooFarAhead => Self::TooFarAhead,
+            other => Self::Wire(other),
+        }
+    }
 }
 
 impl Error {

@@ -11,7 +11,7 @@ use super::run::{self, Outcome, Waiting};
 use super::table::{Format, Table, describe};
 use super::{Access, Error, SERVER_VERSION};
 use crate::wire::extended::{self, Named};
-use crate::wire::frame;
+use crate::wire::inbox::{Inbox, Message};
 use crate::wire::message::{
     Report, backend_key_data, bodiless, command_complete, error_response, notice_response,
     parameter_description, parameter_status, ready_for_query,
@@ -20,9 +20,6 @@ use std::collections::{HashMap, VecDeque};
 
 /// Bytes of the longest message that is read, with its type and length.
 pub const MESSAGE_MAX: usize = 65_536;
-
-/// Bytes read and not answered yet.
-const AHEAD_MAX: usize = 2 * MESSAGE_MAX;
 
 /// How long an answer may grow before it is handed out.
 const REPLY_AIM: usize = 65_536;
@@ -48,9 +45,7 @@ pub enum Step {
 #[derive(Debug)]
 pub struct Session {
     access: Access,
-    buffer: Vec<u8>,
-    /// How many bytes of the buffer are done with.
-    taken: usize,
+    inbox: Inbox,
     out: Vec<u8>,
     /// The rest of a simple query, while one is answered.
     query: Option<VecDeque<Command>>,
@@ -124,8 +119,7 @@ impl Session {
     pub fn new(access: Access) -> Self {
         Self {
             access,
-            buffer: Vec::new(),
-            taken: 0,
+            inbox: Inbox::new(MESSAGE_MAX),
             out: Vec::new(),
             query: None,
             waiting: None,
@@ -145,12 +139,8 @@ impl Session {
         if self.ended || self.doom.is_some() {
             return;
         }
-        self.buffer.drain(..self.taken);
-        self.taken = 0;
-        if self.buffer.len() + bytes.len() > AHEAD_MAX {
-            self.doom = Some(Error::TooFarAhead);
-        } else {
-            self.buffer.extend(bytes);
+        if let Err(error) = self.inbox.receive(bytes) {
+            self.doom = Some(error.into());
         }
     }
 
@@ -167,8 +157,7 @@ impl Session {
                 self.ended = true;
             }
             if self.ended {
-                self.buffer.clear();
-                self.taken = 0;
+                self.inbox.clear();
                 return Step::Close(std::mem::take(&mut self.out));
             }
             if self.out.len() >= REPLY_AIM {
@@ -182,10 +171,10 @@ impl Session {
             } else if self.query.is_some() {
                 self.next_of_query(operator);
             } else {
-                match self.next_message() {
-                    Ok(Some((tag, body))) => self.message(tag, &body, operator),
+                match self.inbox.next_message() {
+                    Ok(Some(Message { tag, body })) => self.message(tag, &body, operator),
                     Ok(None) => return self.reply_or(Step::More),
-                    Err(error) => self.doom = Some(error),
+                    Err(error) => self.doom = Some(error.into()),
                 }
             }
         }
@@ -193,19 +182,6 @@ impl Session {
 
     fn reply_or(&mut self, otherwise: Step) -> Step {
         if self.out.is_empty() { otherwise } else { Step::Reply(std::mem::take(&mut self.out)) }
-    }
-
-    fn next_message(&mut self) -> Result<Option<(u8, Vec<u8>)>, Error> {
-        let Some(frame) = frame::first(&self.buffer[self.taken..])? else { return Ok(None) };
-        if frame.length > MESSAGE_MAX {
-            return Err(Error::MessageTooLong(frame.length));
-        }
-        if !frame.is_complete() {
-            return Ok(None);
-        }
-        let message = (frame.tag, frame.body.to_vec());
-        self.taken += frame.length;
-        Ok(Some(message))
     }
 
     fn message(&mut self, tag: u8, body: &[u8], operator: &dyn Operator) {

@@ -9,7 +9,7 @@ use super::Error;
 use super::statement::{self, Item, Name, Statement};
 use super::values::{Facts, Identity, Settings, Shape, Type, Value, put_row, shape, value};
 use crate::wire::extended::{self, Named};
-use crate::wire::frame;
+use crate::wire::inbox::{Inbox, Message};
 use crate::wire::message::{
     Report, backend_key_data, bodiless, command_complete, error_response, notice_response,
     parameter_description, parameter_status, ready_for_query,
@@ -19,9 +19,6 @@ use std::sync::Arc;
 
 /// Bytes of the longest message that is read, with its type and length.
 pub const MESSAGE_MAX: usize = 8192;
-
-/// Bytes read and not answered yet.
-const AHEAD_MAX: usize = 2 * MESSAGE_MAX;
 
 /// How long an answer may grow before it is handed out.
 const REPLY_AIM: usize = 65_536;
@@ -61,9 +58,7 @@ pub struct Session {
     before: Option<Settings>,
     /// As the client was told of them last.
     told: Option<Settings>,
-    buffer: Vec<u8>,
-    /// How many bytes of the buffer are done with.
-    taken: usize,
+    inbox: Inbox,
     out: Vec<u8>,
     /// The rest of a simple query, while one is answered.
     query: Option<VecDeque<Statement>>,
@@ -132,8 +127,7 @@ impl Session {
             settings: Settings::new(facts),
             before: None,
             told: None,
-            buffer: Vec::new(),
-            taken: 0,
+            inbox: Inbox::new(MESSAGE_MAX),
             out: Vec::new(),
             query: None,
             block: Block::None,
@@ -198,12 +192,8 @@ impl Session {
         if self.ended || self.doom.is_some() {
             return;
         }
-        self.buffer.drain(..self.taken);
-        self.taken = 0;
-        if self.buffer.len() + bytes.len() > AHEAD_MAX {
-            self.doom = Some(Error::TooFarAhead);
-        } else {
-            self.buffer.extend(bytes);
+        if let Err(error) = self.inbox.receive(bytes) {
+            self.doom = Some(error.into());
         }
     }
 
@@ -215,7 +205,7 @@ impl Session {
                 self.ended = true;
             }
             if self.ended {
-                (self.buffer, self.taken) = (Vec::new(), 0);
+                self.inbox.clear();
                 return Step::Close(std::mem::take(&mut self.out));
             }
             if let Some((change, _)) = &self.waiting {
@@ -232,32 +222,13 @@ impl Session {
                 self.next_of_query();
                 continue;
             }
-            match self.next_message() {
-                Ok(Some((tag, body))) => self.message(tag, &body),
-                Ok(None) if self.out.is_empty() => {
-                    if self.taken == self.buffer.len() {
-                        // A client that only listens keeps nothing.
-                        (self.buffer, self.taken) = (Vec::new(), 0);
-                    }
-                    return Step::More;
-                }
+            match self.inbox.next_message() {
+                Ok(Some(Message { tag, body })) => self.message(tag, &body),
+                Ok(None) if self.out.is_empty() => return Step::More,
                 Ok(None) => return Step::Reply(std::mem::take(&mut self.out)),
-                Err(error) => self.doom = Some(error),
+                Err(error) => self.doom = Some(error.into()),
             }
         }
-    }
-
-    fn next_message(&mut self) -> Result<Option<(u8, Vec<u8>)>, Error> {
-        let Some(frame) = frame::first(&self.buffer[self.taken..])? else { return Ok(None) };
-        if frame.length > MESSAGE_MAX {
-            return Err(Error::MessageTooLong(frame.length));
-        }
-        if !frame.is_complete() {
-            return Ok(None);
-        }
-        let message = (frame.tag, frame.body.to_vec());
-        self.taken += frame.length;
-        Ok(Some(message))
     }
 
     fn message(&mut self, tag: u8, body: &[u8]) {

@@ -468,7 +468,7 @@ fn what_the_server_would_hang_up_on_is_fatal() {
         (vec![b'p', 0, 0, 0, 4], "08P01 invalid frontend message type 112"),
         (vec![b'S', 0, 0, 0, 3], "08P01 invalid message length"),
         (long(MESSAGE_MAX + 1), "08P01 message of 65537 bytes is too long for the console"),
-        (vec![b'd'; AHEAD_MAX + 1], "08P01 more is sent than the console reads ahead"),
+        (vec![b'd'; Inbox::ahead_max(MESSAGE_MAX) + 1], "08P01 more is sent than the console reads ahead"),
     ] {
         let mut session = Session::new(Access::Admin);
         session.receive(&bytes);

@@ -188,6 +188,12 @@ fn garbage_and_long_messages_end_the_session() {
     assert!(send(&mut session, &long).ends_with("ZI"));
 }
 
+#[test]
+fn what_is_beyond_the_ports_bounds_is_told_as_such() {
+    assert_eq!(send(&mut session(), b"Q\0\0\x20\0"), "E54000.", "8193 bytes with its type");
+    assert_eq!(send(&mut session(), &vec![b'd'; Inbox::ahead_max(MESSAGE_MAX) + 1]), "E54000.");
+}
+
 proptest! {
     #[test]
     fn any_messages_are_answered(
