@@ -109,22 +109,6 @@ pub enum Error {
     Undone(&'static str),
     #[error("canceling statement due to user request")]
     Canceled,
-    #[error("prepared statement \"{0}\" does not exist")]
-    NoStatement(String),
-    #[error("prepared statement \"{0}\" already exists")]
-    StatementExists(String),
-    #[error("portal \"{0}\" does not exist")]
-    NoPortal(String),
-    #[error("portal \"{0}\" already exists")]
-    PortalExists(String),
-    #[error("portal \"{0}\" cannot be run")]
-    PortalDone(String),
-    #[error("bind message supplies {0} parameters, but prepared statement \"{1}\" requires 0")]
-    BindParameters(usize, String),
-    #[error("bind message has {0} result formats but query has {1} columns")]
-    Formats(usize, usize),
-    #[error("unsupported format code: {0}")]
-    FormatCode(u16),
     #[error("too many prepared statements or portals")]
     TooManyKept,
     #[error("message of {0} bytes is too long for the console")]
@@ -139,6 +123,7 @@ impl From<wire::Error> for Error {
     /// What is beyond this room's own bounds has its own words and SQLSTATE.
     fn from(error: wire::Error) -> Self {
         match error {
+            wire::Error::TooManyKept => Self::TooManyKept,
             wire::Error::MessageTooLong(length) => Self::MessageTooLong(length),
             wire::Error::TooFarAhead => Self::TooFarAhead,
             other => Self::Wire(other),
@@ -162,22 +147,15 @@ impl Error {
             | Self::NotPaused
             | Self::AlreadyPaused
             | Self::ShuttingDown
-            | Self::Undone(_)
-            | Self::PortalDone(_) => "55000",
-            Self::ClientId | Self::SettingValue(..) | Self::FormatCode(_) => "22023",
+            | Self::Undone(_) => "55000",
+            Self::ClientId | Self::SettingValue(..) => "22023",
             Self::NoSuchClient | Self::UnknownSetting(_) => "42704",
             Self::SettingFixed(..) => "55P02",
             // What PgBouncer gives every error of its console.
             Self::Failed(_) => "08P01",
             Self::Canceled => "57014",
-            Self::NoStatement(_) => "26000",
-            Self::StatementExists(_) => "42P05",
-            Self::NoPortal(_) => "34000",
-            Self::PortalExists(_) => "42P03",
             Self::TooManyKept => "53400",
-            Self::BindParameters(..) | Self::Formats(..) | Self::MessageTooLong(_) | Self::TooFarAhead => {
-                "08P01"
-            }
+            Self::MessageTooLong(_) | Self::TooFarAhead => "08P01",
             Self::Wire(error) => error.sqlstate(),
         }
     }

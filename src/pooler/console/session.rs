@@ -8,15 +8,17 @@
 use super::command::{self, Command};
 use super::operator::{Operator, Progress};
 use super::run::{self, Outcome, Waiting};
-use super::table::{Format, Table, describe};
+use super::table::{Table, describe};
 use super::{Access, Error, SERVER_VERSION};
-use crate::wire::extended::{self, Named};
+use crate::wire;
+use crate::wire::extended::{self, Format, Named};
 use crate::wire::inbox::{Inbox, Message};
+use crate::wire::kept::Kept;
 use crate::wire::message::{
     Report, backend_key_data, bodiless, command_complete, error_response, notice_response,
     parameter_description, parameter_status, ready_for_query,
 };
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 /// Bytes of the longest message that is read, with its type and length.
 pub const MESSAGE_MAX: usize = 65_536;
@@ -54,8 +56,8 @@ pub struct Session {
     /// An error of the extended protocol: everything up to the Sync is passed over.
     skipping: bool,
     block: Option<Block>,
-    statements: HashMap<String, Prepared>,
-    portals: HashMap<String, Portal>,
+    statements: Kept<Prepared>,
+    portals: Kept<Portal>,
     /// Why the session must end.
     doom: Option<Error>,
     ended: bool,
@@ -126,8 +128,8 @@ impl Session {
             canceled: false,
             skipping: false,
             block: None,
-            statements: HashMap::new(),
-            portals: HashMap::new(),
+            statements: Kept::statements(STATEMENTS_MAX),
+            portals: Kept::portals(PORTALS_MAX),
             doom: None,
             ended: false,
         }
@@ -194,8 +196,8 @@ impl Session {
             _ if self.skipping => {}
             b'Q' => {
                 // As the server does, lest a driver's unnamed statement outlives its use.
-                self.statements.remove("");
-                self.portals.remove("");
+                self.statements.close(b"");
+                self.portals.close(b"");
                 match self.read_query(body) {
                     Ok(commands) => self.query = Some(commands),
                     Err(error) => self.fail_query(&error),
@@ -330,7 +332,7 @@ impl Session {
             }
             Command::Forget(None, _) => self.statements.clear(),
             Command::Forget(Some(name), _) => {
-                self.statements.remove(name).ok_or_else(|| Error::NoStatement(name.clone()))?;
+                self.statements.remove(name.as_bytes())?;
             }
             _ => {}
         }
@@ -349,24 +351,20 @@ impl Session {
             b'E' => self.execute(body, operator),
             b'C' => {
                 match extended::named(body)? {
-                    Named::Statement(name) => drop(self.statements.remove(text(name)?)),
-                    Named::Portal(name) => drop(self.portals.remove(text(name)?)),
+                    Named::Statement(name) => self.statements.close(text(name)?.as_bytes()),
+                    Named::Portal(name) => self.portals.close(text(name)?.as_bytes()),
                 }
                 bodiless(&mut self.out, b'3');
                 Ok(())
             }
-            other => Err(crate::wire::Error::MessageType(other).into()),
+            other => Err(wire::Error::MessageType(other).into()),
         }
     }
 
     fn parse(&mut self, body: &[u8]) -> Result<(), Error> {
         let parse = extended::parse(body)?;
-        let name = text(parse.statement)?;
-        if name.is_empty() {
-            self.statements.remove(name);
-        } else if self.statements.contains_key(name) {
-            return Err(Error::StatementExists(name.to_owned()));
-        }
+        let name = text(parse.statement)?.as_bytes();
+        self.statements.free(name)?;
         if !parse.types.is_empty() {
             return Err(Error::TakesNoParameters);
         }
@@ -376,51 +374,35 @@ impl Session {
         }
         let size = name.len() + parse.query.len();
         let kept: usize = self.statements.values().map(|statement| statement.size).sum();
-        if self.statements.len() >= STATEMENTS_MAX || kept + size > STATEMENTS_BYTES {
+        if kept + size > STATEMENTS_BYTES {
             return Err(Error::TooManyKept);
         }
-        self.statements.insert(name.to_owned(), Prepared { command: commands.pop(), size });
+        self.statements.keep(name, Prepared { command: commands.pop(), size })?;
         bodiless(&mut self.out, b'1');
         Ok(())
     }
 
     fn bind(&mut self, body: &[u8]) -> Result<(), Error> {
         let bind = extended::bind(body)?;
-        let (name, statement) = (text(bind.portal)?, text(bind.statement)?);
-        let prepared = self.statement(statement)?;
-        if bind.parameters > 0 {
-            return Err(Error::BindParameters(bind.parameters, statement.to_owned()));
-        }
-        let command = prepared.command.clone();
+        let (portal, statement) = (text(bind.portal)?.as_bytes(), text(bind.statement)?.as_bytes());
+        let command = self.statements.find(statement)?.command.clone();
+        bind.check_no_parameters()?;
         let columns = command.as_ref().map_or(0, |command| run::columns(command).len());
-        let formats = formats(&bind.formats, columns)?;
-        if name.is_empty() {
-            self.portals.remove(name);
-        } else if self.portals.contains_key(name) {
-            return Err(Error::PortalExists(name.to_owned()));
-        }
-        if self.portals.len() >= PORTALS_MAX {
-            return Err(Error::TooManyKept);
-        }
-        self.portals.insert(name.to_owned(), Portal { command, formats, progress: Run::NotYet });
+        let formats = bind.formats_for(columns)?;
+        self.portals.keep(portal, Portal { command, formats, progress: Run::NotYet })?;
         bodiless(&mut self.out, b'2');
         Ok(())
-    }
-
-    fn statement(&self, name: &str) -> Result<&Prepared, Error> {
-        self.statements.get(name).ok_or_else(|| Error::NoStatement(name.to_owned()))
     }
 
     fn describe(&mut self, named: Named<'_>) -> Result<(), Error> {
         let (command, formats): (_, &[Format]) = match named {
             Named::Statement(name) => {
-                let command = self.statement(text(name)?)?.command.clone();
+                let command = self.statements.find(text(name)?.as_bytes())?.command.clone();
                 parameter_description(&mut self.out, &[]);
                 (command, &[])
             }
             Named::Portal(name) => {
-                let name = text(name)?;
-                let portal = self.portals.get(name).ok_or_else(|| Error::NoPortal(name.to_owned()))?;
+                let portal = self.portals.find(text(name)?.as_bytes())?;
                 (portal.command.clone(), &portal.formats)
             }
         };
@@ -436,20 +418,20 @@ impl Session {
     fn execute(&mut self, body: &[u8], operator: &dyn Operator) -> Result<(), Error> {
         let execute = extended::execute(body)?;
         let name = text(execute.portal)?;
-        let portal = self.portals.get_mut(name).ok_or_else(|| Error::NoPortal(name.to_owned()))?;
+        let portal = self.portals.find_mut(name.as_bytes())?;
         let Some(command) = &portal.command else {
             bodiless(&mut self.out, b'I');
             return Ok(());
         };
         match portal.progress {
-            Run::Done => return Err(Error::PortalDone(name.to_owned())),
+            Run::Done => return Err(wire::Error::PortalDone(name.to_owned()).into()),
             Run::Rows(..) => {}
             Run::NotYet => {
                 let command = command.clone();
                 portal.progress = Run::Done;
                 match self.run(&command, operator)? {
                     Outcome::Rows(table, tag) => {
-                        if let Some(portal) = self.portals.get_mut(name) {
+                        if let Ok(portal) = self.portals.find_mut(name.as_bytes()) {
                             portal.progress = Run::Rows(table, 0, tag);
                         }
                     }
@@ -460,7 +442,7 @@ impl Session {
                 }
             }
         }
-        if let Some(portal) = self.portals.get_mut(name) {
+        if let Ok(portal) = self.portals.find_mut(name.as_bytes()) {
             portal.send(usize::try_from(execute.rows).ok().filter(|rows| *rows > 0), &mut self.out);
         }
         Ok(())
@@ -486,22 +468,6 @@ impl Portal {
             *next = 0;
             table.rows = Vec::new();
         }
-    }
-}
-
-/// One format for each column.
-fn formats(codes: &[u16], columns: usize) -> Result<Vec<Format>, Error> {
-    let format = |code: &u16| match code {
-        0 => Ok(Format::Text),
-        1 => Ok(Format::Binary),
-        other => Err(Error::FormatCode(*other)),
-    };
-    match codes {
-        _ if columns == 0 => Ok(Vec::new()),
-        [] => Ok(vec![Format::Text; columns]),
-        [code] => Ok(vec![format(code)?; columns]),
-        codes if codes.len() == columns => codes.iter().map(format).collect(),
-        codes => Err(Error::Formats(codes.len(), columns)),
     }
 }
 

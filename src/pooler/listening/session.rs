@@ -8,13 +8,15 @@
 use super::Error;
 use super::statement::{self, Item, Name, Statement};
 use super::values::{Facts, Identity, Settings, Shape, Type, Value, put_row, shape, value};
-use crate::wire::extended::{self, Named};
+use crate::wire;
+use crate::wire::extended::{self, Format, Named};
 use crate::wire::inbox::{Inbox, Message};
+use crate::wire::kept::Kept;
 use crate::wire::message::{
     Report, backend_key_data, bodiless, command_complete, error_response, notice_response,
     parameter_description, parameter_status, ready_for_query,
 };
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// Bytes of the longest message that is read, with its type and length.
@@ -74,8 +76,9 @@ pub struct Session {
     /// The relay is asked; what follows.
     waiting: Option<(Change, Then)>,
     asked: bool,
-    statements: HashMap<Vec<u8>, Option<Statement>>,
-    portals: HashMap<Vec<u8>, Portal>,
+    /// `None` is an empty query.
+    statements: Kept<Option<Statement>>,
+    portals: Kept<Portal>,
     /// Why the session must end.
     doom: Option<Error>,
     ended: bool,
@@ -138,8 +141,8 @@ impl Session {
             all_left: false,
             waiting: None,
             asked: false,
-            statements: HashMap::new(),
-            portals: HashMap::new(),
+            statements: Kept::statements(STATEMENTS_MAX),
+            portals: Kept::portals(STATEMENTS_MAX),
             doom: None,
             ended: false,
         }
@@ -245,8 +248,8 @@ impl Session {
             b'Q' => {
                 self.open = false;
                 // As the server does, lest a driver's unnamed statement outlives its use.
-                self.statements.remove(&b""[..]);
-                self.portals.remove(&b""[..]);
+                self.statements.close(b"");
+                self.portals.close(b"");
                 match extended::query(body).map_err(Error::from).and_then(|text| self.read(text)) {
                     Ok(statements) => {
                         if statements.is_empty() {
@@ -566,15 +569,15 @@ impl Session {
                 }
                 self.leave_all();
                 self.reset_all();
-                self.statements.retain(|name, _| name.is_empty());
+                self.statements.clear_named();
                 Outcome::Done("DISCARD ALL")
             }
             Statement::Deallocate(None) => {
-                self.statements.retain(|name, _| name.is_empty());
+                self.statements.clear_named();
                 Outcome::Done("DEALLOCATE ALL")
             }
             Statement::Deallocate(Some(name)) => {
-                self.statements.remove(name).ok_or_else(|| Error::NoStatement(lossy(name)))?;
+                self.statements.remove(name)?;
                 Outcome::Done("DEALLOCATE")
             }
             Statement::Nothing(tag) => Outcome::Done(tag),
@@ -607,13 +610,13 @@ impl Session {
             b'E' => self.execute(body),
             b'C' => {
                 match extended::named(body)? {
-                    Named::Statement(name) => drop(self.statements.remove(name)),
-                    Named::Portal(name) => drop(self.portals.remove(name)),
+                    Named::Statement(name) => self.statements.close(name),
+                    Named::Portal(name) => self.portals.close(name),
                 }
                 bodiless(&mut self.out, b'3');
                 Ok(())
             }
-            other => Err(crate::wire::Error::MessageType(other).into()),
+            other => Err(wire::Error::MessageType(other).into()),
         }
     }
 
@@ -625,52 +628,25 @@ impl Session {
 
     fn parse(&mut self, body: &[u8]) -> Result<(), Error> {
         let parse = extended::parse(body)?;
-        let name = parse.statement;
         let mut statements = self.read(parse.query)?;
         if statements.len() > 1 {
             return Err(Error::SeveralCommands);
         }
         let statement = statements.pop();
         self.check_block(statement.as_ref())?;
-        if name.is_empty() {
-            self.statements.remove(name);
-        } else if self.statements.contains_key(name) {
-            return Err(Error::StatementExists(lossy(name)));
-        }
-        if self.statements.len() >= STATEMENTS_MAX {
-            return Err(Error::TooManyKept);
-        }
-        self.statements.insert(name.to_vec(), statement);
+        self.statements.keep(parse.statement, statement)?;
         bodiless(&mut self.out, b'1');
         Ok(())
     }
 
     fn bind(&mut self, body: &[u8]) -> Result<(), Error> {
         let bind = extended::bind(body)?;
-        let found = self.statements.get(bind.statement);
-        let statement = found.ok_or_else(|| Error::NoStatement(lossy(bind.statement)))?.clone();
+        let statement = self.statements.find(bind.statement)?.clone();
         self.check_block(statement.as_ref())?;
-        if bind.parameters > 0 {
-            return Err(Error::BindParameters(bind.parameters, lossy(bind.statement)));
-        }
+        bind.check_no_parameters()?;
         let columns = usize::from(statement.as_ref().and_then(|statement| self.shape(statement)).is_some());
-        let binary = match &bind.formats[..] {
-            _ if columns == 0 => false,
-            [] | [0] => false,
-            [1] => true,
-            [other] => return Err(Error::FormatCode(*other)),
-            more => return Err(Error::Formats(more.len(), columns)),
-        };
-        let name = bind.portal;
-        if name.is_empty() {
-            self.portals.remove(name);
-        } else if self.portals.contains_key(name) {
-            return Err(Error::PortalExists(lossy(name)));
-        }
-        if self.portals.len() >= STATEMENTS_MAX {
-            return Err(Error::TooManyKept);
-        }
-        self.portals.insert(name.to_vec(), Portal { statement, binary, progress: Progress::NotYet });
+        let binary = bind.formats_for(columns)?.contains(&Format::Binary);
+        self.portals.keep(bind.portal, Portal { statement, binary, progress: Progress::NotYet })?;
         bodiless(&mut self.out, b'2');
         Ok(())
     }
@@ -689,13 +665,10 @@ impl Session {
 
     fn describe(&mut self, named: Named<'_>) -> Result<(), Error> {
         let (statement, binary) = match named {
-            Named::Statement(name) => {
-                let found = self.statements.get(name).ok_or_else(|| Error::NoStatement(lossy(name)))?;
-                (found.clone(), None)
-            }
+            Named::Statement(name) => (self.statements.find(name)?.clone(), None),
             Named::Portal(name) => {
-                let found = self.portals.get(name).ok_or_else(|| Error::NoPortal(lossy(name)))?;
-                (found.statement.clone(), Some(found.binary))
+                let portal = self.portals.find(name)?;
+                (portal.statement.clone(), Some(portal.binary))
             }
         };
         self.check_block(statement.as_ref())?;
@@ -712,19 +685,19 @@ impl Session {
     fn execute(&mut self, body: &[u8]) -> Result<(), Error> {
         let execute = extended::execute(body)?;
         let name = execute.portal;
-        let portal = self.portals.get_mut(name).ok_or_else(|| Error::NoPortal(lossy(name)))?;
+        let portal = self.portals.find_mut(name)?;
         let Some(statement) = portal.statement.clone() else {
             bodiless(&mut self.out, b'I');
             return Ok(());
         };
         match portal.progress {
-            Progress::Done => return Err(Error::PortalDone(lossy(name))),
+            Progress::Done => return Err(wire::Error::PortalDone(lossy(name)).into()),
             Progress::Rows(..) => {}
             Progress::NotYet => {
                 portal.progress = Progress::Done;
                 match self.run(&statement, true)? {
                     Outcome::Rows(rows, tag) => {
-                        if let Some(portal) = self.portals.get_mut(name) {
+                        if let Ok(portal) = self.portals.find_mut(name) {
                             portal.progress = Progress::Rows(rows, tag);
                         }
                     }
@@ -739,7 +712,7 @@ impl Session {
                 }
             }
         }
-        let Some(portal) = self.portals.get_mut(name) else { return Ok(()) };
+        let Ok(portal) = self.portals.find_mut(name) else { return Ok(()) };
         let Progress::Rows(rows, tag) = &mut portal.progress else { return Ok(()) };
         let (binary, tag) = (portal.binary, *tag);
         let most = usize::try_from(execute.rows).ok().filter(|most| *most > 0);

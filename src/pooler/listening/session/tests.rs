@@ -189,6 +189,33 @@ fn garbage_and_long_messages_end_the_session() {
 }
 
 #[test]
+fn statements_and_portals_are_bounded_and_refused_as_the_server_does() {
+    let parse = |name: &str| message(b'P', &[name, "SELECT 1"], &[0; 2]);
+    let bind = |portal: &str, formats: &[u8]| message(b'B', &[portal, "s0"], &[&[0; 4], formats].concat());
+    let mut session = session();
+    let mut said = |bytes: Vec<u8>| {
+        send(&mut session, &[message(b'Q', &["BEGIN"], &[]), bytes, sync(), query("ABORT")].concat())
+    };
+    let all: Vec<_> = (0..=STATEMENTS_MAX).map(|number| parse(&format!("s{number}"))).collect();
+    assert_eq!(said(all.concat()), format!("CZT{}E54000ZECZI", "1".repeat(STATEMENTS_MAX)));
+    let all: Vec<_> = (0..=STATEMENTS_MAX).map(|number| bind(&format!("p{number}"), &[0; 2])).collect();
+    assert_eq!(said(all.concat()), format!("CZT{}E54000ZECZI", "2".repeat(STATEMENTS_MAX)));
+    let valued = message(b'B', &["", "s0"], &[0, 0, 0, 1, 0, 0, 0, 1, b'x', 0, 0]);
+    for (bytes, sqlstate) in [
+        (parse("s1"), "42P05"),
+        (message(b'D', &[], b"Sx\0"), "26000"),
+        (message(b'D', &[], b"Px\0"), "34000"),
+        ([bind("p", &[0; 2]), bind("p", &[0; 2])].concat(), "42P03"),
+        (bind("", &[0, 1, 0, 2]), "22023"),
+        (bind("", &[0, 2, 0, 0, 0, 0]), "08P01"),
+        (valued, "08P01"),
+    ] {
+        let said = said(bytes);
+        assert!(said.ends_with(&format!("E{sqlstate}ZECZI")), "{sqlstate}: {said}");
+    }
+}
+
+#[test]
 fn what_is_beyond_the_ports_bounds_is_told_as_such() {
     assert_eq!(send(&mut session(), b"Q\0\0\x20\0"), "E54000.", "8193 bytes with its type");
     assert_eq!(send(&mut session(), &vec![b'd'; Inbox::ahead_max(MESSAGE_MAX) + 1]), "E54000.");
