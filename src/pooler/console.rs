@@ -31,6 +31,7 @@ pub use report::{
 };
 pub use session::{MESSAGE_MAX, Session, Step, greeting};
 
+use super::scan::Unterminated;
 use crate::wire::{self, message::Report};
 
 /// The database's name.
@@ -117,6 +118,12 @@ pub enum Error {
     TooFarAhead,
     #[error(transparent)]
     Wire(wire::Error),
+}
+
+impl From<Unterminated> for Error {
+    fn from(Unterminated(what): Unterminated) -> Self {
+        Self::Unterminated(what)
+    }
 }
 
 impl From<wire::Error> for Error {

@@ -15,6 +15,7 @@ pub use client::{Listeners, Place, serve, watch_standing};
 pub use session::{Change, MESSAGE_MAX, Session, Step};
 pub use values::{Facts, Identity, Parameter, options};
 
+use super::scan::Unterminated;
 use crate::wire::{self, message::Report};
 
 /// The number of no pool.
@@ -59,6 +60,12 @@ pub enum Error {
     TooFarAhead,
     #[error(transparent)]
     Wire(wire::Error),
+}
+
+impl From<Unterminated> for Error {
+    fn from(Unterminated(what): Unterminated) -> Self {
+        Self::Unterminated(what)
+    }
 }
 
 impl From<wire::Error> for Error {
