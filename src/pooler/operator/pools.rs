@@ -12,6 +12,7 @@ use crate::pooler::shared::{Order, POOLS, Pool, Server, ServerState, Slot};
 use crate::pooler::slot::State;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering::*;
+use std::time::Duration;
 
 pub(super) fn databases(console: &Console<'_>) -> Vec<DatabaseReport> {
     let settings = console.front.bridge.settings();
@@ -67,39 +68,74 @@ pub(super) fn users(console: &Console<'_>) -> Vec<UserReport> {
 
 pub(super) fn pools(console: &Console<'_>) -> Vec<PoolReport> {
     let usual = console.front.bridge.settings().pooler.pool_mode;
-    let seen = console.seen();
+    // Each client and server is looked at once, however many pools there are.
+    let mut counts = BTreeMap::<u32, Counts>::new();
+    for client in console.seen() {
+        let waits = client.waits.then(|| ago(client.slot.waiting_since.get()));
+        counts.entry(client.pool).or_default().add_client(waits);
+    }
+    for server in console.front.shared.servers {
+        let state = server.state();
+        counts.entry(server.pool.load(Acquire)).or_default().add_server(state);
+    }
     let report = |(number, pool): (u32, &'static Pool)| {
-        let clients = || seen.iter().filter(|client| client.pool == number);
-        let waiting = || clients().filter(|client| client.waits);
-        let servers =
-            |wanted: &[ServerState]| {
-                let open =
-                    console.front.shared.servers.iter().filter(|server| {
-                        wanted.contains(&server.state()) && server.pool.load(Acquire) == number
-                    });
-                open.count() as u64
-            };
-        let longest = waiting().map(|client| ago(client.slot.waiting_since.get())).max();
+        let counts = counts.get(&number).copied().unwrap_or_default();
         PoolReport {
             database: pool.database_name.text(),
             user: pool.role_name.text(),
-            cl_active: clients().filter(|client| !client.waits).count() as u64,
-            cl_waiting: waiting().count() as u64,
+            cl_active: counts.clients,
+            cl_waiting: counts.waiting,
             cl_active_cancel_req: 0,
             cl_waiting_cancel_req: 0,
-            sv_active: servers(&[ServerState::Serving, ServerState::Pinned]),
+            sv_active: counts.active,
             sv_active_cancel: 0,
             sv_being_canceled: 0,
-            sv_idle: servers(&[ServerState::Idle, ServerState::Staying]),
+            sv_idle: counts.idle,
             sv_used: 0,
             sv_tested: 0,
-            sv_login: servers(&[ServerState::Opening]),
-            maxwait: longest.unwrap_or_default(),
+            sv_login: counts.opening,
+            maxwait: counts.longest,
             // Before its first backend has said it, the setting's.
             pool_mode: mode(pool.mode.load(Relaxed).checked_sub(1).unwrap_or(usual)),
         }
     };
     console.used(None).map(report).collect()
+}
+
+/// What a pool has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Counts {
+    /// Clients that do not wait for a server connection, and those that do.
+    clients: u64,
+    waiting: u64,
+    /// How long the one that waits longest has waited.
+    longest: Duration,
+    /// Server connections.
+    opening: u64,
+    idle: u64,
+    active: u64,
+}
+
+impl Counts {
+    /// `waits` is how long it has waited, if it does.
+    fn add_client(&mut self, waits: Option<Duration>) {
+        match waits {
+            None => self.clients += 1,
+            Some(waited) => {
+                self.waiting += 1;
+                self.longest = self.longest.max(waited);
+            }
+        }
+    }
+
+    fn add_server(&mut self, state: ServerState) {
+        match state {
+            ServerState::Free => {}
+            ServerState::Opening => self.opening += 1,
+            ServerState::Idle | ServerState::Staying => self.idle += 1,
+            ServerState::Serving | ServerState::Pinned => self.active += 1,
+        }
+    }
 }
 
 pub(super) fn lists(console: &Console<'_>) -> ListsReport {
@@ -152,4 +188,23 @@ pub(super) fn memory(console: &Console<'_>) -> Vec<MemoryReport> {
         report("server_cache", size_of::<Server>(), lists.used_servers, lists.free_servers),
         report("pool_cache", size_of::<Pool>(), pools, (POOLS as u64).saturating_sub(pools)),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everybody_of_a_pool_is_counted_once_and_the_longest_wait_is_kept() {
+        let mut counts = Counts::default();
+        for seconds in [None, Some(2), Some(5), Some(3)] {
+            counts.add_client(seconds.map(Duration::from_secs));
+        }
+        use ServerState::{Free, Idle, Opening, Pinned, Serving, Staying};
+        for state in [Free, Opening, Idle, Idle, Staying, Serving, Serving, Pinned, Pinned] {
+            counts.add_server(state);
+        }
+        let longest = Duration::from_secs(5);
+        assert_eq!(counts, Counts { clients: 1, waiting: 3, longest, opening: 1, idle: 3, active: 4 });
+    }
 }
