@@ -237,6 +237,38 @@ proptest! {
     }
 
     #[test]
+    fn what_is_listened_to_is_what_the_transactions_that_committed_have_named(
+        transactions in prop::collection::vec(
+            (prop::collection::vec((0u8..3, prop::sample::select(vec!["a", "b", "c"])), 0..5), any::<bool>()),
+            0..8,
+        ),
+    ) {
+        let mut session = session();
+        let mut channels = BTreeSet::new();
+        for (statements, commits) in transactions {
+            let mut after = channels.clone();
+            let mut text = "BEGIN".to_owned();
+            for (what, name) in statements {
+                match what {
+                    0 => { after.insert(name); text.push_str(&format!(";LISTEN {name}")) }
+                    1 => { after.remove(name); text.push_str(&format!(";UNLISTEN {name}")) }
+                    _ => { after.clear(); text.push_str(";UNLISTEN *") }
+                }
+            }
+            text.push_str(if commits { ";COMMIT" } else { ";ROLLBACK" });
+            let said = send(&mut session, &query(&text));
+            if commits {
+                let new: String = after.difference(&channels).map(|name| format!("<{name}")).collect();
+                let left: String = channels.difference(&after).map(|name| format!(">{name}")).collect();
+                prop_assert!(said.ends_with(&format!("C{new}{left}CZI")), "{text}: {said}");
+                channels = after;
+            }
+        }
+        let rows = send(&mut session, &query("SELECT pg_listening_channels()"));
+        prop_assert_eq!(rows, format!("T{}CZI", "D".repeat(channels.len())));
+    }
+
+    #[test]
     fn any_statements_leave_a_session_that_answers(
         texts in prop::collection::vec("(LISTEN a|LISTEN b|UNLISTEN a|UNLISTEN \\*|BEGIN|COMMIT|ROLLBACK|SHOW x|DISCARD ALL|;){0,6}", 0..12),
         refuse: bool,

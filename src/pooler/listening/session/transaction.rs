@@ -43,12 +43,15 @@ impl Session {
         if named.is_empty() && !all_left {
             return self.committed(then);
         }
-        let is_over = |name: &&Vec<u8>| named.get(*name).map_or(all_left, |wanted| !wanted);
-        let unlisten: Vec<_> = self.channels.iter().filter(is_over).cloned().collect();
-        let is_new = |(name, wanted): &(Vec<u8>, bool)| *wanted && !self.channels.contains(name);
-        let listen: Vec<_> =
-            named.iter().map(|(name, wanted)| (name.clone(), *wanted)).filter(is_new).collect();
-        let listen: Vec<_> = listen.into_iter().map(|(name, _)| name).collect();
+        // Whoever listens to much pays for what it names, not for all that it has.
+        let unlisten: Vec<_> = if all_left {
+            self.channels.iter().filter(|name| named.get(*name) != Some(&true)).cloned().collect()
+        } else {
+            let left = named.iter().filter(|(name, wanted)| !**wanted && self.channels.contains(*name));
+            left.map(|(name, _)| name.clone()).collect()
+        };
+        let new = named.into_iter().filter(|(name, wanted)| *wanted && !self.channels.contains(name));
+        let listen: Vec<_> = new.map(|(name, _)| name).collect();
         if listen.is_empty() && unlisten.is_empty() {
             return self.committed(then);
         }
