@@ -3,7 +3,8 @@
 //! network threads.
 //!
 //! Bounds: a message of [`MESSAGE_MAX`] bytes; twice that read ahead; [`STATEMENTS_MAX`] prepared statements of
-//! [`STATEMENTS_BYTES`] together; [`PORTALS_MAX`] portals. An answer is as long as what it shows.
+//! [`STATEMENTS_BYTES`] together; [`PORTALS_MAX`] portals, which keep the rows of one answer, or [`ROWS_MAX`] together. An answer
+//! is as long as what it shows.
 
 mod extended;
 
@@ -31,6 +32,7 @@ const REPLY_AIM: usize = 65_536;
 const STATEMENTS_MAX: usize = 256;
 const STATEMENTS_BYTES: usize = 262_144;
 const PORTALS_MAX: usize = 16;
+const ROWS_MAX: usize = 10_000;
 
 /// What the front does next.
 #[derive(Debug, PartialEq, Eq)]

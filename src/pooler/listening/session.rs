@@ -3,7 +3,7 @@
 //! effect when they commit. Pure; network threads.
 //!
 //! Bounds: a message of [`MESSAGE_MAX`] bytes; twice that read ahead; [`STATEMENTS_MAX`] prepared statements and as many portals;
-//! [`CHANNELS_MAX`] channels that are listened to, and as many that a transaction names.
+//! [`CHANNELS_MAX`] channels that are listened to, as many that a transaction names, and as many rows that portals have not sent yet.
 
 mod extended;
 mod run;

@@ -1,7 +1,7 @@
 //! The extended protocol: statements that a client prepares, portals that it binds and runs, perhaps some rows at a time. Pure;
 //! network threads.
 
-use super::{STATEMENTS_BYTES, Session, text};
+use super::{ROWS_MAX, STATEMENTS_BYTES, Session, text};
 use crate::pooler::console::Error;
 use crate::pooler::console::command::{self, Command};
 use crate::pooler::console::operator::Operator;
@@ -111,6 +111,7 @@ impl Session {
     fn execute(&mut self, body: &[u8], operator: &dyn Operator) -> Result<(), Error> {
         let execute = extended::execute(body)?;
         let name = text(execute.portal)?;
+        let most = usize::try_from(execute.rows).ok().filter(|rows| *rows > 0);
         let portal = self.portals.find_mut(name.as_bytes())?;
         let Some(command) = &portal.command else {
             bodiless(&mut self.out, b'I');
@@ -124,6 +125,11 @@ impl Session {
                 portal.progress = Run::Done;
                 match self.run(&command, operator)? {
                     Outcome::Rows(table, tag) => {
+                        let kept: usize = self.portals.values().map(Portal::rows_kept).sum();
+                        let keeps = most.is_some_and(|most| most <= table.rows.len());
+                        if keeps && kept > 0 && kept + table.rows.len() > ROWS_MAX {
+                            return Err(Error::TooManyKept);
+                        }
                         if let Ok(portal) = self.portals.find_mut(name.as_bytes()) {
                             portal.progress = Run::Rows(table, 0, tag);
                         }
@@ -136,13 +142,21 @@ impl Session {
             }
         }
         if let Ok(portal) = self.portals.find_mut(name.as_bytes()) {
-            portal.send(usize::try_from(execute.rows).ok().filter(|rows| *rows > 0), &mut self.out);
+            portal.send(most, &mut self.out);
         }
         Ok(())
     }
 }
 
 impl Portal {
+    /// Those that are sent too, until all are.
+    fn rows_kept(&self) -> usize {
+        match &self.progress {
+            Run::Rows(table, ..) => table.rows.len(),
+            Run::NotYet | Run::Done => 0,
+        }
+    }
+
     /// Appends the next rows and what ends them: as the server does, the end is known only where fewer rows came than
     /// were asked for.
     fn send(&mut self, most: Option<usize>, out: &mut Vec<u8>) {

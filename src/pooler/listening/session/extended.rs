@@ -3,7 +3,7 @@
 
 use super::run::Outcome;
 use super::transaction::{Block, Then};
-use super::{Session, lossy};
+use super::{CHANNELS_MAX, Session, lossy};
 use crate::pooler::listening::Error;
 use crate::pooler::listening::statement::Statement;
 use crate::pooler::listening::values::{Shape, Type, Value, put_row, shape};
@@ -111,6 +111,7 @@ impl Session {
     fn execute(&mut self, body: &[u8]) -> Result<(), Error> {
         let execute = extended::execute(body)?;
         let name = execute.portal;
+        let most = usize::try_from(execute.rows).ok().filter(|most| *most > 0);
         let portal = self.portals.find_mut(name)?;
         let Some(statement) = portal.statement.clone() else {
             bodiless(&mut self.out, b'I');
@@ -123,6 +124,10 @@ impl Session {
                 portal.progress = Progress::Done;
                 match self.run(&statement, true)? {
                     Outcome::Rows(rows, tag) => {
+                        let kept: usize = self.portals.values().map(Portal::rows_left).sum();
+                        if kept + rows.len().saturating_sub(most.unwrap_or(usize::MAX)) > CHANNELS_MAX {
+                            return Err(Error::TooManyKept);
+                        }
                         if let Ok(portal) = self.portals.find_mut(name) {
                             portal.progress = Progress::Rows(rows, tag);
                         }
@@ -141,7 +146,6 @@ impl Session {
         let Ok(portal) = self.portals.find_mut(name) else { return Ok(()) };
         let Progress::Rows(rows, tag) = &mut portal.progress else { return Ok(()) };
         let (binary, tag) = (portal.binary, *tag);
-        let most = usize::try_from(execute.rows).ok().filter(|most| *most > 0);
         let count = most.map_or(rows.len(), |most| most.min(rows.len()));
         for row in rows.drain(..count) {
             put_row(&mut self.out, &row, binary);
@@ -153,5 +157,14 @@ impl Session {
             self.complete_rows(tag, count);
         }
         Ok(())
+    }
+}
+
+impl Portal {
+    fn rows_left(&self) -> usize {
+        match &self.progress {
+            Progress::Rows(rows, _) => rows.len(),
+            Progress::NotYet | Progress::Done => 0,
+        }
     }
 }

@@ -216,6 +216,23 @@ fn statements_and_portals_are_bounded_and_refused_as_the_server_does() {
 }
 
 #[test]
+fn rows_that_portals_have_not_sent_yet_are_bounded_together() {
+    let mut session = session();
+    session.channels = (0..6000).map(|number| format!("channel{number}").into_bytes()).collect();
+    let parse = message(b'P', &["s", "SELECT pg_listening_channels()"], &[0; 2]);
+    let begin = [query("BEGIN"), parse, sync()].concat();
+    assert_eq!(send(&mut session, &begin), "CZT1ZT");
+    let mut run = |portal: &str, rows: u8| {
+        let bind = message(b'B', &[portal, "s"], &[0; 6]);
+        let said = send(&mut session, &[bind, message(b'E', &[portal], &[0, 0, 0, rows]), sync()].concat());
+        said.replace('D', "")
+    };
+    assert_eq!(run("a", 1), "2sZT");
+    assert_eq!(run("b", 0), "2CZT", "what is sent at once is not kept");
+    assert_eq!(run("c", 1), "2E54000ZE");
+}
+
+#[test]
 fn what_is_beyond_the_ports_bounds_is_told_as_such() {
     assert_eq!(send(&mut session(), b"Q\0\0\x20\0"), "E54000.", "8193 bytes with its type");
     assert_eq!(send(&mut session(), &vec![b'd'; Inbox::ahead_max(MESSAGE_MAX) + 1]), "E54000.");
