@@ -86,8 +86,6 @@ pub enum Error {
     NotPaused,
     #[error("already suspended/paused")]
     AlreadyPaused,
-    #[error("pooler is shutting down")]
-    ShuttingDown,
     #[error("invalid client pointer supplied")]
     ClientId,
     #[error("client not found")]
@@ -150,11 +148,7 @@ impl Error {
             Self::AdminNeeded => "42501",
             Self::NoSuchDatabase(_) => "3D000",
             Self::OwnDatabase(..) | Self::Unsupported(..) => "0A000",
-            Self::DatabaseNotPaused(_)
-            | Self::NotPaused
-            | Self::AlreadyPaused
-            | Self::ShuttingDown
-            | Self::Undone(_) => "55000",
+            Self::DatabaseNotPaused(_) | Self::NotPaused | Self::AlreadyPaused | Self::Undone(_) => "55000",
             Self::ClientId | Self::SettingValue(..) => "22023",
             Self::NoSuchClient | Self::UnknownSetting(_) => "42704",
             Self::SettingFixed(..) => "55P02",
