@@ -16,6 +16,7 @@
 //! - [`replication`]: connections that are copied to one of their own
 //! - [`console`]: PgBouncer's console
 //! - [`listening`]: clients that only listen
+//! - `scan`: from a query's text to tokens, for both of these
 //! - [`glance`], [`orders`]: what others may see and ask, by shared memory alone
 //! - [`console_client`], [`operator`]: its clients, and what it sees and does
 //! - [`history`]: counts of databases
@@ -46,6 +47,7 @@ pub mod pools;
 mod reception;
 pub mod replication;
 mod sabotage;
+mod scan;
 pub mod seats;
 pub mod shared;
 pub mod shown;

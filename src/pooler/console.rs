@@ -31,7 +31,8 @@ pub use report::{
 };
 pub use session::{MESSAGE_MAX, Session, Step, greeting};
 
-use crate::wire::message::Report;
+use super::scan::Unterminated;
+use crate::wire::{self, message::Report};
 
 /// The database's name.
 pub const DATABASE: &str = "postern";
@@ -85,8 +86,6 @@ pub enum Error {
     NotPaused,
     #[error("already suspended/paused")]
     AlreadyPaused,
-    #[error("pooler is shutting down")]
-    ShuttingDown,
     #[error("invalid client pointer supplied")]
     ClientId,
     #[error("client not found")]
@@ -109,22 +108,6 @@ pub enum Error {
     Undone(&'static str),
     #[error("canceling statement due to user request")]
     Canceled,
-    #[error("prepared statement \"{0}\" does not exist")]
-    NoStatement(String),
-    #[error("prepared statement \"{0}\" already exists")]
-    StatementExists(String),
-    #[error("portal \"{0}\" does not exist")]
-    NoPortal(String),
-    #[error("portal \"{0}\" already exists")]
-    PortalExists(String),
-    #[error("portal \"{0}\" cannot be run")]
-    PortalDone(String),
-    #[error("bind message supplies {0} parameters, but prepared statement \"{1}\" requires 0")]
-    BindParameters(usize, String),
-    #[error("bind message has {0} result formats but query has {1} columns")]
-    Formats(usize, usize),
-    #[error("unsupported format code: {0}")]
-    FormatCode(u16),
     #[error("too many prepared statements or portals")]
     TooManyKept,
     #[error("message of {0} bytes is too long for the console")]
@@ -132,7 +115,25 @@ pub enum Error {
     #[error("more is sent than the console reads ahead")]
     TooFarAhead,
     #[error(transparent)]
-    Wire(#[from] crate::wire::Error),
+    Wire(wire::Error),
+}
+
+impl From<Unterminated> for Error {
+    fn from(Unterminated(what): Unterminated) -> Self {
+        Self::Unterminated(what)
+    }
+}
+
+impl From<wire::Error> for Error {
+    /// What is beyond this room's own bounds has its own words and SQLSTATE.
+    fn from(error: wire::Error) -> Self {
+        match error {
+            wire::Error::TooManyKept => Self::TooManyKept,
+            wire::Error::MessageTooLong(length) => Self::MessageTooLong(length),
+            wire::Error::TooFarAhead => Self::TooFarAhead,
+            other => Self::Wire(other),
+        }
+    }
 }
 
 impl Error {
@@ -147,26 +148,15 @@ impl Error {
             Self::AdminNeeded => "42501",
             Self::NoSuchDatabase(_) => "3D000",
             Self::OwnDatabase(..) | Self::Unsupported(..) => "0A000",
-            Self::DatabaseNotPaused(_)
-            | Self::NotPaused
-            | Self::AlreadyPaused
-            | Self::ShuttingDown
-            | Self::Undone(_)
-            | Self::PortalDone(_) => "55000",
-            Self::ClientId | Self::SettingValue(..) | Self::FormatCode(_) => "22023",
+            Self::DatabaseNotPaused(_) | Self::NotPaused | Self::AlreadyPaused | Self::Undone(_) => "55000",
+            Self::ClientId | Self::SettingValue(..) => "22023",
             Self::NoSuchClient | Self::UnknownSetting(_) => "42704",
             Self::SettingFixed(..) => "55P02",
             // What PgBouncer gives every error of its console.
             Self::Failed(_) => "08P01",
             Self::Canceled => "57014",
-            Self::NoStatement(_) => "26000",
-            Self::StatementExists(_) => "42P05",
-            Self::NoPortal(_) => "34000",
-            Self::PortalExists(_) => "42P03",
             Self::TooManyKept => "53400",
-            Self::BindParameters(..) | Self::Formats(..) | Self::MessageTooLong(_) | Self::TooFarAhead => {
-                "08P01"
-            }
+            Self::MessageTooLong(_) | Self::TooFarAhead => "08P01",
             Self::Wire(error) => error.sqlstate(),
         }
     }

@@ -15,7 +15,8 @@ pub use client::{Listeners, Place, serve, watch_standing};
 pub use session::{Change, MESSAGE_MAX, Session, Step};
 pub use values::{Facts, Identity, Parameter, options};
 
-use crate::wire::message::Report;
+use super::scan::Unterminated;
+use crate::wire::{self, message::Report};
 
 /// The number of no pool.
 pub const NO_POOL: u16 = u16::MAX;
@@ -49,22 +50,6 @@ pub enum Error {
     /// The encoding that notifications have.
     #[error("conversion between encodings is not supported at this port: client_encoding must be {0}")]
     Encoding(String),
-    #[error("prepared statement \"{0}\" does not exist")]
-    NoStatement(String),
-    #[error("prepared statement \"{0}\" already exists")]
-    StatementExists(String),
-    #[error("portal \"{0}\" does not exist")]
-    NoPortal(String),
-    #[error("portal \"{0}\" already exists")]
-    PortalExists(String),
-    #[error("portal \"{0}\" cannot be run")]
-    PortalDone(String),
-    #[error("bind message supplies {0} parameters, but prepared statement \"{1}\" requires 0")]
-    BindParameters(usize, String),
-    #[error("bind message has {0} result formats but query has {1} columns")]
-    Formats(usize, usize),
-    #[error("unsupported format code: {0}")]
-    FormatCode(u16),
     #[error("too many prepared statements and portals for a client of this port")]
     TooManyKept,
     #[error("too many channels for one client")]
@@ -74,7 +59,25 @@ pub enum Error {
     #[error("too much was sent before it could be read")]
     TooFarAhead,
     #[error(transparent)]
-    Wire(#[from] crate::wire::Error),
+    Wire(wire::Error),
+}
+
+impl From<Unterminated> for Error {
+    fn from(Unterminated(what): Unterminated) -> Self {
+        Self::Unterminated(what)
+    }
+}
+
+impl From<wire::Error> for Error {
+    /// What is beyond this room's own bounds has its own words and SQLSTATE.
+    fn from(error: wire::Error) -> Self {
+        match error {
+            wire::Error::TooManyKept => Self::TooManyKept,
+            wire::Error::MessageTooLong(length) => Self::MessageTooLong(length),
+            wire::Error::TooFarAhead => Self::TooFarAhead,
+            other => Self::Wire(other),
+        }
+    }
 }
 
 impl Error {
@@ -88,13 +91,6 @@ impl Error {
             Self::InBlock => "25001",
             Self::NoSetting(_) => "42704",
             Self::FixedSetting(_) => "55P02",
-            Self::NoStatement(_) => "26000",
-            Self::StatementExists(_) => "42P05",
-            Self::NoPortal(_) => "34000",
-            Self::PortalExists(_) => "42P03",
-            Self::PortalDone(_) => "55000",
-            Self::BindParameters(..) | Self::Formats(..) => "08P01",
-            Self::FormatCode(_) => "22023",
             Self::TooManyKept | Self::TooManyChannels | Self::MessageTooLong(_) | Self::TooFarAhead => {
                 "54000"
             }

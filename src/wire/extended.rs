@@ -22,6 +22,14 @@ pub struct Bind<'a> {
     pub formats: Vec<u16>,
 }
 
+/// How a column's values are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Format {
+    Text = 0,
+    Binary = 1,
+}
+
 /// What a Describe or Close names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Named<'a> {
@@ -77,6 +85,39 @@ pub fn bind(body: &[u8]) -> Result<Bind<'_>, Error> {
     }
     let formats = (0..rest.u16()?).map(|_| rest.u16()).collect::<Result<_, _>>()?;
     rest.end(Bind { portal, statement, parameters: usize::from(parameters), formats })
+}
+
+impl Bind<'_> {
+    /// Checks a Bind to a statement that takes no parameters.
+    ///
+    /// # Errors
+    /// [`Error::BindParameters`].
+    pub fn check_no_parameters(&self) -> Result<(), Error> {
+        match self.parameters {
+            0 => Ok(()),
+            count => Err(Error::BindParameters(count, String::from_utf8_lossy(self.statement).into_owned())),
+        }
+    }
+
+    /// One format for each of so many columns, as PortalSetResultFormat() (src/backend/tcop/pquery.c) reads the codes; without
+    /// columns nobody looks at them.
+    ///
+    /// # Errors
+    /// [`Error::FormatCode`] and [`Error::Formats`].
+    pub fn formats_for(&self, columns: usize) -> Result<Vec<Format>, Error> {
+        let format = |code: &u16| match code {
+            0 => Ok(Format::Text),
+            1 => Ok(Format::Binary),
+            other => Err(Error::FormatCode(*other)),
+        };
+        match &self.formats[..] {
+            _ if columns == 0 => Ok(Vec::new()),
+            [] => Ok(vec![Format::Text; columns]),
+            [code] => Ok(vec![format(code)?; columns]),
+            codes if codes.len() == columns => codes.iter().map(format).collect(),
+            codes => Err(Error::Formats(codes.len(), columns)),
+        }
+    }
 }
 
 /// The body of a Describe or a Close.
@@ -164,6 +205,35 @@ mod tests {
         assert_eq!(bind(b"\0\0\0\0\0\x01\xff\xff\xff\xfe\0\0"), Err(Error::MessageFormat), "length -2");
         assert_eq!(named(b"Xa\0"), Err(Error::MessageFormat));
         assert_eq!(execute(b"\0\0\0\0"), Err(Error::MessageFormat));
+    }
+
+    #[test]
+    fn every_column_has_a_format_or_the_bind_is_refused() {
+        let formats = |codes: &[u16], columns| {
+            let bind = Bind { portal: b"", statement: b"s", parameters: 0, formats: codes.to_vec() };
+            bind.formats_for(columns)
+        };
+        use Format::{Binary, Text};
+        assert_eq!(formats(&[], 2), Ok(vec![Text, Text]));
+        assert_eq!(formats(&[1], 2), Ok(vec![Binary, Binary]));
+        assert_eq!(formats(&[0, 1], 2), Ok(vec![Text, Binary]));
+        assert_eq!(formats(&[2, 0, 7], 0), Ok(vec![]));
+        assert_eq!(formats(&[0, 0, 0], 2), Err(Error::Formats(3, 2)));
+        assert_eq!(formats(&[0, 0], 1), Err(Error::Formats(2, 1)));
+        for codes in [&[2][..], &[0, 2]] {
+            assert_eq!(formats(codes, 2), Err(Error::FormatCode(2)));
+        }
+        assert_eq!(Error::Formats(3, 2).sqlstate(), "08P01");
+        assert_eq!(Error::FormatCode(2).sqlstate(), "22023");
+    }
+
+    #[test]
+    fn values_for_a_statement_without_parameters_are_refused() {
+        let bind = |parameters| Bind { portal: b"", statement: b"s\xff", parameters, formats: Vec::new() };
+        assert_eq!(bind(0).check_no_parameters(), Ok(()));
+        let error = bind(2).check_no_parameters().unwrap_err();
+        assert_eq!(error, Error::BindParameters(2, "s\u{fffd}".to_owned()));
+        assert_eq!(error.sqlstate(), "08P01");
     }
 
     proptest! {

@@ -1,11 +1,14 @@
 //! What a client sends to the pooler's console: any bytes, in pieces of any length. Every answer is whole messages.
 #![no_main]
 
+mod answer;
+
+use answer::assert_whole_messages;
 use libfuzzer_sys::fuzz_target;
 use postern::pooler::console::{
-    Access, ClientReport, ConsoleReport, DatabaseReport, Error, ListsReport, MemoryReport, Operator,
-    PoolMode, PoolReport, Progress, ServerReport, Session, SettingReport, Shutdown, State, StatsReport, Step,
-    UserReport,
+    Access, ChannelReport, ClientReport, ConsoleReport, DatabaseReport, Error, ListsReport, MemoryReport,
+    Operator, PoolMode, PoolReport, Progress, ServerReport, Session, SettingReport, Shutdown, State,
+    StatsReport, Step, UserReport,
 };
 use std::time::Duration;
 
@@ -60,6 +63,9 @@ impl Operator for Willing {
         Vec::new()
     }
     fn memory(&self) -> Vec<MemoryReport> {
+        Vec::new()
+    }
+    fn channels(&self) -> Vec<ChannelReport> {
         Vec::new()
     }
     fn pause(&self, _: Option<&str>) -> Result<(), Error> {
@@ -118,20 +124,12 @@ fuzz_target!(|bytes: &[u8]| {
             match session.step(&operator) {
                 Step::Reply(bytes) => {
                     assert!(!bytes.is_empty());
-                    whole(&bytes);
+                    assert_whole_messages(&bytes);
                 }
                 Step::Wait => session.cancel(),
                 Step::More => break,
-                Step::Close(bytes) => return whole(&bytes),
+                Step::Close(bytes) => return assert_whole_messages(&bytes),
             }
         }
     }
 });
-
-fn whole(bytes: &[u8]) {
-    let mut rest = bytes;
-    while let Some((_, after)) = rest.split_first() {
-        let word = after.first_chunk::<4>().expect("a length");
-        rest = &after[u32::from_be_bytes(*word) as usize..];
-    }
-}

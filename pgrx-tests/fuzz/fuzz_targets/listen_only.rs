@@ -2,6 +2,9 @@
 //! asked for what the client does not listen to and told of the end of what it does.
 #![no_main]
 
+mod answer;
+
+use answer::assert_whole_messages;
 use libfuzzer_sys::fuzz_target;
 use postern::pooler::listening::{Facts, Identity, Parameter, Session, Step};
 use postern::wire::message::Report;
@@ -27,7 +30,7 @@ fuzz_target!(|bytes: &[u8]| {
     };
     let facts = Facts { parameters: parameters.map(parameter).into(), version: "PostgreSQL".to_owned() };
     let mut session = Session::new(Arc::new(facts), Identity::default());
-    whole(&session.welcome());
+    assert_whole_messages(&session.welcome());
     let mut channels = BTreeSet::new();
     for (number, piece) in sent.chunks(usize::from(*length).max(1)).enumerate() {
         session.receive(piece);
@@ -35,12 +38,14 @@ fuzz_target!(|bytes: &[u8]| {
             match session.step() {
                 Step::Reply(bytes) => {
                     assert!(!bytes.is_empty());
-                    whole(&bytes);
+                    assert_whole_messages(&bytes);
                 }
                 Step::Change(change) => {
                     assert!(!change.listen.is_empty() || !change.unlisten.is_empty());
                     assert!(change.listen.iter().all(|name| !channels.contains(name)));
-                    assert!(change.listen.iter().all(|name| (1..=63).contains(&name.len()) && !name.contains(&0)));
+                    assert!(
+                        change.listen.iter().all(|name| (1..=63).contains(&name.len()) && !name.contains(&0))
+                    );
                     assert!(change.unlisten.iter().all(|name| channels.contains(name)));
                     let is_all = change.listen.is_empty() && change.unlisten.len() == channels.len();
                     assert_eq!(change.is_all, is_all);
@@ -52,16 +57,8 @@ fuzz_target!(|bytes: &[u8]| {
                     session.changed(if refuses { Err(Report::error("53400", "no")) } else { Ok(()) });
                 }
                 Step::More => break,
-                Step::Close(bytes) => return whole(&bytes),
+                Step::Close(bytes) => return assert_whole_messages(&bytes),
             }
         }
     }
 });
-
-fn whole(bytes: &[u8]) {
-    let mut rest = bytes;
-    while let Some((_, after)) = rest.split_first() {
-        let word = after.first_chunk::<4>().expect("a length");
-        rest = &after[u32::from_be_bytes(*word) as usize..];
-    }
-}

@@ -3,6 +3,7 @@
 
 use super::operator::Shutdown;
 use super::{Error, VERSION, parameter};
+use crate::pooler::scan::{Kind, Token, Words, statements, tokens};
 
 /// What SHOW shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,125 +158,18 @@ pub(super) fn possible_instead_of(text: &str) -> &'static str {
 /// [`Error::InvalidCommand`], [`Error::Unterminated`], [`Error::TakesNoParameters`], [`Error::DatabaseRequired`] or
 /// [`Error::ClientId`] for the first that is none.
 pub(super) fn parse(query: &str) -> Result<Vec<Command>, Error> {
-    let tokens = scan(query)?;
-    if tokens.iter().any(|token| token.kind == Kind::Word && token.text.starts_with('$')) {
+    let tokens = tokens(query.as_bytes(), WORDS).collect::<Result<Vec<_>, _>>()?;
+    if tokens.iter().any(|token| token.kind == Kind::Word && token.bytes.starts_with(b"$")) {
         return Err(Error::TakesNoParameters);
     }
-    tokens
-        .split(|token| token.is_symbol(';'))
-        .filter(|tokens| !tokens.is_empty())
-        .map(|tokens| Statement { query, tokens }.command())
-        .collect()
+    statements(&tokens).map(|tokens| Statement { query, tokens }.command()).collect()
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// Letters, digits, `_`, `.`, `$` and everything beyond ASCII.
-    Word,
-    /// In double quotes.
-    Name,
-    /// In single quotes.
-    Text,
-    Symbol,
-}
+/// Letters, digits, `_`, `.`, `$` and everything beyond ASCII: a number is a word too.
+const WORDS: Words = Words { begin: of_word, go_on: of_word };
 
-#[derive(Debug, PartialEq, Eq)]
-struct Token {
-    kind: Kind,
-    /// Without its quotes.
-    text: String,
-    /// Where it is in the query.
-    start: usize,
-    end: usize,
-}
-
-impl Token {
-    fn is_symbol(&self, symbol: char) -> bool {
-        self.kind == Kind::Symbol && self.text.starts_with(symbol)
-    }
-
-    fn is_word(&self, word: &str) -> bool {
-        self.kind == Kind::Word && self.text.eq_ignore_ascii_case(word)
-    }
-
-    fn is_name(&self) -> bool {
-        matches!(self.kind, Kind::Word | Kind::Name)
-    }
-}
-
-fn scan(query: &str) -> Result<Vec<Token>, Error> {
-    let mut tokens = Vec::new();
-    let mut at = 0;
-    while let Some(first) = query[at..].chars().next() {
-        let rest = &query[at..];
-        if first.is_ascii_whitespace() || first == '\u{b}' {
-            at += 1;
-        } else if rest.starts_with("--") {
-            at += rest.find('\n').unwrap_or(rest.len());
-        } else if rest.starts_with("/*") {
-            at += comment(rest).ok_or(Error::Unterminated("/* comment"))?;
-        } else {
-            let (kind, length, text) = match first {
-                '\'' => {
-                    let (length, text) = quoted(rest, '\'').ok_or(Error::Unterminated("quoted string"))?;
-                    (Kind::Text, length, text)
-                }
-                '"' => {
-                    let (length, text) = quoted(rest, '"').ok_or(Error::Unterminated("quoted identifier"))?;
-                    (Kind::Name, length, text)
-                }
-                _ if of_word(first) => {
-                    let length = rest.find(|c| !of_word(c)).unwrap_or(rest.len());
-                    (Kind::Word, length, rest[..length].to_owned())
-                }
-                symbol => (Kind::Symbol, symbol.len_utf8(), symbol.to_string()),
-            };
-            tokens.push(Token { kind, text, start: at, end: at + length });
-            at += length;
-        }
-    }
-    Ok(tokens)
-}
-
-fn of_word(c: char) -> bool {
-    c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '$') || !c.is_ascii()
-}
-
-/// The length of a comment, within which comments may stand.
-fn comment(text: &str) -> Option<usize> {
-    let mut depth = 0usize;
-    let mut at = 0;
-    let bytes = text.as_bytes();
-    while at < bytes.len() {
-        match bytes.get(at..at + 2) {
-            Some(b"/*") => {
-                depth += 1;
-                at += 2;
-            }
-            Some(b"*/") => {
-                depth -= 1;
-                at += 2;
-                if depth == 0 {
-                    return Some(at);
-                }
-            }
-            _ => at += 1,
-        }
-    }
-    None
-}
-
-/// The length of what stands in quotes, with them, and what it says: a doubled quote is one.
-fn quoted(text: &str, quote: char) -> Option<(usize, String)> {
-    let mut said = String::new();
-    let mut characters = text.char_indices().skip(1).peekable();
-    while let Some((at, c)) = characters.next() {
-        if c == quote && characters.next_if(|(_, next)| *next == quote).is_none() {
-            return Some((at + 1, said));
-        }
-        said.push(c);
-    }
-    None
+fn of_word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'$') || !byte.is_ascii()
 }
 
 /// One command's tokens, at least one.
@@ -292,7 +186,7 @@ impl Statement<'_> {
     /// The text as it was written, from a token on.
     fn source(&self, from: usize) -> &str {
         match (self.tokens.get(from), self.tokens.last()) {
-            (Some(first), Some(last)) => &self.query[first.start..last.end],
+            (Some(first), Some(last)) => self.query.get(first.start..last.end).unwrap_or_default(),
             _ => "",
         }
     }
@@ -312,7 +206,7 @@ impl Statement<'_> {
             return Err(self.invalid());
         };
         let plain = |command| if self.tokens.len() == 1 { Ok(command) } else { Err(self.invalid()) };
-        match first.text.to_ascii_lowercase().as_str() {
+        match first.text().to_ascii_lowercase().as_str() {
             "show" => self.show(),
             "select" => self.select(),
             "pause" => self.database().map(Command::Pause),
@@ -349,7 +243,7 @@ impl Statement<'_> {
     fn database(&self) -> Result<Option<String>, Error> {
         match &self.tokens[1..] {
             [] => Ok(None),
-            [name] if name.is_name() => Ok(Some(name.text.clone())),
+            [name] if name.is_name() => Ok(Some(name.text().into_owned())),
             _ => Err(self.invalid()),
         }
     }
@@ -361,9 +255,9 @@ impl Statement<'_> {
     /// An id as SHOW CLIENTS shows it, or as its column `ptr` does.
     fn client(&self) -> Result<u64, Error> {
         let [id] = &self.tokens[1..] else { return Err(Error::ClientId) };
-        let read = match id.text.strip_prefix("0x") {
+        let read = match id.text().strip_prefix("0x") {
             Some(digits) => u64::from_str_radix(digits, 16),
-            None => id.text.parse(),
+            None => id.text().parse(),
         };
         read.map_err(|_| Error::ClientId)
     }
@@ -379,7 +273,7 @@ impl Statement<'_> {
         if let Some(show) = shown(what) {
             return Ok(Command::Show(show));
         }
-        match parameter::find(&what.text) {
+        match parameter::find(&what.text()) {
             Some((name, value)) if what.is_name() => Ok(Command::Text(name, value)),
             _ => Err(self.invalid()),
         }
@@ -389,7 +283,7 @@ impl Statement<'_> {
     fn select(&self) -> Result<Command, Error> {
         match &self.tokens[1..] {
             [what] => {
-                if let Ok(number) = what.text.parse()
+                if let Ok(number) = what.text().parse()
                     && what.kind == Kind::Word
                 {
                     return Ok(Command::Number(number));
@@ -398,8 +292,8 @@ impl Statement<'_> {
             }
             [what, open, close]
                 if (what.is_word("version") || what.is_word("pg_catalog.version"))
-                    && open.is_symbol('(')
-                    && close.is_symbol(')') =>
+                    && open.is_symbol(b'(')
+                    && close.is_symbol(b')') =>
             {
                 Ok(Command::Text("version", VERSION))
             }
@@ -426,7 +320,7 @@ impl Statement<'_> {
             &["set", "session", "characteristics", "as", "transaction"],
         ];
         let assigns = |place: usize| {
-            self.tokens.get(place).is_some_and(|token| token.is_symbol('=') || token.is_word("to"))
+            self.tokens.get(place).is_some_and(|token| token.is_symbol(b'=') || token.is_word("to"))
         };
         if !assigns(2) && starts.iter().any(|start| self.begins(start)) {
             return Ok(Command::SetIgnored);
@@ -440,11 +334,11 @@ impl Statement<'_> {
         let value = match &self.tokens[place + 2..] {
             [] => return Err(self.invalid()),
             [value] if value.is_word("default") => None,
-            [value] => Some(value.text.clone()),
+            [value] => Some(value.text().into_owned()),
             // `-1`, `a, b`: as written.
             _ => Some(self.source(place + 2).to_owned()),
         };
-        Ok(match parameter::find(&key.text) {
+        Ok(match parameter::find(&key.text()) {
             Some(_) => Command::SetIgnored,
             None => Command::Set(setting(key), value),
         })
@@ -453,7 +347,7 @@ impl Statement<'_> {
     fn reset(&self) -> Result<Command, Error> {
         match &self.tokens[1..] {
             [all] if all.is_word("all") => Ok(Command::Nothing("RESET")),
-            [key] if key.is_name() => Ok(match parameter::find(&key.text) {
+            [key] if key.is_name() => Ok(match parameter::find(&key.text()) {
                 Some(_) => Command::Nothing("RESET"),
                 None => Command::Set(setting(key), None),
             }),
@@ -464,9 +358,9 @@ impl Statement<'_> {
     fn deallocate(&self) -> Result<Command, Error> {
         match &self.tokens[1..] {
             [name] | [_, name] if name.is_word("all") => Ok(Command::Forget(None, "DEALLOCATE ALL")),
-            [name] if name.is_name() => Ok(Command::Forget(Some(name.text.clone()), "DEALLOCATE")),
+            [name] if name.is_name() => Ok(Command::Forget(Some(name.text().into_owned()), "DEALLOCATE")),
             [prepare, name] if prepare.is_word("prepare") && name.is_name() => {
-                Ok(Command::Forget(Some(name.text.clone()), "DEALLOCATE"))
+                Ok(Command::Forget(Some(name.text().into_owned()), "DEALLOCATE"))
             }
             _ => Err(self.invalid()),
         }
@@ -476,12 +370,12 @@ impl Statement<'_> {
 fn shown(what: &Token) -> Option<Show> {
     SHOWS
         .iter()
-        .find(|(name, _)| what.is_name() && what.text.eq_ignore_ascii_case(name))
+        .find(|(name, _)| what.is_name() && what.text().eq_ignore_ascii_case(name))
         .map(|(_, show)| *show)
 }
 
 fn setting(key: &Token) -> String {
-    if key.kind == Kind::Word { key.text.to_ascii_lowercase() } else { key.text.clone() }
+    if key.kind == Kind::Word { key.text().to_ascii_lowercase() } else { key.text().into_owned() }
 }
 
 #[cfg(test)]
@@ -587,6 +481,12 @@ mod tests {
         assert_eq!(parse("reload; ;pause;"), Ok(vec![Command::Reload, Command::Pause(None)]));
         assert_eq!(parse("pause 'a;b'"), Err(Error::InvalidCommand("pause 'a;b'".into())));
         assert_eq!(parse("reload; resmue ; pause"), Err(Error::InvalidCommand("resmue".into())));
+    }
+
+    #[test]
+    fn a_comment_ends_with_its_line_as_it_does_for_the_server() {
+        assert_eq!(parse("-- why\nreload"), Ok(vec![Command::Reload]));
+        assert_eq!(parse("-- why\rreload -- so"), Ok(vec![Command::Reload]));
     }
 
     #[test]

@@ -58,7 +58,7 @@ pub trait Operator {
     /// Whether every server connection that a PAUSE meant is closed.
     fn paused(&self, database: Option<&str>) -> Progress;
     /// # Errors
-    /// [`Error::NotPaused`], [`Error::DatabaseNotPaused`] or [`Error::ShuttingDown`].
+    /// [`Error::NotPaused`] or [`Error::DatabaseNotPaused`].
     fn resume(&self, database: Option<&str>) -> Result<(), Error>;
     /// Every server connection of now is closed once it is free.
     ///
@@ -101,6 +101,6 @@ pub trait Operator {
     /// [`Error::UnknownSetting`], [`Error::SettingValue`] or [`Error::SettingFixed`].
     fn set(&self, setting: &str, value: Option<&str>) -> Result<(), Error>;
     /// # Errors
-    /// [`Error::ShuttingDown`] or [`Error::Unsupported`].
+    /// [`Error::Unsupported`].
     fn shutdown(&self, how: Shutdown) -> Result<(), Error>;
 }

@@ -3,26 +3,28 @@
 //! network threads.
 //!
 //! Bounds: a message of [`MESSAGE_MAX`] bytes; twice that read ahead; [`STATEMENTS_MAX`] prepared statements of
-//! [`STATEMENTS_BYTES`] together; [`PORTALS_MAX`] portals. An answer is as long as what it shows.
+//! [`STATEMENTS_BYTES`] together; [`PORTALS_MAX`] portals, which keep the rows of one answer, or [`ROWS_MAX`] together. An answer
+//! is as long as what it shows.
 
+mod extended;
+
+use self::extended::{Portal, Prepared};
 use super::command::{self, Command};
 use super::operator::{Operator, Progress};
 use super::run::{self, Outcome, Waiting};
-use super::table::{Format, Table, describe};
+use super::table::describe;
 use super::{Access, Error, SERVER_VERSION};
-use crate::wire::extended::{self, Named};
-use crate::wire::frame;
+use crate::wire;
+use crate::wire::inbox::{Inbox, Message};
+use crate::wire::kept::Kept;
 use crate::wire::message::{
-    Report, backend_key_data, bodiless, command_complete, error_response, notice_response,
-    parameter_description, parameter_status, ready_for_query,
+    Report, backend_key_data, bodiless, command_complete, error_response, notice_response, parameter_status,
+    ready_for_query,
 };
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 /// Bytes of the longest message that is read, with its type and length.
 pub const MESSAGE_MAX: usize = 65_536;
-
-/// Bytes read and not answered yet.
-const AHEAD_MAX: usize = 2 * MESSAGE_MAX;
 
 /// How long an answer may grow before it is handed out.
 const REPLY_AIM: usize = 65_536;
@@ -30,6 +32,7 @@ const REPLY_AIM: usize = 65_536;
 const STATEMENTS_MAX: usize = 256;
 const STATEMENTS_BYTES: usize = 262_144;
 const PORTALS_MAX: usize = 16;
+const ROWS_MAX: usize = 10_000;
 
 /// What the front does next.
 #[derive(Debug, PartialEq, Eq)]
@@ -48,9 +51,7 @@ pub enum Step {
 #[derive(Debug)]
 pub struct Session {
     access: Access,
-    buffer: Vec<u8>,
-    /// How many bytes of the buffer are done with.
-    taken: usize,
+    inbox: Inbox,
     out: Vec<u8>,
     /// The rest of a simple query, while one is answered.
     query: Option<VecDeque<Command>>,
@@ -59,8 +60,8 @@ pub struct Session {
     /// An error of the extended protocol: everything up to the Sync is passed over.
     skipping: bool,
     block: Option<Block>,
-    statements: HashMap<String, Prepared>,
-    portals: HashMap<String, Portal>,
+    statements: Kept<Prepared>,
+    portals: Kept<Portal>,
     /// Why the session must end.
     doom: Option<Error>,
     ended: bool,
@@ -71,30 +72,6 @@ pub struct Session {
 struct Block {
     /// Something was changed that a ROLLBACK does not undo.
     changed: bool,
-}
-
-#[derive(Debug)]
-struct Prepared {
-    /// `None` is an empty query.
-    command: Option<Command>,
-    /// Bytes of its name and text.
-    size: usize,
-}
-
-#[derive(Debug)]
-struct Portal {
-    command: Option<Command>,
-    formats: Vec<Format>,
-    progress: Run,
-}
-
-#[derive(Debug)]
-enum Run {
-    NotYet,
-    /// Its rows, which of them is next, and the tag.
-    Rows(Table, usize, &'static str),
-    /// It had no rows, and is not run twice.
-    Done,
 }
 
 /// What follows AuthenticationOk: settings, the key for cancel requests, ReadyForQuery. PgBouncer's list, and what libpq asks
@@ -124,16 +101,15 @@ impl Session {
     pub fn new(access: Access) -> Self {
         Self {
             access,
-            buffer: Vec::new(),
-            taken: 0,
+            inbox: Inbox::new(MESSAGE_MAX),
             out: Vec::new(),
             query: None,
             waiting: None,
             canceled: false,
             skipping: false,
             block: None,
-            statements: HashMap::new(),
-            portals: HashMap::new(),
+            statements: Kept::statements(STATEMENTS_MAX),
+            portals: Kept::portals(PORTALS_MAX),
             doom: None,
             ended: false,
         }
@@ -145,12 +121,8 @@ impl Session {
         if self.ended || self.doom.is_some() {
             return;
         }
-        self.buffer.drain(..self.taken);
-        self.taken = 0;
-        if self.buffer.len() + bytes.len() > AHEAD_MAX {
-            self.doom = Some(Error::TooFarAhead);
-        } else {
-            self.buffer.extend(bytes);
+        if let Err(error) = self.inbox.receive(bytes) {
+            self.doom = Some(error.into());
         }
     }
 
@@ -167,8 +139,7 @@ impl Session {
                 self.ended = true;
             }
             if self.ended {
-                self.buffer.clear();
-                self.taken = 0;
+                self.inbox.clear();
                 return Step::Close(std::mem::take(&mut self.out));
             }
             if self.out.len() >= REPLY_AIM {
@@ -182,10 +153,10 @@ impl Session {
             } else if self.query.is_some() {
                 self.next_of_query(operator);
             } else {
-                match self.next_message() {
-                    Ok(Some((tag, body))) => self.message(tag, &body, operator),
+                match self.inbox.next_message() {
+                    Ok(Some(Message { tag, body })) => self.message(tag, &body, operator),
                     Ok(None) => return self.reply_or(Step::More),
-                    Err(error) => self.doom = Some(error),
+                    Err(error) => self.doom = Some(error.into()),
                 }
             }
         }
@@ -193,19 +164,6 @@ impl Session {
 
     fn reply_or(&mut self, otherwise: Step) -> Step {
         if self.out.is_empty() { otherwise } else { Step::Reply(std::mem::take(&mut self.out)) }
-    }
-
-    fn next_message(&mut self) -> Result<Option<(u8, Vec<u8>)>, Error> {
-        let Some(frame) = frame::first(&self.buffer[self.taken..])? else { return Ok(None) };
-        if frame.length > MESSAGE_MAX {
-            return Err(Error::MessageTooLong(frame.length));
-        }
-        if !frame.is_complete() {
-            return Ok(None);
-        }
-        let message = (frame.tag, frame.body.to_vec());
-        self.taken += frame.length;
-        Ok(Some(message))
     }
 
     fn message(&mut self, tag: u8, body: &[u8], operator: &dyn Operator) {
@@ -218,8 +176,8 @@ impl Session {
             _ if self.skipping => {}
             b'Q' => {
                 // As the server does, lest a driver's unnamed statement outlives its use.
-                self.statements.remove("");
-                self.portals.remove("");
+                self.statements.close(b"");
+                self.portals.close(b"");
                 match self.read_query(body) {
                     Ok(commands) => self.query = Some(commands),
                     Err(error) => self.fail_query(&error),
@@ -261,7 +219,7 @@ impl Session {
     }
 
     fn read_query(&mut self, body: &[u8]) -> Result<VecDeque<Command>, Error> {
-        let commands = command::parse(text(extended::query(body)?)?)?;
+        let commands = command::parse(text(wire::extended::query(body)?)?)?;
         if commands.is_empty() {
             bodiless(&mut self.out, b'I');
         }
@@ -354,7 +312,7 @@ impl Session {
             }
             Command::Forget(None, _) => self.statements.clear(),
             Command::Forget(Some(name), _) => {
-                self.statements.remove(name).ok_or_else(|| Error::NoStatement(name.clone()))?;
+                self.statements.remove(name.as_bytes())?;
             }
             _ => {}
         }
@@ -363,169 +321,6 @@ impl Session {
             block.changed |= command.needs_admin();
         }
         Ok(outcome)
-    }
-
-    fn extended(&mut self, tag: u8, body: &[u8], operator: &dyn Operator) -> Result<(), Error> {
-        match tag {
-            b'P' => self.parse(body),
-            b'B' => self.bind(body),
-            b'D' => self.describe(extended::named(body)?),
-            b'E' => self.execute(body, operator),
-            b'C' => {
-                match extended::named(body)? {
-                    Named::Statement(name) => drop(self.statements.remove(text(name)?)),
-                    Named::Portal(name) => drop(self.portals.remove(text(name)?)),
-                }
-                bodiless(&mut self.out, b'3');
-                Ok(())
-            }
-            other => Err(crate::wire::Error::MessageType(other).into()),
-        }
-    }
-
-    fn parse(&mut self, body: &[u8]) -> Result<(), Error> {
-        let parse = extended::parse(body)?;
-        let name = text(parse.statement)?;
-        if name.is_empty() {
-            self.statements.remove(name);
-        } else if self.statements.contains_key(name) {
-            return Err(Error::StatementExists(name.to_owned()));
-        }
-        if !parse.types.is_empty() {
-            return Err(Error::TakesNoParameters);
-        }
-        let mut commands = command::parse(text(parse.query)?)?;
-        if commands.len() > 1 {
-            return Err(Error::SeveralCommands);
-        }
-        let size = name.len() + parse.query.len();
-        let kept: usize = self.statements.values().map(|statement| statement.size).sum();
-        if self.statements.len() >= STATEMENTS_MAX || kept + size > STATEMENTS_BYTES {
-            return Err(Error::TooManyKept);
-        }
-        self.statements.insert(name.to_owned(), Prepared { command: commands.pop(), size });
-        bodiless(&mut self.out, b'1');
-        Ok(())
-    }
-
-    fn bind(&mut self, body: &[u8]) -> Result<(), Error> {
-        let bind = extended::bind(body)?;
-        let (name, statement) = (text(bind.portal)?, text(bind.statement)?);
-        let prepared = self.statement(statement)?;
-        if bind.parameters > 0 {
-            return Err(Error::BindParameters(bind.parameters, statement.to_owned()));
-        }
-        let command = prepared.command.clone();
-        let columns = command.as_ref().map_or(0, |command| run::columns(command).len());
-        let formats = formats(&bind.formats, columns)?;
-        if name.is_empty() {
-            self.portals.remove(name);
-        } else if self.portals.contains_key(name) {
-            return Err(Error::PortalExists(name.to_owned()));
-        }
-        if self.portals.len() >= PORTALS_MAX {
-            return Err(Error::TooManyKept);
-        }
-        self.portals.insert(name.to_owned(), Portal { command, formats, progress: Run::NotYet });
-        bodiless(&mut self.out, b'2');
-        Ok(())
-    }
-
-    fn statement(&self, name: &str) -> Result<&Prepared, Error> {
-        self.statements.get(name).ok_or_else(|| Error::NoStatement(name.to_owned()))
-    }
-
-    fn describe(&mut self, named: Named<'_>) -> Result<(), Error> {
-        let (command, formats): (_, &[Format]) = match named {
-            Named::Statement(name) => {
-                let command = self.statement(text(name)?)?.command.clone();
-                parameter_description(&mut self.out, &[]);
-                (command, &[])
-            }
-            Named::Portal(name) => {
-                let name = text(name)?;
-                let portal = self.portals.get(name).ok_or_else(|| Error::NoPortal(name.to_owned()))?;
-                (portal.command.clone(), &portal.formats)
-            }
-        };
-        let columns = command.as_ref().map(run::columns).unwrap_or_default();
-        if columns.is_empty() {
-            bodiless(&mut self.out, b'n');
-        } else {
-            describe(&mut self.out, &columns, formats);
-        }
-        Ok(())
-    }
-
-    fn execute(&mut self, body: &[u8], operator: &dyn Operator) -> Result<(), Error> {
-        let execute = extended::execute(body)?;
-        let name = text(execute.portal)?;
-        let portal = self.portals.get_mut(name).ok_or_else(|| Error::NoPortal(name.to_owned()))?;
-        let Some(command) = &portal.command else {
-            bodiless(&mut self.out, b'I');
-            return Ok(());
-        };
-        match portal.progress {
-            Run::Done => return Err(Error::PortalDone(name.to_owned())),
-            Run::Rows(..) => {}
-            Run::NotYet => {
-                let command = command.clone();
-                portal.progress = Run::Done;
-                match self.run(&command, operator)? {
-                    Outcome::Rows(table, tag) => {
-                        if let Some(portal) = self.portals.get_mut(name) {
-                            portal.progress = Run::Rows(table, 0, tag);
-                        }
-                    }
-                    outcome => {
-                        self.finish(outcome);
-                        return Ok(());
-                    }
-                }
-            }
-        }
-        if let Some(portal) = self.portals.get_mut(name) {
-            portal.send(usize::try_from(execute.rows).ok().filter(|rows| *rows > 0), &mut self.out);
-        }
-        Ok(())
-    }
-}
-
-impl Portal {
-    /// Appends the next rows and what ends them: as the server does, the end is known only where fewer rows came than
-    /// were asked for.
-    fn send(&mut self, most: Option<usize>, out: &mut Vec<u8>) {
-        let Run::Rows(table, next, tag) = &mut self.progress else { return };
-        let rest = &table.rows[*next..];
-        let count = most.map_or(rest.len(), |most| most.min(rest.len()));
-        for row in &rest[..count] {
-            table.put_row(out, row, &self.formats);
-        }
-        *next += count;
-        if most == Some(count) {
-            bodiless(out, b's');
-        } else {
-            command_complete(out, tag);
-            // What was sent need not be kept; asked again, there are no rows.
-            *next = 0;
-            table.rows = Vec::new();
-        }
-    }
-}
-
-/// One format for each column.
-fn formats(codes: &[u16], columns: usize) -> Result<Vec<Format>, Error> {
-    let format = |code: &u16| match code {
-        0 => Ok(Format::Text),
-        1 => Ok(Format::Binary),
-        other => Err(Error::FormatCode(*other)),
-    };
-    match codes {
-        _ if columns == 0 => Ok(Vec::new()),
-        [] => Ok(vec![Format::Text; columns]),
-        [code] => Ok(vec![format(code)?; columns]),
-        codes if codes.len() == columns => codes.iter().map(format).collect(),
-        codes => Err(Error::Formats(codes.len(), columns)),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Rows with their columns, and how they go over the wire, as text and in PostgreSQL's binary formats
 //! (src/backend/utils/adt/int.c, int8.c, numeric.c: the functions that end in `send`). Pure.
 
+use crate::wire::extended::Format;
 use crate::wire::message::{self, data_row_with, row_description_in};
 
 /// The type of a column: those that PgBouncer's columns have.
@@ -84,13 +85,6 @@ impl From<bool> for Value {
     }
 }
 
-/// How a column's values are sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Format {
-    Text,
-    Binary,
-}
-
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Table {
     pub columns: Vec<Column>,
@@ -106,10 +100,7 @@ pub(super) fn describe(out: &mut Vec<u8>, columns: &[Column], formats: &[Format]
             message::Column { name: column.name, type_oid, type_length }
         })
         .collect();
-    row_description_in(out, &described, |place| match formats.get(place) {
-        Some(Format::Binary) => 1,
-        _ => 0,
-    });
+    row_description_in(out, &described, |place| *formats.get(place).unwrap_or(&Format::Text) as u16);
 }
 
 impl Table {

@@ -3,25 +3,31 @@
 //! effect when they commit. Pure; network threads.
 //!
 //! Bounds: a message of [`MESSAGE_MAX`] bytes; twice that read ahead; [`STATEMENTS_MAX`] prepared statements and as many portals;
-//! [`CHANNELS_MAX`] channels that are listened to, and as many that a transaction names.
+//! [`CHANNELS_MAX`] channels that are listened to, as many that a transaction names, and as many rows that portals have not sent yet.
 
+mod extended;
+mod run;
+mod transaction;
+
+pub use transaction::Change;
+
+use self::extended::Portal;
+use self::run::Outcome;
+use self::transaction::{Block, Then};
 use super::Error;
-use super::statement::{self, Item, Name, Statement};
-use super::values::{Facts, Identity, Settings, Shape, Type, Value, put_row, shape, value};
-use crate::wire::extended::{self, Named};
-use crate::wire::frame;
+use super::statement::{self, Statement};
+use super::values::{Facts, Identity, Settings, put_row};
+use crate::wire;
+use crate::wire::inbox::{Inbox, Message};
+use crate::wire::kept::Kept;
 use crate::wire::message::{
-    Report, backend_key_data, bodiless, command_complete, error_response, notice_response,
-    parameter_description, parameter_status, ready_for_query,
+    Report, backend_key_data, bodiless, command_complete, error_response, parameter_status, ready_for_query,
 };
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// Bytes of the longest message that is read, with its type and length.
 pub const MESSAGE_MAX: usize = 8192;
-
-/// Bytes read and not answered yet.
-const AHEAD_MAX: usize = 2 * MESSAGE_MAX;
 
 /// How long an answer may grow before it is handed out.
 const REPLY_AIM: usize = 65_536;
@@ -42,16 +48,6 @@ pub enum Step {
     Close(Vec<u8>),
 }
 
-/// What a transaction that commits changes: in force all together, or not at all.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Change {
-    /// Channels that the client has not listened to, and such that it has.
-    pub listen: Vec<Vec<u8>>,
-    pub unlisten: Vec<Vec<u8>>,
-    /// It listens to nothing afterwards.
-    pub is_all: bool,
-}
-
 /// A client that is logged in.
 #[derive(Debug)]
 pub struct Session {
@@ -61,9 +57,7 @@ pub struct Session {
     before: Option<Settings>,
     /// As the client was told of them last.
     told: Option<Settings>,
-    buffer: Vec<u8>,
-    /// How many bytes of the buffer are done with.
-    taken: usize,
+    inbox: Inbox,
     out: Vec<u8>,
     /// The rest of a simple query, while one is answered.
     query: Option<VecDeque<Statement>>,
@@ -79,50 +73,12 @@ pub struct Session {
     /// The relay is asked; what follows.
     waiting: Option<(Change, Then)>,
     asked: bool,
-    statements: HashMap<Vec<u8>, Option<Statement>>,
-    portals: HashMap<Vec<u8>, Portal>,
+    /// `None` is an empty query.
+    statements: Kept<Option<Statement>>,
+    portals: Kept<Portal>,
     /// Why the session must end.
     doom: Option<Error>,
     ended: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Block {
-    None,
-    Open,
-    Failed,
-}
-
-/// What follows a commit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Then {
-    /// CommandComplete with this tag, and what comes next.
-    Complete(&'static str),
-    /// ReadyForQuery.
-    Ready,
-}
-
-#[derive(Debug)]
-struct Portal {
-    statement: Option<Statement>,
-    binary: bool,
-    progress: Progress,
-}
-
-#[derive(Debug)]
-enum Progress {
-    NotYet,
-    Rows(VecDeque<Value>, &'static str),
-    /// It had no rows, and is not run twice.
-    Done,
-}
-
-/// What came of a statement.
-enum Outcome {
-    Done(&'static str),
-    /// Its transaction is to be committed first.
-    Commit(&'static str),
-    Rows(VecDeque<Value>, &'static str),
 }
 
 impl Session {
@@ -132,8 +88,7 @@ impl Session {
             settings: Settings::new(facts),
             before: None,
             told: None,
-            buffer: Vec::new(),
-            taken: 0,
+            inbox: Inbox::new(MESSAGE_MAX),
             out: Vec::new(),
             query: None,
             block: Block::None,
@@ -144,8 +99,8 @@ impl Session {
             all_left: false,
             waiting: None,
             asked: false,
-            statements: HashMap::new(),
-            portals: HashMap::new(),
+            statements: Kept::statements(STATEMENTS_MAX),
+            portals: Kept::portals(STATEMENTS_MAX),
             doom: None,
             ended: false,
         }
@@ -198,12 +153,8 @@ impl Session {
         if self.ended || self.doom.is_some() {
             return;
         }
-        self.buffer.drain(..self.taken);
-        self.taken = 0;
-        if self.buffer.len() + bytes.len() > AHEAD_MAX {
-            self.doom = Some(Error::TooFarAhead);
-        } else {
-            self.buffer.extend(bytes);
+        if let Err(error) = self.inbox.receive(bytes) {
+            self.doom = Some(error.into());
         }
     }
 
@@ -215,7 +166,7 @@ impl Session {
                 self.ended = true;
             }
             if self.ended {
-                (self.buffer, self.taken) = (Vec::new(), 0);
+                self.inbox.clear();
                 return Step::Close(std::mem::take(&mut self.out));
             }
             if let Some((change, _)) = &self.waiting {
@@ -232,32 +183,13 @@ impl Session {
                 self.next_of_query();
                 continue;
             }
-            match self.next_message() {
-                Ok(Some((tag, body))) => self.message(tag, &body),
-                Ok(None) if self.out.is_empty() => {
-                    if self.taken == self.buffer.len() {
-                        // A client that only listens keeps nothing.
-                        (self.buffer, self.taken) = (Vec::new(), 0);
-                    }
-                    return Step::More;
-                }
+            match self.inbox.next_message() {
+                Ok(Some(Message { tag, body })) => self.message(tag, &body),
+                Ok(None) if self.out.is_empty() => return Step::More,
                 Ok(None) => return Step::Reply(std::mem::take(&mut self.out)),
-                Err(error) => self.doom = Some(error),
+                Err(error) => self.doom = Some(error.into()),
             }
         }
-    }
-
-    fn next_message(&mut self) -> Result<Option<(u8, Vec<u8>)>, Error> {
-        let Some(frame) = frame::first(&self.buffer[self.taken..])? else { return Ok(None) };
-        if frame.length > MESSAGE_MAX {
-            return Err(Error::MessageTooLong(frame.length));
-        }
-        if !frame.is_complete() {
-            return Ok(None);
-        }
-        let message = (frame.tag, frame.body.to_vec());
-        self.taken += frame.length;
-        Ok(Some(message))
     }
 
     fn message(&mut self, tag: u8, body: &[u8]) {
@@ -274,9 +206,9 @@ impl Session {
             b'Q' => {
                 self.open = false;
                 // As the server does, lest a driver's unnamed statement outlives its use.
-                self.statements.remove(&b""[..]);
-                self.portals.remove(&b""[..]);
-                match extended::query(body).map_err(Error::from).and_then(|text| self.read(text)) {
+                self.statements.close(b"");
+                self.portals.close(b"");
+                match wire::extended::query(body).map_err(Error::from).and_then(|text| self.read(text)) {
                     Ok(statements) => {
                         if statements.is_empty() {
                             bodiless(&mut self.out, b'I');
@@ -347,19 +279,6 @@ impl Session {
         }
     }
 
-    /// Nothing of the transaction comes to pass.
-    fn abort(&mut self) {
-        self.named.clear();
-        self.all_left = false;
-        if let Some(before) = self.before.take() {
-            self.settings = before;
-        }
-        self.block = match self.block {
-            Block::None => Block::None,
-            Block::Open | Block::Failed => Block::Failed,
-        };
-    }
-
     fn fail_query(&mut self, error: &Error) {
         let report = self.report(error);
         self.fail_query_with(&report);
@@ -377,11 +296,6 @@ impl Session {
         error_response(&mut self.out, &report);
         self.abort();
         self.skipping = true;
-    }
-
-    fn warn(&mut self, sqlstate: &str, message: &str) {
-        let warning = Report { severity: "WARNING", ..Report::error(sqlstate, message) };
-        notice_response(&mut self.out, &warning);
     }
 
     fn next_of_query(&mut self) {
@@ -413,376 +327,6 @@ impl Session {
         } else {
             command_complete(&mut self.out, tag);
         }
-    }
-
-    fn commit_unless_block(&mut self, then: Then) {
-        if self.block == Block::None { self.commit(then) } else { self.follow(then) }
-    }
-
-    /// What the transaction has named comes into force; the relay may have to be asked.
-    fn commit(&mut self, then: Then) {
-        let named = std::mem::take(&mut self.named);
-        let all_left = std::mem::take(&mut self.all_left);
-        if named.is_empty() && !all_left {
-            return self.committed(then);
-        }
-        let is_over = |name: &&Vec<u8>| named.get(*name).map_or(all_left, |wanted| !wanted);
-        let unlisten: Vec<_> = self.channels.iter().filter(is_over).cloned().collect();
-        let is_new = |(name, wanted): &(Vec<u8>, bool)| *wanted && !self.channels.contains(name);
-        let listen: Vec<_> =
-            named.iter().map(|(name, wanted)| (name.clone(), *wanted)).filter(is_new).collect();
-        let listen: Vec<_> = listen.into_iter().map(|(name, _)| name).collect();
-        if listen.is_empty() && unlisten.is_empty() {
-            return self.committed(then);
-        }
-        if self.channels.len() + listen.len() > CHANNELS_MAX + unlisten.len() {
-            return self.not_committed(then, &Error::TooManyChannels.report());
-        }
-        let is_all = listen.is_empty() && unlisten.len() == self.channels.len();
-        self.waiting = Some((Change { listen, unlisten, is_all }, then));
-    }
-
-    fn committed(&mut self, then: Then) {
-        self.before = None;
-        self.block = Block::None;
-        self.follow(then);
-    }
-
-    fn not_committed(&mut self, then: Then, report: &Report) {
-        self.block = Block::None;
-        if self.query.is_some() {
-            return self.fail_query_with(report);
-        }
-        error_response(&mut self.out, report);
-        self.abort();
-        match then {
-            Then::Complete(_) => self.skipping = true,
-            Then::Ready => self.ready(),
-        }
-    }
-
-    fn follow(&mut self, then: Then) {
-        match then {
-            Then::Complete(tag) => command_complete(&mut self.out, tag),
-            Then::Ready => self.ready(),
-        }
-    }
-
-    /// What came of a [`Step::Change`]: in force, or an error and nothing of it is.
-    pub fn changed(&mut self, result: Result<(), Report>) {
-        if !std::mem::take(&mut self.asked) {
-            return;
-        }
-        let Some((change, then)) = self.waiting.take() else { return };
-        match result {
-            Ok(()) => {
-                for name in &change.unlisten {
-                    self.channels.remove(name);
-                }
-                self.channels.extend(change.listen);
-                self.committed(then);
-            }
-            Err(report) => self.not_committed(then, &report),
-        }
-    }
-
-    fn name(&mut self, name: &Name) -> Vec<u8> {
-        if let Some(whole) = &name.whole {
-            let [whole, cut] = [whole, &name.bytes].map(|name| String::from_utf8_lossy(name).into_owned());
-            let text = format!("identifier \"{whole}\" will be truncated to \"{cut}\"");
-            let notice = Report { severity: "NOTICE", ..Report::error("42622", text) };
-            notice_response(&mut self.out, &notice);
-        }
-        name.bytes.clone()
-    }
-
-    fn set(&mut self, name: &str, value: &str) -> Result<(), Error> {
-        self.remember();
-        self.settings.set(name, value)
-    }
-
-    fn remember(&mut self) {
-        if self.before.is_none() {
-            self.before = Some(self.settings.clone());
-        }
-    }
-
-    /// Runs a statement, perhaps the last of its query.
-    fn run(&mut self, statement: &Statement, last: bool) -> Result<Outcome, Error> {
-        if self.block == Block::Failed && !statement.ends_transaction() {
-            return Err(Error::Aborted);
-        }
-        Ok(match statement {
-            Statement::Listen(name) => {
-                if self.settings.in_recovery() {
-                    return Err(Error::Recovery);
-                }
-                let name = self.name(name);
-                self.name_channel(name, true)?;
-                Outcome::Done("LISTEN")
-            }
-            Statement::Unlisten(name) => {
-                let name = self.name(name);
-                self.name_channel(name, false)?;
-                Outcome::Done("UNLISTEN")
-            }
-            Statement::UnlistenAll => {
-                self.leave_all();
-                Outcome::Done("UNLISTEN")
-            }
-            Statement::Begin(tag) => {
-                if self.block == Block::Open {
-                    self.warn("25001", "there is already a transaction in progress");
-                }
-                self.block = Block::Open;
-                Outcome::Done(tag)
-            }
-            Statement::Commit if self.block == Block::Failed => {
-                self.abort();
-                self.block = Block::None;
-                Outcome::Done("ROLLBACK")
-            }
-            Statement::Commit => {
-                if self.block == Block::None {
-                    self.warn("25P01", "there is no transaction in progress");
-                }
-                self.portals.clear();
-                Outcome::Commit("COMMIT")
-            }
-            Statement::Rollback => {
-                if self.block == Block::None {
-                    self.warn("25P01", "there is no transaction in progress");
-                }
-                self.abort();
-                self.block = Block::None;
-                self.portals.clear();
-                Outcome::Done("ROLLBACK")
-            }
-            Statement::Set(name, Some(value)) => {
-                self.set(name, value)?;
-                Outcome::Done("SET")
-            }
-            Statement::Set(name, None) => {
-                self.remember();
-                self.settings.reset(name);
-                Outcome::Done("SET")
-            }
-            Statement::SetNothing => Outcome::Done("SET"),
-            Statement::Reset(name) => {
-                self.remember();
-                self.settings.reset(name);
-                Outcome::Done("RESET")
-            }
-            Statement::ResetAll => {
-                self.reset_all();
-                Outcome::Done("RESET")
-            }
-            Statement::Show(name) => {
-                let (_, value) = self.settings.find(name).ok_or_else(|| Error::NoSetting(name.clone()))?;
-                Outcome::Rows([Value::Bytes(value.as_bytes().to_vec())].into(), "SHOW")
-            }
-            Statement::Select(Item::ListeningChannels, _) => {
-                let rows = self.channels.iter().cloned().map(Value::Bytes).collect();
-                Outcome::Rows(rows, "SELECT")
-            }
-            Statement::Select(item, _) => {
-                let value = value(item, &self.client, &self.settings)?;
-                Outcome::Rows(value.into_iter().collect(), "SELECT")
-            }
-            Statement::DiscardAll => {
-                if self.block != Block::None || !last || !self.named.is_empty() {
-                    return Err(Error::InBlock);
-                }
-                self.leave_all();
-                self.reset_all();
-                self.statements.retain(|name, _| name.is_empty());
-                Outcome::Done("DISCARD ALL")
-            }
-            Statement::Deallocate(None) => {
-                self.statements.retain(|name, _| name.is_empty());
-                Outcome::Done("DEALLOCATE ALL")
-            }
-            Statement::Deallocate(Some(name)) => {
-                self.statements.remove(name).ok_or_else(|| Error::NoStatement(lossy(name)))?;
-                Outcome::Done("DEALLOCATE")
-            }
-            Statement::Nothing(tag) => Outcome::Done(tag),
-        })
-    }
-
-    fn reset_all(&mut self) {
-        self.remember();
-        self.settings.reset_all();
-    }
-
-    fn name_channel(&mut self, name: Vec<u8>, wanted: bool) -> Result<(), Error> {
-        if self.named.len() >= CHANNELS_MAX && !self.named.contains_key(&name) {
-            return Err(Error::TooManyChannels);
-        }
-        self.named.insert(name, wanted);
-        Ok(())
-    }
-
-    fn leave_all(&mut self) {
-        self.named.clear();
-        self.all_left = true;
-    }
-
-    fn extended(&mut self, tag: u8, body: &[u8]) -> Result<(), Error> {
-        match tag {
-            b'P' => self.parse(body),
-            b'B' => self.bind(body),
-            b'D' => self.describe(extended::named(body)?),
-            b'E' => self.execute(body),
-            b'C' => {
-                match extended::named(body)? {
-                    Named::Statement(name) => drop(self.statements.remove(name)),
-                    Named::Portal(name) => drop(self.portals.remove(name)),
-                }
-                bodiless(&mut self.out, b'3');
-                Ok(())
-            }
-            other => Err(crate::wire::Error::MessageType(other).into()),
-        }
-    }
-
-    /// In a transaction that has failed only its end is looked at.
-    fn check_block(&self, statement: Option<&Statement>) -> Result<(), Error> {
-        let runs = statement.is_none_or(Statement::ends_transaction);
-        if self.block == Block::Failed && !runs { Err(Error::Aborted) } else { Ok(()) }
-    }
-
-    fn parse(&mut self, body: &[u8]) -> Result<(), Error> {
-        let parse = extended::parse(body)?;
-        let name = parse.statement;
-        let mut statements = self.read(parse.query)?;
-        if statements.len() > 1 {
-            return Err(Error::SeveralCommands);
-        }
-        let statement = statements.pop();
-        self.check_block(statement.as_ref())?;
-        if name.is_empty() {
-            self.statements.remove(name);
-        } else if self.statements.contains_key(name) {
-            return Err(Error::StatementExists(lossy(name)));
-        }
-        if self.statements.len() >= STATEMENTS_MAX {
-            return Err(Error::TooManyKept);
-        }
-        self.statements.insert(name.to_vec(), statement);
-        bodiless(&mut self.out, b'1');
-        Ok(())
-    }
-
-    fn bind(&mut self, body: &[u8]) -> Result<(), Error> {
-        let bind = extended::bind(body)?;
-        let found = self.statements.get(bind.statement);
-        let statement = found.ok_or_else(|| Error::NoStatement(lossy(bind.statement)))?.clone();
-        self.check_block(statement.as_ref())?;
-        if bind.parameters > 0 {
-            return Err(Error::BindParameters(bind.parameters, lossy(bind.statement)));
-        }
-        let columns = usize::from(statement.as_ref().and_then(|statement| self.shape(statement)).is_some());
-        let binary = match &bind.formats[..] {
-            _ if columns == 0 => false,
-            [] | [0] => false,
-            [1] => true,
-            [other] => return Err(Error::FormatCode(*other)),
-            more => return Err(Error::Formats(more.len(), columns)),
-        };
-        let name = bind.portal;
-        if name.is_empty() {
-            self.portals.remove(name);
-        } else if self.portals.contains_key(name) {
-            return Err(Error::PortalExists(lossy(name)));
-        }
-        if self.portals.len() >= STATEMENTS_MAX {
-            return Err(Error::TooManyKept);
-        }
-        self.portals.insert(name.to_vec(), Portal { statement, binary, progress: Progress::NotYet });
-        bodiless(&mut self.out, b'2');
-        Ok(())
-    }
-
-    /// The column of a statement that has rows.
-    fn shape(&self, statement: &Statement) -> Option<Shape> {
-        match statement {
-            Statement::Select(item, alias) => Some(shape(item, alias.as_deref())),
-            Statement::Show(name) => {
-                let name = self.settings.find(name).map_or(&name[..], |(name, _)| name);
-                Some(Shape { name: name.to_owned(), of: Type::Text })
-            }
-            _ => None,
-        }
-    }
-
-    fn describe(&mut self, named: Named<'_>) -> Result<(), Error> {
-        let (statement, binary) = match named {
-            Named::Statement(name) => {
-                let found = self.statements.get(name).ok_or_else(|| Error::NoStatement(lossy(name)))?;
-                (found.clone(), None)
-            }
-            Named::Portal(name) => {
-                let found = self.portals.get(name).ok_or_else(|| Error::NoPortal(lossy(name)))?;
-                (found.statement.clone(), Some(found.binary))
-            }
-        };
-        self.check_block(statement.as_ref())?;
-        if binary.is_none() {
-            parameter_description(&mut self.out, &[]);
-        }
-        match statement.as_ref().and_then(|statement| self.shape(statement)) {
-            Some(shape) => shape.describe(&mut self.out, binary.unwrap_or(false)),
-            None => bodiless(&mut self.out, b'n'),
-        }
-        Ok(())
-    }
-
-    fn execute(&mut self, body: &[u8]) -> Result<(), Error> {
-        let execute = extended::execute(body)?;
-        let name = execute.portal;
-        let portal = self.portals.get_mut(name).ok_or_else(|| Error::NoPortal(lossy(name)))?;
-        let Some(statement) = portal.statement.clone() else {
-            bodiless(&mut self.out, b'I');
-            return Ok(());
-        };
-        match portal.progress {
-            Progress::Done => return Err(Error::PortalDone(lossy(name))),
-            Progress::Rows(..) => {}
-            Progress::NotYet => {
-                portal.progress = Progress::Done;
-                match self.run(&statement, true)? {
-                    Outcome::Rows(rows, tag) => {
-                        if let Some(portal) = self.portals.get_mut(name) {
-                            portal.progress = Progress::Rows(rows, tag);
-                        }
-                    }
-                    Outcome::Done(tag) => {
-                        command_complete(&mut self.out, tag);
-                        return Ok(());
-                    }
-                    Outcome::Commit(tag) => {
-                        self.commit(Then::Complete(tag));
-                        return Ok(());
-                    }
-                }
-            }
-        }
-        let Some(portal) = self.portals.get_mut(name) else { return Ok(()) };
-        let Progress::Rows(rows, tag) = &mut portal.progress else { return Ok(()) };
-        let (binary, tag) = (portal.binary, *tag);
-        let most = usize::try_from(execute.rows).ok().filter(|most| *most > 0);
-        let count = most.map_or(rows.len(), |most| most.min(rows.len()));
-        for row in rows.drain(..count) {
-            put_row(&mut self.out, &row, binary);
-        }
-        // As in the server, the end is known only where fewer rows came than were asked for.
-        if most == Some(count) {
-            bodiless(&mut self.out, b's');
-        } else {
-            self.complete_rows(tag, count);
-        }
-        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 //! all are read before any is run. Pure; network threads.
 
 use super::Error;
+use crate::pooler::scan::{Kind, Token, Unterminated, Words, statements, tokens};
 
 /// Bytes of a name that count (NAMEDATALEN - 1).
 const NAME_MAX: usize = 63;
@@ -69,47 +70,11 @@ impl Statement {
 /// # Errors
 /// For the first that is none or is not known here.
 pub(super) fn parse(query: &[u8], utf8: bool) -> Result<Vec<Statement>, Error> {
-    let tokens = scan(query)?;
-    tokens
-        .split(|token| token.is_symbol(b';'))
-        .filter(|tokens| !tokens.is_empty())
-        .map(|tokens| Reader { query, tokens, utf8 }.statement())
-        .collect()
+    let tokens = tokens(query, WORDS).map(folded).collect::<Result<Vec<_>, _>>()?;
+    statements(&tokens).map(|tokens| Reader { query, tokens, utf8 }.statement()).collect()
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// An unquoted name or a key word, folded.
-    Word,
-    /// In double quotes.
-    Name,
-    /// In single quotes.
-    Text,
-    Number,
-    Symbol,
-}
-
-#[derive(Debug)]
-struct Token {
-    kind: Kind,
-    bytes: Vec<u8>,
-    start: usize,
-    end: usize,
-}
-
-impl Token {
-    fn is_symbol(&self, symbol: u8) -> bool {
-        self.kind == Kind::Symbol && self.bytes == [symbol]
-    }
-
-    fn is_word(&self, word: &str) -> bool {
-        self.kind == Kind::Word && self.bytes == word.as_bytes()
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.bytes).into_owned()
-    }
-}
+const WORDS: Words = Words { begin: begins_word, go_on: continues_word };
 
 fn begins_word(byte: u8) -> bool {
     byte.is_ascii_alphabetic() || byte == b'_' || !byte.is_ascii()
@@ -119,87 +84,16 @@ fn continues_word(byte: u8) -> bool {
     begins_word(byte) || byte.is_ascii_digit() || byte == b'$'
 }
 
-fn scan(query: &[u8]) -> Result<Vec<Token>, Error> {
-    let mut tokens = Vec::new();
-    let mut at = 0;
-    while let Some(first) = query.get(at).copied() {
-        let rest = &query[at..];
-        let count = |wanted: fn(u8) -> bool| rest.iter().take_while(|byte| wanted(**byte)).count();
-        let (kind, length, bytes) = match first {
-            b' ' | b'\t' | b'\n' | b'\r' | b'\x0b' | b'\x0c' => {
-                at += 1;
-                continue;
-            }
-            b'-' if rest.starts_with(b"--") => {
-                at += rest.iter().position(|byte| matches!(byte, b'\n' | b'\r')).unwrap_or(rest.len());
-                continue;
-            }
-            b'/' if rest.starts_with(b"/*") => {
-                at += comment(rest).ok_or(Error::Unterminated("/* comment"))?;
-                continue;
-            }
-            b'\'' => {
-                let (length, bytes) = quoted(rest, b'\'').ok_or(Error::Unterminated("quoted string"))?;
-                (Kind::Text, length, bytes)
-            }
-            b'"' => {
-                let (length, bytes) = quoted(rest, b'"').ok_or(Error::Unterminated("quoted identifier"))?;
-                if bytes.is_empty() {
-                    return Err(Error::EmptyName);
-                }
-                (Kind::Name, length, bytes)
-            }
-            _ if begins_word(first) => {
-                let length = count(continues_word);
-                // Beyond ASCII the server folds in encodings of one byte only, by the database's locale, which nobody knows here.
-                (Kind::Word, length, rest[..length].to_ascii_lowercase())
-            }
-            _ if first.is_ascii_digit() => {
-                let length = count(continues_word);
-                (Kind::Number, length, rest[..length].to_vec())
-            }
-            symbol => (Kind::Symbol, 1, vec![symbol]),
-        };
-        tokens.push(Token { kind, bytes, start: at, end: at + length });
-        at += length;
+/// Words in small letters: beyond ASCII the server folds in encodings of one byte only, by the database's locale, which nobody knows
+/// here.
+fn folded(token: Result<Token, Unterminated>) -> Result<Token, Error> {
+    let mut token = token?;
+    match token.kind {
+        Kind::Word => token.bytes.make_ascii_lowercase(),
+        Kind::Name if token.bytes.is_empty() => return Err(Error::EmptyName),
+        _ => {}
     }
-    Ok(tokens)
-}
-
-/// The length of a comment, within which comments may stand.
-fn comment(text: &[u8]) -> Option<usize> {
-    let (mut depth, mut at) = (0usize, 0);
-    while at < text.len() {
-        if text[at..].starts_with(b"/*") {
-            depth += 1;
-            at += 2;
-        } else if text[at..].starts_with(b"*/") {
-            depth -= 1;
-            at += 2;
-            if depth == 0 {
-                return Some(at);
-            }
-        } else {
-            at += 1;
-        }
-    }
-    None
-}
-
-/// The length of what stands in quotes, with them, and what it says: a doubled quote is one.
-fn quoted(text: &[u8], quote: u8) -> Option<(usize, Vec<u8>)> {
-    let (mut said, mut at) = (Vec::new(), 1);
-    loop {
-        let byte = *text.get(at)?;
-        at += 1;
-        if byte == quote {
-            if text.get(at) != Some(&quote) {
-                return Some((at, said));
-            }
-            at += 1;
-        }
-        said.push(byte);
-    }
+    Ok(token)
 }
 
 /// One statement's tokens, at least one.
@@ -242,9 +136,7 @@ impl Reader<'_> {
                 let rest = if word(1, "prepare") { &rest[1..] } else { rest };
                 match rest {
                     [all] if all.is_word("all") => Ok(Statement::Deallocate(None)),
-                    [name] if matches!(name.kind, Kind::Word | Kind::Name) => {
-                        Ok(Statement::Deallocate(Some(self.cut(&name.bytes).bytes)))
-                    }
+                    [name] if name.is_name() => Ok(Statement::Deallocate(Some(self.cut(&name.bytes).bytes))),
                     _ => Err(Error::NotHere),
                 }
             }
@@ -255,10 +147,10 @@ impl Reader<'_> {
     /// The one name from a token on.
     fn only_name(&self, at: usize) -> Result<Name, Error> {
         let wrong = match (self.tokens.get(at), self.tokens.get(at + 1)) {
-            (Some(name), None) if matches!(name.kind, Kind::Word | Kind::Name) => {
+            (Some(name), None) if name.is_name() => {
                 return Ok(self.cut(&name.bytes));
             }
-            (Some(name), Some(more)) if matches!(name.kind, Kind::Word | Kind::Name) => Some(more),
+            (Some(name), Some(more)) if name.is_name() => Some(more),
             (wrong, _) => wrong,
         };
         Err(Error::Syntax(
@@ -284,7 +176,7 @@ impl Reader<'_> {
         }
         let rest = if word(0, "session") && !word(1, "authorization") { &rest[1..] } else { rest };
         if rest.first().is_some_and(|token| token.is_word("names")) {
-            let value = rest.get(1).map(Token::text);
+            let value = rest.get(1).map(|value| value.text().into_owned());
             return Ok(Statement::Set("client_encoding".to_owned(), value));
         }
         let Some((name, rest)) = setting_name(rest) else { return Err(Error::NotHere) };
@@ -331,10 +223,8 @@ impl Reader<'_> {
         let Some((item, rest)) = item(rest) else { return Err(Error::NotHere) };
         let alias = match rest {
             [] => None,
-            [name] if matches!(name.kind, Kind::Word | Kind::Name) => Some(name.text()),
-            [of, name] if of.is_word("as") && matches!(name.kind, Kind::Word | Kind::Name) => {
-                Some(name.text())
-            }
+            [name] if name.is_name() => Some(name.text().into_owned()),
+            [of, name] if of.is_word("as") && name.is_name() => Some(name.text().into_owned()),
             _ => return Err(Error::NotHere),
         };
         if alias.as_deref().is_some_and(|alias| RESERVED.contains(&alias)) {
@@ -396,14 +286,13 @@ fn setting_name(tokens: &[Token]) -> Option<(String, &[Token])> {
         return Some(("session_authorization".to_owned(), &tokens[2..]));
     }
     let (first, mut rest) = tokens.split_first()?;
-    let is_name = |token: &Token| matches!(token.kind, Kind::Word | Kind::Name);
-    if !is_name(first) {
+    if !first.is_name() {
         return None;
     }
     let mut name = first.text().to_ascii_lowercase();
     while let [point, next, more @ ..] = rest
         && point.is_symbol(b'.')
-        && is_name(next)
+        && next.is_name()
     {
         name = format!("{name}.{}", next.text().to_ascii_lowercase());
         rest = more;
@@ -416,7 +305,7 @@ fn item(tokens: &[Token]) -> Option<(Item, &[Token])> {
     let (first, rest) = tokens.split_first()?;
     match first.kind {
         Kind::Number => return Some((Item::Number(first.text().parse().ok()?), rest)),
-        Kind::Text => return Some((Item::Text(first.text()), rest)),
+        Kind::Text => return Some((Item::Text(first.text().into_owned()), rest)),
         Kind::Word => {}
         _ => return None,
     }

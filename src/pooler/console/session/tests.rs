@@ -468,7 +468,7 @@ fn what_the_server_would_hang_up_on_is_fatal() {
         (vec![b'p', 0, 0, 0, 4], "08P01 invalid frontend message type 112"),
         (vec![b'S', 0, 0, 0, 3], "08P01 invalid message length"),
         (long(MESSAGE_MAX + 1), "08P01 message of 65537 bytes is too long for the console"),
-        (vec![b'd'; AHEAD_MAX + 1], "08P01 more is sent than the console reads ahead"),
+        (vec![b'd'; Inbox::ahead_max(MESSAGE_MAX) + 1], "08P01 more is sent than the console reads ahead"),
     ] {
         let mut session = Session::new(Access::Admin);
         session.receive(&bytes);
@@ -521,6 +521,31 @@ fn statements_and_portals_are_bounded() {
     };
     assert_eq!((0..4).map(&mut fill).collect::<Vec<_>>(), ["1"; 4]);
     assert!(fill(4).starts_with("E ERROR 53400"));
+}
+
+#[test]
+fn portals_keep_the_rows_of_one_long_answer_only() {
+    let operator = Rehearsal { clients: 15_000, ..Rehearsal::default() };
+    let mut session = Session::new(Access::Monitor);
+    let mut run = |bytes: &[Vec<u8>]| {
+        session.receive(&bytes.concat());
+        told(&answers(&mut session, &operator).0).last().unwrap().clone()
+    };
+    run(&[query("begin"), parse("long", "show clients"), parse("short", "show state"), sync()]);
+    let mut opened = |portal: &str, statement: &str, rows| {
+        let said = run(&[bind(portal, statement, &[]), execute(portal, rows)]);
+        run(&[sync()]);
+        said
+    };
+    assert_eq!(opened("a", "long", 1), "s", "alone it may be as long as it is");
+    assert_eq!(opened("b", "long", 0), "C SHOW", "what is sent at once is not kept");
+    let refused = "E ERROR 53400 too many prepared statements or portals";
+    assert_eq!(opened("c", "long", 1), refused);
+    assert_eq!(opened("d", "short", 1), refused);
+    let mut session = Session::new(Access::Monitor);
+    session.receive(&[parse("s", "show state"), bind("a", "s", &[]), bind("b", "s", &[])].concat());
+    session.receive(&[execute("a", 1), execute("b", 1)].concat());
+    assert_eq!(told(&answers(&mut session, &operator).0), ["1", "2", "2", "D 2", "s", "D 2", "s"]);
 }
 
 #[test]

@@ -188,6 +188,56 @@ fn garbage_and_long_messages_end_the_session() {
     assert!(send(&mut session, &long).ends_with("ZI"));
 }
 
+#[test]
+fn statements_and_portals_are_bounded_and_refused_as_the_server_does() {
+    let parse = |name: &str| message(b'P', &[name, "SELECT 1"], &[0; 2]);
+    let bind = |portal: &str, formats: &[u8]| message(b'B', &[portal, "s0"], &[&[0; 4], formats].concat());
+    let mut session = session();
+    let mut said = |bytes: Vec<u8>| {
+        send(&mut session, &[message(b'Q', &["BEGIN"], &[]), bytes, sync(), query("ABORT")].concat())
+    };
+    let all: Vec<_> = (0..=STATEMENTS_MAX).map(|number| parse(&format!("s{number}"))).collect();
+    assert_eq!(said(all.concat()), format!("CZT{}E54000ZECZI", "1".repeat(STATEMENTS_MAX)));
+    let all: Vec<_> = (0..=STATEMENTS_MAX).map(|number| bind(&format!("p{number}"), &[0; 2])).collect();
+    assert_eq!(said(all.concat()), format!("CZT{}E54000ZECZI", "2".repeat(STATEMENTS_MAX)));
+    let valued = message(b'B', &["", "s0"], &[0, 0, 0, 1, 0, 0, 0, 1, b'x', 0, 0]);
+    for (bytes, sqlstate) in [
+        (parse("s1"), "42P05"),
+        (message(b'D', &[], b"Sx\0"), "26000"),
+        (message(b'D', &[], b"Px\0"), "34000"),
+        ([bind("p", &[0; 2]), bind("p", &[0; 2])].concat(), "42P03"),
+        (bind("", &[0, 1, 0, 2]), "22023"),
+        (bind("", &[0, 2, 0, 0, 0, 0]), "08P01"),
+        (valued, "08P01"),
+    ] {
+        let said = said(bytes);
+        assert!(said.ends_with(&format!("E{sqlstate}ZECZI")), "{sqlstate}: {said}");
+    }
+}
+
+#[test]
+fn rows_that_portals_have_not_sent_yet_are_bounded_together() {
+    let mut session = session();
+    session.channels = (0..6000).map(|number| format!("channel{number}").into_bytes()).collect();
+    let parse = message(b'P', &["s", "SELECT pg_listening_channels()"], &[0; 2]);
+    let begin = [query("BEGIN"), parse, sync()].concat();
+    assert_eq!(send(&mut session, &begin), "CZT1ZT");
+    let mut run = |portal: &str, rows: u8| {
+        let bind = message(b'B', &[portal, "s"], &[0; 6]);
+        let said = send(&mut session, &[bind, message(b'E', &[portal], &[0, 0, 0, rows]), sync()].concat());
+        said.replace('D', "")
+    };
+    assert_eq!(run("a", 1), "2sZT");
+    assert_eq!(run("b", 0), "2CZT", "what is sent at once is not kept");
+    assert_eq!(run("c", 1), "2E54000ZE");
+}
+
+#[test]
+fn what_is_beyond_the_ports_bounds_is_told_as_such() {
+    assert_eq!(send(&mut session(), b"Q\0\0\x20\0"), "E54000.", "8193 bytes with its type");
+    assert_eq!(send(&mut session(), &vec![b'd'; Inbox::ahead_max(MESSAGE_MAX) + 1]), "E54000.");
+}
+
 proptest! {
     #[test]
     fn any_messages_are_answered(
@@ -201,6 +251,38 @@ proptest! {
                 return Ok(());
             }
         }
+    }
+
+    #[test]
+    fn what_is_listened_to_is_what_the_transactions_that_committed_have_named(
+        transactions in prop::collection::vec(
+            (prop::collection::vec((0u8..3, prop::sample::select(vec!["a", "b", "c"])), 0..5), any::<bool>()),
+            0..8,
+        ),
+    ) {
+        let mut session = session();
+        let mut channels = BTreeSet::new();
+        for (statements, commits) in transactions {
+            let mut after = channels.clone();
+            let mut text = "BEGIN".to_owned();
+            for (what, name) in statements {
+                match what {
+                    0 => { after.insert(name); text.push_str(&format!(";LISTEN {name}")) }
+                    1 => { after.remove(name); text.push_str(&format!(";UNLISTEN {name}")) }
+                    _ => { after.clear(); text.push_str(";UNLISTEN *") }
+                }
+            }
+            text.push_str(if commits { ";COMMIT" } else { ";ROLLBACK" });
+            let said = send(&mut session, &query(&text));
+            if commits {
+                let new: String = after.difference(&channels).map(|name| format!("<{name}")).collect();
+                let left: String = channels.difference(&after).map(|name| format!(">{name}")).collect();
+                prop_assert!(said.ends_with(&format!("C{new}{left}CZI")), "{text}: {said}");
+                channels = after;
+            }
+        }
+        let rows = send(&mut session, &query("SELECT pg_listening_channels()"));
+        prop_assert_eq!(rows, format!("T{}CZI", "D".repeat(channels.len())));
     }
 
     #[test]
