@@ -9,6 +9,7 @@ use postern::stream::pgoutput::{Column, Message, Tuple};
 use postern::stream::position::Lsn;
 use postern::stream::relation::{Relation, Relations};
 use postern::stream::types::{Form, Types};
+use serde::de::IgnoredAny;
 use std::time::UNIX_EPOCH;
 
 fuzz_target!(|input: &[u8]| {
@@ -50,7 +51,8 @@ fuzz_target!(|input: &[u8]| {
                 assert!(!out.payload.contains(&b'\n') && !out.payload.contains(&b'\r'));
                 let text = std::str::from_utf8(&out.payload).expect("UTF-8");
                 if !trusted {
-                    serde_json::from_str::<serde_json::Value>(text).expect("JSON");
+                    // Grammar only: a number may be too big for a double.
+                    serde_json::from_str::<IgnoredAny>(text).expect("JSON");
                 }
             }
         }
