@@ -98,6 +98,7 @@ const MAX_DIMENSIONS: usize = 6;
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use serde::de::IgnoredAny;
 
     fn written(form: Form, text: &str) -> String {
         let (mut scratch, mut out) = (Vec::new(), b"x".to_vec());
@@ -161,8 +162,8 @@ mod tests {
 
         #[test]
         fn any_text_is_json(text in r#"[{}",\\ 1aNULL]{0,40}"#) {
-            serde_json::from_str::<serde_json::Value>(&written(Form::Text, &text)).unwrap();
-            serde_json::from_str::<serde_json::Value>(&written(Form::Float, &text)).unwrap();
+            serde_json::from_str::<IgnoredAny>(&written(Form::Text, &text)).unwrap();
+            serde_json::from_str::<IgnoredAny>(&written(Form::Float, &text)).unwrap();
         }
     }
 }

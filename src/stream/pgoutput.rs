@@ -343,3 +343,8 @@ impl<'a> Rest<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+pub(super) mod written;

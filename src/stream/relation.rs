@@ -88,7 +88,7 @@ impl Relation {
     pub fn with_key(mut self, names: &[&str]) -> Self {
         let is_key = |column: &Column| column.identity && names.contains(&column.name.as_str());
         let key: Vec<_> = (0..self.columns.len()).filter(|place| is_key(&self.columns[*place])).collect();
-        if key.len() == names.len() {
+        if !names.is_empty() && key.len() == names.len() {
             self.key = key;
         }
         self

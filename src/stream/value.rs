@@ -125,6 +125,7 @@ const DATE_AND_TIME: &[u8] = b"0000-00-00 00:00:00";
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use serde::de::IgnoredAny;
 
     fn written(form: &Form, text: &[u8]) -> String {
         let (mut scratch, mut out) = (Vec::new(), Vec::new());
@@ -267,7 +268,7 @@ mod tests {
             for text in [bytes.as_slice(), text.as_bytes()] {
                 let written = written(&form, text);
                 prop_assert!(!written.contains(['\n', '\r']));
-                serde_json::from_str::<serde_json::Value>(&written).unwrap();
+                serde_json::from_str::<IgnoredAny>(&written).unwrap();
             }
         }
     }
