@@ -186,22 +186,22 @@ BEGIN
 END $$;
 
 -- For the nine below: which names there are, what they shall do, how many streams that is.
-CREATE FUNCTION postern.switch_streams(kind text, name text, state text) RETURNS integer
+CREATE FUNCTION postern.switch_streams(what text, name text, state text) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     switched integer;
 BEGIN
     IF NOT EXISTS (
-        SELECT FROM postern.source_definitions d WHERE kind = 'source' AND d.name = switch_streams.name
-        UNION ALL SELECT FROM postern.sink_definitions d WHERE kind = 'sink' AND d.name = switch_streams.name
-        UNION ALL SELECT FROM postern.stream_definitions d WHERE kind = 'stream' AND d.name = switch_streams.name
+        SELECT FROM postern.source_definitions d WHERE what = 'source' AND d.name = switch_streams.name
+        UNION ALL SELECT FROM postern.sink_definitions d WHERE what = 'sink' AND d.name = switch_streams.name
+        UNION ALL SELECT FROM postern.stream_definitions d WHERE what = 'stream' AND d.name = switch_streams.name
     ) THEN
-        RAISE undefined_object USING MESSAGE = format('%s "%s" does not exist', kind, name);
+        RAISE undefined_object USING MESSAGE = format('%s "%s" does not exist', what, name);
     END IF;
     INSERT INTO postern.stream_states AS s (stream, state)
     SELECT d.name, switch_streams.state FROM postern.stream_definitions d
-    WHERE switch_streams.name = CASE kind WHEN 'source' THEN d.source WHEN 'sink' THEN d.sink ELSE d.name END
+    WHERE switch_streams.name = CASE what WHEN 'source' THEN d.source WHEN 'sink' THEN d.sink ELSE d.name END
     ON CONFLICT (stream) DO UPDATE SET state = excluded.state, started = s.started + 1;
     GET DIAGNOSTICS switched = ROW_COUNT;
     RETURN switched;

@@ -20,6 +20,8 @@
 #![forbid(unsafe_code)]
 
 mod array;
+#[cfg(feature = "kafka")]
+pub mod broker;
 pub mod buffer;
 mod clock;
 pub mod definition;
@@ -27,8 +29,6 @@ pub mod engine;
 mod error;
 pub mod event;
 mod json;
-#[cfg(feature = "kafka")]
-pub mod broker;
 pub mod ledger;
 pub mod options;
 pub mod pgoutput;

@@ -28,6 +28,7 @@ mod relay_port;
 mod replication;
 mod rig;
 mod state;
+mod stream;
 mod threads;
 mod tls;
 mod view;

@@ -71,6 +71,7 @@ static LogicalDecodingContext *decoding = NULL;
 static OutputPluginCallbacks plugin;
 static PosternTransaction replayed;
 static MemoryContext round_context = NULL;
+static ResourceOwner owner = NULL;
 
 static void
 prepare_write(LogicalDecodingContext *ctx, XLogRecPtr lsn, TransactionId xid, bool last_write)
@@ -106,7 +107,7 @@ tell_type(const StringInfo message)
 	}
 	ReleaseSysCache(tuple);
 	/* What it is made of may be no built-in type either. */
-	if (described.same >= FirstNormalObjectId || described.element >= FirstNormalObjectId)
+	if (described.same >= FirstGenbkiObjectId || described.element >= FirstGenbkiObjectId)
 	{
 		StringInfoData inner;
 
@@ -258,7 +259,8 @@ postern_decoding_begin(const char *slot, const char *publications, bool messages
 	List	   *options = NIL;
 	MemoryContext before;
 
-	CurrentResourceOwner = ResourceOwnerCreate(NULL, "postern stream");
+	owner = ResourceOwnerCreate(NULL, "postern stream");
+	CurrentResourceOwner = owner;
 	round_context = AllocSetContextCreate(TopMemoryContext, "postern stream", ALLOCSET_DEFAULT_SIZES);
 	before = MemoryContextSwitchTo(TopMemoryContext);
 	options = lappend(options, makeDefElem("proto_version", (Node *) makeString("1"), -1));
@@ -292,17 +294,23 @@ uint64
 postern_decoding_step(int records, bool *more)
 {
 	XLogRecPtr	flushed = GetFlushRecPtr(NULL);
-	MemoryContext before = MemoryContextSwitchTo(round_context);
+	MemoryContext before = CurrentMemoryContext;
 
 	for (int i = 0; i < records && decoding->reader->EndRecPtr < flushed; i++)
 	{
 		char	   *error = NULL;
-		XLogRecord *record = XLogReadRecord(decoding->reader, &error);
+		XLogRecord *record;
 
+		/* The reader makes its buffers at its first record, and keeps them. */
+		MemoryContextSwitchTo(decoding->context);
+		record = XLogReadRecord(decoding->reader, &error);
+		MemoryContextSwitchTo(round_context);
 		if (error)
 			elog(ERROR, "could not read WAL: %s", error);
 		if (record)
 			LogicalDecodingProcessRecord(decoding, decoding->reader);
+		/* Replaying a transaction leaves another in its place, as pg_logical_slot_get_changes() says too. */
+		CurrentResourceOwner = owner;
 		CHECK_FOR_INTERRUPTS();
 	}
 	*more = decoding->reader->EndRecPtr < flushed;

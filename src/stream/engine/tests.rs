@@ -1,1 +1,242 @@
+//! The engine with sinks that a test holds in its hand.
 
+use super::*;
+use crate::stream::event::{EventOptions, KeyForm};
+use crate::stream::shared::Stream;
+use crate::stream::sink::{Failure, Given, Progress, Sink};
+use std::thread::JoinHandle;
+
+/// What a test and its sink share.
+#[derive(Default)]
+struct Hand {
+    taken: Vec<(u64, String)>,
+    /// Up to which serial number the sink says that it has delivered; nothing: all that it took.
+    holds: Option<u64>,
+    full: bool,
+    fails: Option<Failure>,
+}
+
+struct Held(Arc<Mutex<Hand>>);
+
+impl Sink for Held {
+    fn give(&mut self, event: &Event<'_>) -> Result<Given, Failure> {
+        let mut hand = self.0.lock();
+        if let Some(failure) = hand.fails.clone() {
+            return Err(failure);
+        }
+        if hand.full {
+            return Ok(Given::Full);
+        }
+        let payload = String::from_utf8_lossy(event.payload).into_owned();
+        hand.taken.push((event.serial, payload));
+        Ok(Given::Taken)
+    }
+
+    fn flush(&mut self) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn poll(&mut self, patience: Duration) -> Result<Progress, Failure> {
+        let hand = self.0.lock();
+        let last = hand.taken.last().map_or(0, |(serial, _)| *serial);
+        let delivered = hand.holds.map_or(last, |holds| holds.min(last));
+        drop(hand);
+        std::thread::sleep(patience.min(Duration::from_millis(1)));
+        Ok(Progress { delivered, skipped: 0, trouble: None })
+    }
+}
+
+/// An engine that runs, with a chunk of our own to fill.
+struct Rig {
+    shared: Arc<Shared>,
+    chunk: Chunk,
+    thread: Option<JoinHandle<()>>,
+    shown: Vec<&'static Stream>,
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.shared.stop();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn options() -> EventOptions {
+    EventOptions {
+        host: "h".into(),
+        database: "d".into(),
+        schema: false,
+        commit_lsn: false,
+        ordinal: true,
+        xid: false,
+        commit_timestamp: false,
+        old: false,
+        unchanged: None,
+        truncate: false,
+        transactions: false,
+        messages: true,
+        key: KeyForm::PrimaryKey,
+    }
+}
+
+fn at(commit: u64, ordinal: u64) -> StreamReport {
+    StreamReport { position: Position { commit: Lsn(commit), ordinal }, delivered: Lsn(commit) }
+}
+
+impl Rig {
+    fn new(sinks: &[(&Arc<Mutex<Hand>>, StreamReport)]) -> Self {
+        let shared = Arc::new(Shared::new(1 << 20, || {}));
+        let mut shown: Vec<&'static Stream> = Vec::new();
+        let streams = sinks.iter().map(|(hand, begins)| {
+            let words: &'static Stream = Box::leak(Box::default());
+            shown.push(words);
+            From {
+                sink: Sort::Sink(Box::new(Held(Arc::clone(hand)))),
+                begins: *begins,
+                shown: words,
+                retry: Duration::from_millis(20),
+            }
+        });
+        let engine =
+            Engine::new(Arc::clone(&shared), Encoder::new(options(), 1), streams.collect(), Lsn(100));
+        let thread = std::thread::spawn(move || engine.run());
+        Self { shared, chunk: Chunk::default(), thread: Some(thread), shown }
+    }
+
+    /// A transaction of so many logical messages.
+    fn transaction(&mut self, commit_end: u64, messages: u64) {
+        let commit_end = Lsn(commit_end);
+        self.chunk.push(&Record::Transaction { commit_end, commit_time: 0, xid: 1 });
+        for number in 0..messages {
+            let mut data = vec![b'M', 1];
+            data.extend_from_slice(&number.to_be_bytes());
+            data.extend_from_slice(b"p\0");
+            data.extend_from_slice(&1_u32.to_be_bytes());
+            data.push(b'x');
+            self.chunk.push(&Record::Message { lsn: Lsn(number), data: &data });
+        }
+        self.chunk.push(&Record::Commit { commit_end });
+    }
+
+    fn send(&mut self) {
+        assert!(self.shared.buffer.push(&mut self.chunk));
+    }
+
+    fn until(&self, what: &str, holds: impl Fn(&Report) -> bool) {
+        let end = Instant::now() + Duration::from_secs(20);
+        while !holds(&self.shared.report()) {
+            assert!(Instant::now() < end, "{what}: {:?}", self.shared.report());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+fn ordinals(hand: &Mutex<Hand>) -> Vec<u64> {
+    let read = |payload: &String| -> u64 {
+        let event: serde_json::Value = serde_json::from_str(payload).unwrap();
+        event["Ordinal"].as_u64().unwrap()
+    };
+    hand.lock().taken.iter().map(|(_, payload)| read(payload)).collect()
+}
+
+#[test]
+fn only_what_every_sink_has_may_be_confirmed() {
+    let (quick, slow) = (Arc::new(Mutex::new(Hand::default())), Arc::new(Mutex::new(Hand::default())));
+    slow.lock().holds = Some(0);
+    let mut rig = Rig::new(&[(&quick, at(100, u64::MAX)), (&slow, at(100, u64::MAX))]);
+    rig.transaction(200, 3);
+    rig.transaction(300, 2);
+    rig.send();
+    rig.until("the quick one has all", |report| {
+        report.streams.first().is_some_and(|stream| *stream == at(300, u64::MAX))
+    });
+    assert_eq!(rig.shared.report().delivered, Lsn(100));
+    // Amid the second transaction: the first may be confirmed, the second not.
+    let second = slow.lock().taken[3].0;
+    slow.lock().holds = Some(second);
+    rig.until("the slow one is amid the second", |report| report.delivered == Lsn(200));
+    let position = rig.shared.report().streams[1].position;
+    assert_eq!(position, Position { commit: Lsn(300), ordinal: 1 });
+    slow.lock().holds = None;
+    rig.until("all have all", |report| report.delivered == Lsn(300));
+}
+
+#[test]
+fn each_stream_goes_on_where_it_was_amid_a_transaction_too() {
+    let (one, two) = (Arc::new(Mutex::new(Hand::default())), Arc::new(Mutex::new(Hand::default())));
+    let mut rig = Rig::new(&[(&one, at(200, 2)), (&two, at(200, u64::MAX))]);
+    rig.transaction(200, 4);
+    rig.transaction(300, 1);
+    rig.send();
+    rig.until("all have all", |report| report.delivered == Lsn(300));
+    assert_eq!((ordinals(&one), ordinals(&two)), (vec![3, 4, 1], vec![1]));
+    assert_eq!(rig.shown[0].events.load(Relaxed), 3);
+}
+
+#[test]
+fn wal_without_anything_for_us_is_confirmed_too() {
+    let hand = Arc::new(Mutex::new(Hand::default()));
+    let mut rig = Rig::new(&[(&hand, at(100, u64::MAX))]);
+    rig.chunk.push(&Record::Commit { commit_end: Lsn(150) });
+    rig.chunk.push(&Record::Progress { lsn: Lsn(400) });
+    rig.send();
+    rig.until("it is reached", |report| report.delivered == Lsn(400));
+    rig.transaction(500, 1);
+    rig.chunk.push(&Record::Progress { lsn: Lsn(600) });
+    rig.send();
+    rig.until("behind a transaction too", |report| report.delivered == Lsn(600));
+}
+
+#[test]
+fn a_sink_that_holds_the_others_up_is_left_behind_and_asks_for_what_it_lacks_when_it_is_well() {
+    let (quick, full) = (Arc::new(Mutex::new(Hand::default())), Arc::new(Mutex::new(Hand::default())));
+    full.lock().full = true;
+    let mut rig = Rig::new(&[(&quick, at(100, u64::MAX)), (&full, at(100, u64::MAX))]);
+    rig.transaction(200, 1);
+    rig.transaction(300, 1);
+    rig.send();
+    rig.until("the engine ends to begin again", |report| report.outcome == Some(Outcome::Again));
+    let report = rig.shared.report();
+    assert_eq!(report.delivered, Lsn(100), "nothing is confirmed that it lacks");
+    assert_eq!(report.streams[1], at(100, u64::MAX));
+    assert!(quick.lock().taken.len() <= 2);
+}
+
+#[test]
+fn a_sink_that_fails_is_made_again_after_a_while_and_a_lasting_failure_waits_for_the_operator() {
+    let fail = |lasting| Some(Failure { message: "no".into(), lasting });
+    let hand = Arc::new(Mutex::new(Hand { fails: fail(false), ..Hand::default() }));
+    let mut rig = Rig::new(&[(&hand, at(100, u64::MAX))]);
+    rig.transaction(200, 1);
+    rig.send();
+    rig.until("it is to be made again", |report| report.outcome == Some(Outcome::Again));
+    assert_eq!((rig.shared.report().delivered, rig.shown[0].error.get()), (Lsn(100), Some("no".into())));
+
+    let (lasting, well) = (
+        Arc::new(Mutex::new(Hand { fails: fail(true), ..Hand::default() })),
+        Arc::new(Mutex::new(Hand::default())),
+    );
+    let mut rig = Rig::new(&[(&lasting, at(100, u64::MAX)), (&well, at(100, u64::MAX))]);
+    rig.transaction(200, 1);
+    rig.send();
+    rig.until("the other goes on", |report| {
+        report.streams.get(1).is_some_and(|stream| *stream == at(200, u64::MAX))
+    });
+    let report = rig.shared.report();
+    assert_eq!((report.outcome, report.delivered), (None, Lsn(100)));
+    assert_eq!(rig.shown[0].state(), crate::stream::shared::StreamState::Blocked);
+}
+
+#[test]
+fn what_cannot_be_understood_ends_the_engine_with_words() {
+    let hand = Arc::new(Mutex::new(Hand::default()));
+    let mut rig = Rig::new(&[(&hand, at(100, u64::MAX))]);
+    rig.chunk.push(&Record::Message { lsn: Lsn(1), data: b"?" });
+    rig.send();
+    rig.until(
+        "it ends",
+        |report| matches!(&report.outcome, Some(Outcome::Broken(why)) if why.contains("unexpected")),
+    );
+}
