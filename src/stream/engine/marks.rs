@@ -3,14 +3,16 @@
 use crate::stream::position::{Lsn, Position};
 use std::collections::VecDeque;
 
-/// A transaction, or what was read beyond it without anything for us.
+/// A transaction.
 #[derive(Debug, Clone, Copy)]
 struct Mark {
     /// The serial number of its beginning.
     base: u64,
     /// That of its end; nothing while it is replayed.
     last: Option<u64>,
-    /// Who has it all has everything that was committed before this.
+    /// The end of its commit record.
+    commit: Lsn,
+    /// Who has it all has everything that was committed before this: what was read behind it had nothing for us.
     lsn: Lsn,
     /// When it was committed: microseconds since 2000.
     time: i64,
@@ -31,7 +33,7 @@ impl Marks {
 
     /// A transaction begins whose first serial number is this.
     pub fn begin(&mut self, base: u64, lsn: Lsn, time: i64) {
-        self.marks.push_back(Mark { base, last: None, lsn, time });
+        self.marks.push_back(Mark { base, last: None, commit: lsn, lsn, time });
     }
 
     /// It has ended with this number.
@@ -66,7 +68,7 @@ impl Marks {
         match after.checked_sub(1).map(|index| (index, &self.marks[index])) {
             Some((_, Mark { last: Some(last), lsn, .. })) if serial >= *last => (whole(*lsn), *lsn),
             Some((index, mark)) => {
-                (Position { commit: mark.lsn, ordinal: serial - mark.base }, before(index))
+                (Position { commit: mark.commit, ordinal: serial - mark.base }, before(index))
             }
             None => (whole(self.reached), self.reached),
         }
