@@ -1,4 +1,4 @@
-//! The columns of every SHOW, in PgBouncer 1.24's names, types and order. Pure.
+//! The columns of every SHOW, in PgBouncer 1.24's names, types and order. Pure; network threads.
 
 use crate::pooler::console::command::Show;
 use crate::pooler::console::table::{Column, Kind};
