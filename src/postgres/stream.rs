@@ -4,6 +4,7 @@
 //! - `launcher`: starts the other workers, and starts them again
 //! - `scout`: reads the definitions of one database
 //! - `worker`: a source: decodes, and has its engine deliver
+//! - `snapshot`: what is there before a stream begins
 //! - `catalog`: the definitions and positions as tables
 //! - `decoding`: logical decoding in this process
 //! - `functions`: what SQL can call
@@ -13,4 +14,5 @@ mod decoding;
 mod functions;
 pub(super) mod launcher;
 mod scout;
+mod snapshot;
 mod worker;

@@ -17,6 +17,7 @@ use super::types::{Described, Types};
 use feed::Feed;
 use marks::Marks;
 use parking_lot::Mutex;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::*};
 use std::time::{Duration, Instant, SystemTime};
@@ -24,6 +25,9 @@ use std::time::{Duration, Instant, SystemTime};
 /// How long the engine waits for a chunk when nothing is out, and for news of what is out when there is no chunk.
 const IDLE: Duration = Duration::from_millis(200);
 const NEWS: Duration = Duration::from_millis(5);
+
+/// The schema of the extension: its tables are nobody's changes.
+pub const OWN_SCHEMA: &str = "postern";
 
 /// How long a sink may hold up the others before they go on without it.
 const HOLD_UP: Duration = Duration::from_secs(5);
@@ -33,6 +37,10 @@ const HOLD_UP: Duration = Duration::from_secs(5);
 pub struct Report {
     /// Everything that was committed before this has been delivered by every stream that the engine feeds.
     pub delivered: Lsn,
+    /// A stream that was fed is no more: it lacks what the others were given since.
+    pub lost_one: bool,
+    /// Tables of a snapshot that every stream has that is fed, since the engine began.
+    pub snapshots: u64,
     /// By stream, in the order in which they were given.
     pub streams: Vec<StreamReport>,
     /// Why the engine has ended, if by itself.
@@ -106,6 +114,8 @@ pub struct Engine {
     marks: Marks,
     encoded: Encoded,
     transaction: Option<Open>,
+    /// By table, up to where its snapshot goes.
+    floors: HashMap<u32, Lsn>,
     /// The last serial number that was used.
     serial: u64,
 }
@@ -116,6 +126,8 @@ struct Open {
     /// The serial number of its beginning; its n-th change has this number plus n.
     base: u64,
     ordinal: u64,
+    /// Rows of a snapshot: everybody wants them.
+    snapshot: bool,
 }
 
 impl Engine {
@@ -130,6 +142,7 @@ impl Engine {
             marks: Marks::new(begins),
             encoded: Encoded::default(),
             transaction: None,
+            floors: HashMap::new(),
             serial: 0,
         }
     }
@@ -187,8 +200,17 @@ impl Engine {
             match record {
                 Record::Transaction { commit_end, commit_time, xid } => {
                     let told = Transaction { xid, commit_end, commit_time_micros: commit_time };
-                    self.transaction = Some(Open { told, base: self.serial + 1, ordinal: 0 });
+                    self.transaction =
+                        Some(Open { told, base: self.serial + 1, ordinal: 0, snapshot: false });
                     self.marks.begin(self.serial + 1, commit_end, commit_time);
+                }
+                Record::Snapshot { lsn } => {
+                    let told = Transaction { xid: 0, commit_end: lsn, commit_time_micros: 0 };
+                    self.transaction = Some(Open { told, base: self.serial + 1, ordinal: 0, snapshot: true });
+                    self.marks.begin_snapshot(self.serial + 1);
+                }
+                Record::Floor { relation, lsn } => {
+                    self.floors.insert(relation, lsn);
                 }
                 Record::Type { oid, same, element, delimiter } => {
                     let described = match (same, element) {
@@ -263,13 +285,24 @@ impl Engine {
         let Some(open) = &self.transaction else { return Ok(()) };
         let serial = open.base + ordinal;
         let position = Position { commit: open.told.commit_end, ordinal };
-        if self.feeds.iter().all(|feed| !feed.wants(position)) {
+        let wants = |feed: &Feed| if open.snapshot { feed.is_fed() } else { feed.wants(position) };
+        if !self.feeds.iter().any(wants) {
+            return Ok(());
+        }
+        if !open.snapshot
+            && let Some(floor) = relation.and_then(|oid| self.floors.get(&oid))
+            && position.commit <= *floor
+        {
             return Ok(());
         }
         let relation = match relation {
             Some(oid) => Some(self.relations.find(oid).ok_or(Error::UnknownRelation(oid))?),
             None => None,
         };
+        // A publication for all tables has Postern's own too.
+        if relation.is_some_and(|relation| relation.schema == OWN_SCHEMA) {
+            return Ok(());
+        }
         let written = self.encoder.encode(
             message,
             relation,
@@ -289,9 +322,9 @@ impl Engine {
             key: self.encoded.has_key.then_some(&self.encoded.key[..]),
             payload: &self.encoded.payload,
         };
-        let waits = |feeds: &[Feed]| feeds.iter().filter(|feed| feed.is_fed()).count();
+        let fed = |feeds: &[Feed]| feeds.iter().filter(|feed| feed.is_fed()).count();
         for index in 0..self.feeds.len() {
-            if !self.feeds[index].wants(position) {
+            if !wants(&self.feeds[index]) {
                 continue;
             }
             let begun = Instant::now();
@@ -300,7 +333,7 @@ impl Engine {
                     return Ok(());
                 }
                 self.feeds[index].poll(NEWS);
-                if begun.elapsed() >= HOLD_UP && waits(&self.feeds) > 1 {
+                if begun.elapsed() >= HOLD_UP && fed(&self.feeds) > 1 {
                     self.feeds[index].leave_behind(&self.marks);
                 }
                 for other in (0..self.feeds.len()).filter(|other| *other != index) {
@@ -334,8 +367,12 @@ impl Engine {
         marks.forget(least);
         let delivered = streams.iter().map(|stream| stream.delivered).min().unwrap_or(marks.reached());
         let mut report = shared.report.lock();
-        let news = report.delivered != delivered || report.streams != streams;
+        let news = report.delivered != delivered
+            || report.streams != streams
+            || report.snapshots != marks.snapshots();
         report.delivered = delivered;
+        report.snapshots = marks.snapshots();
+        report.lost_one = feeds.iter().any(Feed::is_lost);
         report.streams = streams;
         drop(report);
         if news {

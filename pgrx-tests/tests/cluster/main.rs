@@ -30,6 +30,7 @@ mod rig;
 mod state;
 mod stream;
 mod stream_kafka;
+mod stream_snapshot;
 mod threads;
 mod tls;
 mod view;

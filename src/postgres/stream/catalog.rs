@@ -176,6 +176,38 @@ fn object(row: &SpiHeapTupleData<'_>, column: usize) -> Result<Map<String, Value
     })
 }
 
+/// The tables that a snapshot has delivered, and where their changes begin.
+///
+/// # Errors
+/// As SPI's.
+pub(super) fn snapshot_tables(source: &str) -> Result<Vec<(u32, Lsn)>, SpiError> {
+    Spi::connect(|client| {
+        let rows = client.select(
+            "SELECT relation, lsn::text FROM postern.snapshot_tables WHERE source = $1",
+            None,
+            &[source.into()],
+        )?;
+        rows.map(|row| {
+            let relation = row.get::<pg_sys::Oid>(1)?.unwrap_or(pg_sys::InvalidOid);
+            Ok((relation.to_u32(), lsn(&row, 2)?.unwrap_or_default()))
+        })
+        .collect()
+    })
+}
+
+/// A table's rows have been delivered.
+///
+/// # Errors
+/// As SPI's.
+pub(super) fn record_snapshot_table(source: &str, relation: u32, lsn: Lsn) -> Result<(), SpiError> {
+    decoding::hide_transaction(true);
+    Spi::run_with_args(
+        "INSERT INTO postern.snapshot_tables (source, relation, lsn) VALUES ($1, $2, $3::pg_lsn)
+         ON CONFLICT (source, relation) DO UPDATE SET lsn = excluded.lsn",
+        &[source.into(), pg_sys::Oid::from(relation).into(), lsn.to_string().into()],
+    )
+}
+
 /// Writes down what was made for a source.
 ///
 /// # Errors

@@ -7,6 +7,7 @@ use super::super::{guc, shim, shmem, signals};
 use super::catalog::{self, SourceDefinition, SourceRecord, StreamDefinition, Wanted};
 use super::decoding::{self, RawType, Receiver, Replayed};
 use super::launcher::now;
+use super::snapshot;
 use crate::bridge::{Level, LogLine};
 use crate::stream::buffer::{CHUNK, Chunk, Record};
 use crate::stream::definition::{LostSlot, PostgresSource};
@@ -234,7 +235,7 @@ fn prepare(
                 slot: slot.clone(),
                 made_slot: false,
                 begins: found.confirmed,
-                snapshot_done: true,
+                snapshot_done: !options.snapshot,
                 gap: None,
             });
             source.owns_slot.store(u32::from(record.made_slot), Relaxed);
@@ -260,7 +261,7 @@ fn prepare(
             BackgroundWorker::transaction(|| decoding::drop_slot(&slot));
         }
     }
-    let begins = BackgroundWorker::transaction(|| decoding::create_slot(&slot, false, options.failover));
+    let begins = BackgroundWorker::transaction(|| decoding::create_slot(&slot, options.failover));
     if let Some(lost) = lost {
         let stated = format!("{lost}; changes from {} to {begins} are lost", delivered(definition));
         log!("postern: source \"{}\": {stated}", definition.name);
@@ -469,8 +470,8 @@ impl Work {
         let slot = self.prepared.record.slot.clone();
         let messages = self.options.event.messages;
         let receiver = Box::new(Shares(Rc::clone(&self.intake)));
-        decoding::begin(&slot, &quoted(&self.prepared.publication), messages, receiver);
-        let confirmed = decoding::confirmed();
+        decoding::receive(receiver);
+        let confirmed = decoding::slot(&slot).map_or(self.prepared.record.begins, |slot| slot.confirmed);
         self.source.confirmed.store(confirmed.0, Relaxed);
         let streams = match self.streams(confirmed) {
             Ok(streams) => streams,
@@ -487,10 +488,90 @@ impl Work {
             Ok(thread) => thread,
             Err(error) => return End::Failed(format!("could not start its thread: {error}")),
         };
-        self.source.set_state(SourceState::Streaming);
-        let serve = AssertUnwindSafe(|| self.serve());
+        let serve = AssertUnwindSafe(|| {
+            self.snapshot(&slot)?;
+            if self.intake.borrow_mut().is_over() {
+                return Ok(());
+            }
+            decoding::begin(&slot, &quoted(&self.prepared.publication), messages);
+            self.source.set_state(SourceState::Streaming);
+            self.serve()
+        });
         let ended = PgTryBuilder::new(serve).catch_others(|error| Err(said(&error))).execute();
         self.finish(thread, ended)
+    }
+
+    /// Delivers what is there already, if that is wanted and not done.
+    fn snapshot(&mut self, slot: &str) -> Result<(), String> {
+        let source = self.definition.name.clone();
+        let failed = |what: &str| {
+            let what = what.to_owned();
+            move |error| format!("could not {what} its snapshot's tables: {error}")
+        };
+        let load = || catalog::snapshot_tables(&source);
+        let mut done = BackgroundWorker::transaction(AssertUnwindSafe(load)).map_err(failed("read"))?;
+        if !self.prepared.record.snapshot_done {
+            self.source.set_state(SourceState::Snapshot);
+            let publication = self.prepared.publication.clone();
+            let find = || snapshot::tables(&publication);
+            let tables = BackgroundWorker::transaction(AssertUnwindSafe(find)).map_err(failed("find"))?;
+            let begun = self.engines.report().snapshots;
+            let mut copied = 0;
+            for table in tables {
+                if done.iter().any(|(oid, _)| *oid == table.oid) {
+                    continue;
+                }
+                log!(
+                    "postern: source \"{source}\": snapshot of table \"{}\".\"{}\"",
+                    table.schema,
+                    table.name
+                );
+                let lsn = self.copy(&table, slot);
+                copied += 1;
+                loop {
+                    let report = self.engines.report();
+                    if self.intake.borrow_mut().is_over() || report.lost_one {
+                        return Ok(());
+                    }
+                    if report.snapshots >= begun + copied {
+                        break;
+                    }
+                    wait(BUSY);
+                    cancels_nothing();
+                    check_for_interrupts!();
+                    self.write_lines();
+                }
+                let record = || catalog::record_snapshot_table(&source, table.oid, lsn);
+                let recorded = BackgroundWorker::transaction(AssertUnwindSafe(record));
+                decoding::hide_transaction(false);
+                recorded.map_err(failed("write down"))?;
+                done.push((table.oid, lsn));
+            }
+            self.prepared.record.snapshot_done = true;
+            record_source(&source, &self.prepared.record)
+                .map_err(|_| "could not write down its snapshot".to_owned())?;
+            log!("postern: source \"{source}\": the snapshot is delivered");
+        }
+        let mut intake = self.intake.borrow_mut();
+        for (relation, lsn) in done {
+            intake.push(&Record::Floor { relation, lsn });
+        }
+        Ok(())
+    }
+
+    fn copy(&self, table: &snapshot::Table, slot: &str) -> Lsn {
+        // A name that no slot has: a slot's has at most 63 bytes.
+        let slot = format!("{}_snapshot", &slot[..slot.len().min(54)]);
+        let intake = &self.intake;
+        let lsn = table.copy(
+            &slot,
+            |lsn| intake.borrow_mut().push(&Record::Snapshot { lsn }),
+            |message| intake.borrow_mut().push(&Record::Message { lsn: Lsn(0), data: message }),
+        );
+        let mut intake = self.intake.borrow_mut();
+        intake.push(&Record::Commit { commit_end: lsn });
+        intake.hand_over();
+        lsn
     }
 
     /// Decodes until it is over.

@@ -40,6 +40,7 @@ enum Course {
 pub(super) struct Feed {
     sink: Option<Box<dyn Sink>>,
     course: Course,
+    began_fed: bool,
     from: StreamReport,
     shown: &'static Stream,
     retry: Duration,
@@ -66,6 +67,7 @@ impl Feed {
         }
         let stays = matches!(course, Course::Off).then_some(from.begins);
         Self {
+            began_fed: sink.is_some(),
             sink,
             course,
             from: from.begins,
@@ -82,6 +84,11 @@ impl Feed {
 
     pub fn is_fed(&self) -> bool {
         matches!(self.course, Course::Fed)
+    }
+
+    /// It was fed and is no more.
+    pub fn is_lost(&self) -> bool {
+        self.began_fed && !self.is_fed()
     }
 
     /// Something is out that it has not confirmed.
