@@ -3,6 +3,7 @@
 //!
 //! - [`options`]: what the operator wrote as jsonb, read key by key
 //! - [`sink`]: the small trait behind which each sink stands, and the sinks
+//! - [`source`]: where events come from beside the server's own WAL
 //! - [`ledger`]: what was given to a sink and has not been confirmed yet
 //! - [`broker`]: what the Kafka sink and the Kafka source have in common
 //!
@@ -15,3 +16,4 @@ pub mod broker;
 pub mod ledger;
 pub mod options;
 pub mod sink;
+pub mod source;
