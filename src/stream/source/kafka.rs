@@ -11,7 +11,7 @@ mod envelope;
 #[cfg(test)]
 mod tests;
 
-use self::assignment::{Assignment, Member};
+use self::assignment::{Assignment, Rebalances};
 use super::{Failure, Message, Place, Received, Rejected, Setting, Source};
 use crate::stream::broker;
 use crate::stream::options::{OptionError, Options};
@@ -47,8 +47,16 @@ const OURS: &[(&str, &str)] = &[
 ];
 const COMMITS: &str = "is fixed: only what every sink has is committed";
 
+/// So long may leaving the group take; with brokers that do not answer it takes longer, on a thread of its own that nobody waits for.
+const LEAVING: Duration = Duration::from_millis(900);
+/// So long the last commit is waited for before the group is left.
+const LAST_COMMIT: Duration = Duration::from_millis(600);
+
+/// What the engine holds: something that can be left behind. None only while it is dropped.
+struct Member(Option<Kafka>);
+
 struct Kafka {
-    consumer: BaseConsumer<Member>,
+    consumer: BaseConsumer<Rebalances>,
     batch: usize,
     commit_interval: Duration,
     committed: Instant,
@@ -64,7 +72,7 @@ pub(super) fn make(
 ) -> Result<Option<Box<dyn Source>>, OptionError> {
     let plan = Plan::read(options)?;
     let Some(setting) = setting else { return Ok(None) };
-    Ok(Some(Box::new(Kafka::new(plan, setting)?)))
+    Ok(Some(Box::new(Member(Some(Kafka::new(plan, setting)?)))))
 }
 
 impl Plan {
@@ -82,10 +90,10 @@ impl Plan {
             .set("group.id", options.required("groupID")?)
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false");
-        if config.get("auto.offset.reset").is_none() {
-            // A new group begins with what is there, as psql-streamer's does.
-            config.set("auto.offset.reset", "earliest");
-        }
+        // A new group begins with what is there, as psql-streamer's does.
+        broker::set_unless_given(&mut config, "auto.offset.reset", "earliest");
+        // As long as this the library keeps a commit for a coordinator that is away, and looks for it ten times as often.
+        broker::set_unless_given(&mut config, "coordinator.query.interval.ms", "10000");
         let batch = options.number("batchSize", 100, 1, 100_000)?;
         let commit_interval = options.time("batchFlushInterval", Duration::from_secs(1))?;
         // psql-streamer's pause before it offers a batch to a sink again; here a sink takes what it has room for.
@@ -103,8 +111,8 @@ impl Kafka {
             config.set("client.id", format!("postern-{}", setting.stream.replace('\0', "")));
         }
         let wrong = |error| OptionError::new("properties", format!("cannot be used: {error}"));
-        let member = Member::new(setting.stream.clone(), setting.log.clone());
-        let consumer: BaseConsumer<Member> = config.create_with_context(member).map_err(wrong)?;
+        let context = Rebalances::new(setting.stream.clone(), setting.log.clone());
+        let consumer: BaseConsumer<Rebalances> = config.create_with_context(context).map_err(wrong)?;
         consumer.subscribe(&topics.iter().map(String::as_str).collect::<Vec<_>>()).map_err(wrong)?;
         let (held, last_serial) = (VecDeque::new(), setting.last_serial);
         let committed = Instant::now();
@@ -149,6 +157,17 @@ impl Kafka {
         }
     }
 
+    /// The last commit goes out, and is waited for a moment.
+    fn finish(&mut self) {
+        let started = Instant::now();
+        self.consumer.context().commit(&self.consumer, None);
+        while self.assignment().commits() > 0 && started.elapsed() < LAST_COMMIT {
+            // What comes now is nobody's.
+            let _ = self.consumer.poll(Duration::from_millis(10));
+        }
+        self.assignment().close();
+    }
+
     /// Fetching stops or goes on for all partitions that are ours now.
     fn pause(&mut self, pause: bool) {
         if !pause && !self.paused {
@@ -173,7 +192,7 @@ fn receive(message: &BorrowedMessage<'_>, serial: u64) -> Received {
     }
 }
 
-impl Source for Kafka {
+impl Kafka {
     fn poll(&mut self, most: usize, patience: Duration) -> Result<Vec<Received>, Failure> {
         self.commit_if_due();
         let most = most.min(self.batch);
@@ -195,12 +214,36 @@ impl Source for Kafka {
         }
         Ok(batch)
     }
+}
+
+impl Source for Member {
+    fn poll(&mut self, most: usize, patience: Duration) -> Result<Vec<Received>, Failure> {
+        self.0.as_mut().map_or_else(|| Ok(Vec::new()), |kafka| kafka.poll(most, patience))
+    }
 
     fn acknowledge(&mut self, serial: u64) {
-        self.assignment().acknowledge(serial);
+        if let Some(kafka) = &self.0 {
+            kafka.assignment().acknowledge(serial);
+        }
     }
 
     fn trouble(&mut self) -> Option<String> {
-        self.assignment().trouble()
+        self.0.as_ref().and_then(|kafka| kafka.assignment().trouble())
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        let Some(mut kafka) = self.0.take() else { return };
+        let (left, wait) = std::sync::mpsc::channel();
+        let leave = move || {
+            kafka.finish();
+            drop(kafka);
+            // Nobody may be there any more.
+            let _ = left.send(());
+        };
+        if std::thread::Builder::new().name("kafka leave".to_owned()).spawn(leave).is_ok() {
+            let _ = wait.recv_timeout(LEAVING);
+        }
     }
 }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 const STALE: Duration = Duration::from_secs(45);
 
 /// The consumer's context.
-pub struct Member {
+pub struct Rebalances {
     assignment: Mutex<Assignment>,
     stream: String,
     log: Log,
@@ -32,6 +32,10 @@ pub struct Assignment {
     /// Rises with each partition that is remembered, so that one that has gone and come back is another.
     tenure: u64,
     trouble: Option<Trouble>,
+    /// Commits that are not answered yet.
+    commits: usize,
+    /// The group is being left, and everything that was to be committed has been.
+    closed: bool,
 }
 
 struct Partition {
@@ -116,6 +120,16 @@ impl Assignment {
         self.partitions.retain(|_, partitions| !partitions.is_empty());
     }
 
+    /// How many commits are not answered yet.
+    pub fn commits(&self) -> usize {
+        self.commits
+    }
+
+    /// Nothing more is committed.
+    pub fn close(&mut self) {
+        self.closed = true;
+    }
+
     pub fn trouble(&mut self) -> Option<String> {
         self.trouble.take_if(|trouble| !trouble.once && trouble.since.elapsed() > STALE);
         self.trouble.as_ref().map(|trouble| trouble.text.clone())
@@ -134,7 +148,7 @@ impl Assignment {
     }
 }
 
-impl Member {
+impl Rebalances {
     pub fn new(stream: String, log: Log) -> Self {
         Self { assignment: Mutex::default(), stream, log }
     }
@@ -146,13 +160,20 @@ impl Member {
     /// Commits what has risen, without waiting; the library waits for it before it lets go of a partition.
     pub fn commit(&self, consumer: &BaseConsumer<Self>, of: Option<&TopicPartitionList>) {
         let mut assignment = self.assignment.lock();
+        if assignment.closed {
+            return;
+        }
         let list = assignment.take_risen(of);
-        if list.count() > 0
-            && let Err(error) = consumer.commit(&list, CommitMode::Async)
-        {
-            assignment.give_back(&list);
-            drop(assignment);
-            self.say(&format!("cannot commit offsets: {error}"));
+        if list.count() == 0 {
+            return;
+        }
+        match consumer.commit(&list, CommitMode::Async) {
+            Ok(()) => assignment.commits += 1,
+            Err(error) => {
+                assignment.give_back(&list);
+                drop(assignment);
+                self.say(&format!("cannot commit offsets: {error}"));
+            }
         }
     }
 
@@ -161,7 +182,7 @@ impl Member {
     }
 }
 
-impl ClientContext for Member {
+impl ClientContext for Rebalances {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         if (level as i32) <= RDKafkaLogLevel::Warning as i32 {
             self.say(&format!("librdkafka: {facility} {message}"));
@@ -173,7 +194,7 @@ impl ClientContext for Member {
     }
 }
 
-impl ConsumerContext for Member {
+impl ConsumerContext for Rebalances {
     fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         match rebalance {
             Rebalance::Assign(_) => self.assignment.lock().trouble = None,
@@ -189,8 +210,11 @@ impl ConsumerContext for Member {
     }
 
     fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
+        let mut assignment = self.assignment.lock();
+        assignment.commits = assignment.commits.saturating_sub(1);
         if let Err(error) = result {
-            self.assignment.lock().give_back(offsets);
+            assignment.give_back(offsets);
+            drop(assignment);
             self.say(&format!("cannot commit offsets: {error}"));
         }
     }

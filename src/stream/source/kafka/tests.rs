@@ -1,5 +1,5 @@
 //! The Kafka source against librdkafka's own mock of a cluster, which listens on loopback sockets in this process. Its groups wait three
-//! seconds for more members before they begin.
+//! seconds for more members before they begin, and after each change for about a session's time-out: that is short here.
 
 use super::*;
 use crate::stream::source;
@@ -33,8 +33,12 @@ fn event(number: u64) -> String {
     format!("{{\"UUID\": \"u{number}\", \"Table\": \"orders\", \"n\": {number}}}")
 }
 
+/// A member that leaves the group when it is dropped, however long that takes.
 fn member(cluster: &Cluster, more: Value) -> Kafka {
-    let mut options = json!({"hosts": cluster.bootstrap_servers(), "topics": ["t"], "groupID": "g", "batchFlushInterval": 0});
+    let mut options = json!({
+        "hosts": cluster.bootstrap_servers(), "topics": ["t"], "groupID": "g", "batchFlushInterval": 0,
+        "properties": {"session.timeout.ms": 4000, "heartbeat.interval.ms": 200, "max.poll.interval.ms": 4000},
+    });
     for (name, value) in more.as_object().unwrap() {
         options[name] = value.clone();
     }
@@ -50,7 +54,12 @@ fn take(source: &mut Kafka, count: usize) -> Vec<Received> {
     let mut all = Vec::new();
     while all.len() < count {
         all.extend(source.poll(count - all.len(), Duration::from_millis(50)).unwrap());
-        assert!(started.elapsed() < PATIENCE, "{} of {count}: {:?}", all.len(), source.trouble());
+        assert!(
+            started.elapsed() < PATIENCE,
+            "{} of {count}: {:?}",
+            all.len(),
+            source.assignment().trouble()
+        );
     }
     all
 }
@@ -103,7 +112,7 @@ fn messages_pass_byte_for_byte_and_what_is_no_event_is_handed_out_as_such() {
     let Received::Rejected(second) = &all[1] else { panic!("{all:?}") };
     assert_eq!((second.payload.as_slice(), second.why.as_str()), (&b"no event"[..], "is no JSON object"));
     // It is acknowledged like the others.
-    source.acknowledge(2);
+    source.assignment().acknowledge(2);
     until_committed(&mut source, &[(0, 2)]);
 }
 
@@ -114,9 +123,9 @@ fn what_is_not_acknowledged_comes_again_and_what_is_does_not() {
     produce(&cluster, &events.iter().map(|event| (0, event.as_str())).collect::<Vec<_>>());
     let mut source = member(&cluster, json!({"batchFlushInterval": "1h"}));
     assert_eq!(offsets(&take(&mut source, 10)).last(), Some(&(0, 9)));
-    source.acknowledge(4);
+    source.assignment().acknowledge(4);
     // The end commits whatever interval was asked for.
-    drop(source);
+    drop(Member(Some(source)));
     let mut source = member(&cluster, json!({}));
     let again = take(&mut source, 6);
     assert_eq!(offsets(&again).first(), Some(&(0, 4)));
@@ -135,7 +144,7 @@ fn a_partition_that_goes_to_another_member_is_committed_and_what_was_out_is_forg
     // Up to the second of each partition.
     let serial = |wanted| all.iter().find(|one| offsets(&[(*one).clone()]) == [wanted]).unwrap().serial();
     let (one, other) = (serial((0, 1)), serial((1, 1)));
-    first.acknowledge(one.min(other));
+    first.assignment().acknowledge(one.min(other));
     let mut second = member(&cluster, json!({}));
     let mut seen = BTreeSet::new();
     let mut seen_first = BTreeSet::new();
@@ -156,8 +165,8 @@ fn a_partition_that_goes_to_another_member_is_committed_and_what_was_out_is_forg
     };
     assert_eq!(first_of(committed), Some(2));
     // All that the first member was given before is nobody's.
-    first.acknowledge(8);
-    assert_eq!(first.consumer.context().assignment().trouble(), None);
+    first.assignment().acknowledge(8);
+    assert_eq!(first.assignment().trouble(), None);
     first.commit_interval = Duration::ZERO;
     for _ in 0..10 {
         first.poll(0, Duration::from_millis(10)).unwrap();
@@ -173,23 +182,21 @@ fn a_partition_that_goes_to_another_member_is_committed_and_what_was_out_is_forg
 #[test]
 fn a_member_with_no_room_stays_in_the_group_and_goes_on_where_it_was() {
     let cluster = cluster();
-    let mut source = member(
-        &cluster,
-        json!({"properties": {"max.poll.interval.ms": 2500, "session.timeout.ms": 2000, "heartbeat.interval.ms": 200}}),
-    );
+    let mut source = member(&cluster, json!({}));
     let events: Vec<_> = (0..5).map(event).collect();
     let messages: Vec<_> = events.iter().map(|event| (0, event.as_str())).collect();
     produce(&cluster, &messages[..2]);
     take(&mut source, 2);
-    source.acknowledge(2);
+    source.assignment().acknowledge(2);
     until_committed(&mut source, &[(0, 2)]);
     produce(&cluster, &messages[2..]);
     let started = Instant::now();
-    while started.elapsed() < Duration::from_secs(4) {
+    // Longer than a member may be silent.
+    while started.elapsed() < Duration::from_secs(5) {
         assert_eq!(source.poll(0, Duration::from_millis(50)).unwrap(), []);
     }
     assert_eq!(offsets(&take(&mut source, 3)), [(0, 2), (0, 3), (0, 4)]);
-    source.acknowledge(5);
+    source.assignment().acknowledge(5);
     until_committed(&mut source, &[(0, 5)]);
 }
 
@@ -201,7 +208,7 @@ fn brokers_that_are_down_are_a_trouble_that_passes() {
     take(&mut source, 1);
     cluster.broker_down(1).unwrap();
     let started = Instant::now();
-    while source.trouble().is_none() {
+    while source.assignment().trouble().is_none() {
         source.poll(10, Duration::from_millis(50)).unwrap();
         assert!(started.elapsed() < PATIENCE);
     }
@@ -209,7 +216,7 @@ fn brokers_that_are_down_are_a_trouble_that_passes() {
     produce(&cluster, &[(0, &event(1))]);
     // What was not acknowledged may come again, if the group had to begin anew.
     while !offsets(&take(&mut source, 1)).contains(&(0, 1)) {}
-    assert_eq!(source.trouble(), None);
+    assert_eq!(source.assignment().trouble(), None);
 }
 
 #[test]
@@ -218,10 +225,10 @@ fn a_source_is_dropped_within_a_second_when_no_broker_answers() {
     produce(&cluster, &[(0, &event(0))]);
     let mut source = member(&cluster, json!({}));
     take(&mut source, 1);
-    source.acknowledge(1);
+    source.assignment().acknowledge(1);
     cluster.broker_down(1).unwrap();
     let started = Instant::now();
-    drop(source);
+    drop(Member(Some(source)));
     assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
 }
 
