@@ -409,7 +409,8 @@ CREATE TABLE postern.stream_positions (
     recorded_at timestamptz NOT NULL DEFAULT now()
 ) WITH (fillfactor = 50);
 
--- What Postern has made for a source, and the tables of its snapshot that are delivered: lsn is where that table's changes begin.
+-- What Postern has made for a source, and the tables of its snapshot: lsn is where that table's changes begin. Of one that was
+-- interrupted that is before its first row was read: who has seen that row must hear that it was deleted.
 CREATE TABLE postern.source_states (
     source text PRIMARY KEY REFERENCES postern.source_definitions ON DELETE CASCADE,
     slot name NOT NULL,
@@ -423,6 +424,7 @@ CREATE TABLE postern.snapshot_tables (
     source text NOT NULL REFERENCES postern.source_definitions ON DELETE CASCADE,
     relation oid NOT NULL,
     lsn pg_lsn NOT NULL,
+    delivered boolean NOT NULL,
     PRIMARY KEY (source, relation)
 );
 
@@ -714,7 +716,7 @@ COMMENT ON TABLE postern.stream_definitions IS 'Which source feeds which sink';
 COMMENT ON TABLE postern.stream_states IS 'Which streams shall run; not dumped, so that a copy of the database delivers nothing by itself';
 COMMENT ON TABLE postern.stream_positions IS 'Up to where each stream has delivered; not dumped';
 COMMENT ON TABLE postern.source_states IS 'What Postern has made for a source; not dumped';
-COMMENT ON TABLE postern.snapshot_tables IS 'Tables whose rows have been delivered by a snapshot, and where their changes begin; not dumped';
+COMMENT ON TABLE postern.snapshot_tables IS 'Tables of a snapshot, whether their rows have been delivered, and where their changes begin; not dumped';
 COMMENT ON VIEW postern.sources IS 'Each source of change streams in this database, with its worker and its slot';
 COMMENT ON COLUMN postern.sources.state IS 'stopped, waiting for its worker, starting, snapshot, streaming, failed: started again soon, blocked: waits for you, standby';
 COMMENT ON COLUMN postern.sources.retained_wal IS 'Bytes of WAL that the server keeps for its slot';

@@ -37,8 +37,8 @@ pub mod position;
 pub mod relation;
 pub mod shared;
 pub mod sink;
+pub mod source;
 pub mod types;
 mod value;
 
 pub use error::Error;
-pub mod source;

@@ -109,7 +109,7 @@ fn a_snapshot_that_is_interrupted_goes_on_with_the_next_table() -> Result<()> {
         scope.spawn(|| write(&cluster, &stop));
         let path = stream(&cluster, r#"{"snapshot":true,"retry":"100ms"}"#);
         let ended = (|| {
-            let done = || cluster.sql("select count(*) from postern.snapshot_tables");
+            let done = || cluster.sql("select count(*) from postern.snapshot_tables where delivered");
             wait::until("a table is done", || done().is_ok_and(|done| done != "0"))?;
             let pid: i32 = cluster.sql("select worker_pid from postern.sources")?.parse()?;
             signal_pid(pid, Signal::TERM)?;

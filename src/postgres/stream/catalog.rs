@@ -176,34 +176,59 @@ fn object(row: &SpiHeapTupleData<'_>, column: usize) -> Result<Map<String, Value
     })
 }
 
-/// The tables that a snapshot has delivered, and where their changes begin.
+/// A table of a snapshot.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SnapshotTable {
+    pub relation: u32,
+    /// Its changes begin behind this.
+    pub lsn: Lsn,
+    pub delivered: bool,
+}
+
+/// The tables that a snapshot has begun.
 ///
 /// # Errors
 /// As SPI's.
-pub(super) fn snapshot_tables(source: &str) -> Result<Vec<(u32, Lsn)>, SpiError> {
+pub(super) fn snapshot_tables(source: &str) -> Result<Vec<SnapshotTable>, SpiError> {
     Spi::connect(|client| {
         let rows = client.select(
-            "SELECT relation, lsn::text FROM postern.snapshot_tables WHERE source = $1",
+            "SELECT relation, lsn::text, delivered FROM postern.snapshot_tables WHERE source = $1",
             None,
             &[source.into()],
         )?;
         rows.map(|row| {
             let relation = row.get::<pg_sys::Oid>(1)?.unwrap_or(pg_sys::InvalidOid);
-            Ok((relation.to_u32(), lsn(&row, 2)?.unwrap_or_default()))
+            Ok(SnapshotTable {
+                relation: relation.to_u32(),
+                lsn: lsn(&row, 2)?.unwrap_or_default(),
+                delivered: row.get(3)?.unwrap_or(false),
+            })
         })
         .collect()
     })
+}
+
+/// Before a table's rows are read: where the WAL is.
+///
+/// # Errors
+/// As SPI's.
+pub(super) fn begin_snapshot_table(source: &str, relation: u32) -> Result<(), SpiError> {
+    decoding::hide_transaction(true);
+    Spi::run_with_args(
+        "INSERT INTO postern.snapshot_tables (source, relation, lsn, delivered)
+         VALUES ($1, $2, pg_catalog.pg_current_wal_insert_lsn(), false)",
+        &[source.into(), pg_sys::Oid::from(relation).into()],
+    )
 }
 
 /// A table's rows have been delivered.
 ///
 /// # Errors
 /// As SPI's.
-pub(super) fn record_snapshot_table(source: &str, relation: u32, lsn: Lsn) -> Result<(), SpiError> {
+pub(super) fn end_snapshot_table(source: &str, relation: u32, lsn: Lsn) -> Result<(), SpiError> {
     decoding::hide_transaction(true);
     Spi::run_with_args(
-        "INSERT INTO postern.snapshot_tables (source, relation, lsn) VALUES ($1, $2, $3::pg_lsn)
-         ON CONFLICT (source, relation) DO UPDATE SET lsn = excluded.lsn",
+        "UPDATE postern.snapshot_tables SET lsn = $3::pg_lsn, delivered = true WHERE source = $1 AND relation = $2",
         &[source.into(), pg_sys::Oid::from(relation).into(), lsn.to_string().into()],
     )
 }

@@ -4,7 +4,7 @@
 
 use super::super::worker::{Latch, cancels_nothing, log};
 use super::super::{guc, shim, shmem, signals};
-use super::catalog::{self, SourceDefinition, SourceRecord, StreamDefinition, Wanted};
+use super::catalog::{self, SnapshotTable, SourceDefinition, SourceRecord, StreamDefinition, Wanted};
 use super::decoding::{self, RawType, Receiver, Replayed};
 use super::launcher::now;
 use super::snapshot;
@@ -282,9 +282,8 @@ fn delivered(definition: &SourceDefinition) -> String {
 }
 
 fn record_source(source: &str, record: &SourceRecord) -> Result<(), End> {
-    let recorded = BackgroundWorker::transaction(|| catalog::record_source(source, record));
-    decoding::hide_transaction(false);
-    recorded.map_err(|error| End::Failed(format!("could not write down its slot: {error}")))
+    write(|| catalog::record_source(source, record))
+        .map_err(|error| End::Failed(format!("could not write down its slot: {error}")))
 }
 
 /// Whether there was none.
@@ -518,7 +517,8 @@ impl Work {
             let begun = self.engines.report().snapshots;
             let mut copied = 0;
             for table in tables {
-                if done.iter().any(|(oid, _)| *oid == table.oid) {
+                let known = done.iter().position(|one| one.relation == table.oid);
+                if known.is_some_and(|index| done[index].delivered) {
                     continue;
                 }
                 log!(
@@ -526,26 +526,21 @@ impl Work {
                     table.schema,
                     table.name
                 );
-                let lsn = self.copy(&table, slot);
-                copied += 1;
-                loop {
-                    let report = self.engines.report();
-                    if self.intake.borrow_mut().is_over() || report.lost_one {
-                        return Ok(());
-                    }
-                    if report.snapshots >= begun + copied {
-                        break;
-                    }
-                    wait(BUSY);
-                    cancels_nothing();
-                    check_for_interrupts!();
-                    self.write_lines();
+                if known.is_none() {
+                    write(|| catalog::begin_snapshot_table(&source, table.oid))
+                        .map_err(failed("write down"))?;
                 }
-                let record = || catalog::record_snapshot_table(&source, table.oid, lsn);
-                let recorded = BackgroundWorker::transaction(AssertUnwindSafe(record));
-                decoding::hide_transaction(false);
-                recorded.map_err(failed("write down"))?;
-                done.push((table.oid, lsn));
+                let seen = self.copy(&table, slot);
+                // Some of its rows may have come before: what has happened to them since is told too.
+                let lsn = known.map_or(seen, |index| done[index].lsn);
+                copied += 1;
+                if !self.wait_for_snapshots(begun + copied) {
+                    return Ok(());
+                }
+                write(|| catalog::end_snapshot_table(&source, table.oid, lsn))
+                    .map_err(failed("write down"))?;
+                done.retain(|one| one.relation != table.oid);
+                done.push(SnapshotTable { relation: table.oid, lsn, delivered: true });
             }
             self.prepared.record.snapshot_done = true;
             record_source(&source, &self.prepared.record)
@@ -553,10 +548,27 @@ impl Work {
             log!("postern: source \"{source}\": the snapshot is delivered");
         }
         let mut intake = self.intake.borrow_mut();
-        for (relation, lsn) in done {
+        for SnapshotTable { relation, lsn, .. } in done {
             intake.push(&Record::Floor { relation, lsn });
         }
         Ok(())
+    }
+
+    /// Waits until so many tables are delivered; false when that is not to be.
+    fn wait_for_snapshots(&self, tables: u64) -> bool {
+        loop {
+            let report = self.engines.report();
+            if self.intake.borrow_mut().is_over() || report.lost_one {
+                return false;
+            }
+            if report.snapshots >= tables {
+                return true;
+            }
+            wait(BUSY);
+            cancels_nothing();
+            check_for_interrupts!();
+            self.write_lines();
+        }
     }
 
     fn copy(&self, table: &snapshot::Table, slot: &str) -> Lsn {
@@ -749,6 +761,13 @@ impl Work {
         };
         half(0) << 64 | half(1)
     }
+}
+
+/// A transaction of our own, which no stream has.
+fn write<T>(act: impl FnOnce() -> T) -> T {
+    let written = BackgroundWorker::transaction(AssertUnwindSafe(act));
+    decoding::hide_transaction(false);
+    written
 }
 
 fn show_where(shown: &Stream, at: &StreamReport) {
