@@ -5,6 +5,7 @@
 //! - `scout`: reads the definitions of one database
 //! - `worker`: a source: decodes, and has its engine deliver
 //! - `catalog`: the definitions and positions as tables
+//! - `limit`: how much WAL may wait for the sinks, and what then
 //! - `decoding`: logical decoding in this process
 //! - `functions`: what SQL can call
 
@@ -12,5 +13,6 @@ mod catalog;
 mod decoding;
 mod functions;
 pub(super) mod launcher;
+mod limit;
 mod scout;
 mod worker;
