@@ -283,7 +283,10 @@ END $$;
 
 CREATE VIEW postern.sources AS
 SELECT d.name, d.kind,
-       CASE WHEN pg_catalog.pg_is_in_recovery() THEN 'standby' ELSE coalesce(r.state, 'stopped') END AS state,
+       CASE WHEN pg_catalog.pg_is_in_recovery() THEN 'standby' WHEN r.state IS NOT NULL THEN r.state
+            WHEN EXISTS (SELECT FROM postern.stream_definitions t JOIN postern.stream_states w ON w.stream = t.name
+                         WHERE t.source = d.name AND w.state = 'running') THEN 'waiting'
+            ELSE 'stopped' END AS state,
        r.error AS last_error, to_timestamp(r.error_at) AS last_error_at,
        s.slot, s.made_slot,
        r.worker_pid, to_timestamp(r.since) AS worker_started_at, coalesce(r.starts, 0) AS worker_starts, coalesce(r.errors, 0) AS errors,

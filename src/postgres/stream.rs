@@ -6,6 +6,7 @@
 //! - `worker`: a source: decodes, and has its engine deliver
 //! - `snapshot`: what is there before a stream begins
 //! - `catalog`: the definitions and positions as tables
+//! - `limit`: how much WAL may wait for the sinks, and what then
 //! - `decoding`: logical decoding in this process
 //! - `functions`: what SQL can call
 
@@ -13,6 +14,7 @@ mod catalog;
 mod decoding;
 mod functions;
 pub(super) mod launcher;
+mod limit;
 mod scout;
 mod snapshot;
 mod worker;

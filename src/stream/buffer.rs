@@ -23,6 +23,9 @@ pub enum Record<'a> {
     Message { lsn: Lsn, data: &'a [u8] },
     /// A type that is not built in: a domain over `same`, or an array of `element`, or neither.
     Type { oid: u32, same: u32, element: u32, delimiter: u8 },
+    /// The columns of a table's primary key, each name with a zero byte after it; of a table that was described just now, when its
+    /// replica identity is FULL, which says nothing of it.
+    Key { relation: u32, names: &'a [u8] },
     /// A transaction has been decoded to its end, whether or not it had anything for us.
     Commit { commit_end: Lsn },
     /// Everything that was committed before this has been decoded.
@@ -69,6 +72,12 @@ impl Chunk {
                 out.extend_from_slice(&element.to_ne_bytes());
                 out.push(*delimiter);
             }
+            Record::Key { relation, names } => {
+                out.push(b'K');
+                out.extend_from_slice(&relation.to_ne_bytes());
+                out.extend_from_slice(&(names.len() as u64).to_ne_bytes());
+                out.extend_from_slice(names);
+            }
             Record::Commit { commit_end } => {
                 out.push(b'C');
                 out.extend_from_slice(&commit_end.0.to_ne_bytes());
@@ -108,6 +117,13 @@ impl<'a> Records<'a> {
     fn lsn(&mut self) -> Option<Lsn> {
         Some(Lsn(u64::from_ne_bytes(self.take()?)))
     }
+
+    fn bytes(&mut self) -> Option<&'a [u8]> {
+        let length = usize::try_from(u64::from_ne_bytes(self.take()?)).ok()?;
+        let (bytes, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(bytes)
+    }
 }
 
 impl<'a> Iterator for Records<'a> {
@@ -123,10 +139,7 @@ impl<'a> Iterator for Records<'a> {
             },
             b'M' => {
                 let lsn = self.lsn()?;
-                let length = usize::try_from(u64::from_ne_bytes(self.take()?)).ok()?;
-                let (data, rest) = self.0.split_at_checked(length)?;
-                self.0 = rest;
-                Record::Message { lsn, data }
+                Record::Message { lsn, data: self.bytes()? }
             }
             b'Y' => {
                 let oid = u32::from_ne_bytes(self.take()?);
@@ -134,6 +147,10 @@ impl<'a> Iterator for Records<'a> {
                 let element = u32::from_ne_bytes(self.take()?);
                 let [delimiter] = self.take()?;
                 Record::Type { oid, same, element, delimiter }
+            }
+            b'K' => {
+                let relation = u32::from_ne_bytes(self.take()?);
+                Record::Key { relation, names: self.bytes()? }
             }
             b'C' => Record::Commit { commit_end: self.lsn()? },
             b'P' => Record::Progress { lsn: self.lsn()? },
@@ -239,6 +256,7 @@ mod tests {
             Record::Message { lsn: Lsn(9), data: b"" },
             Record::Message { lsn: Lsn(10), data: b"hello" },
             Record::Type { oid: 1, same: 2, element: 3, delimiter: b';' },
+            Record::Key { relation: 4, names: b"a\0b\0" },
             Record::Commit { commit_end: Lsn(11) },
             Record::Progress { lsn: Lsn(u64::MAX) },
             Record::Snapshot { lsn: Lsn(12) },

@@ -220,6 +220,7 @@ impl Engine {
                     };
                     self.types.learn(oid, described);
                 }
+                Record::Key { relation, names } => self.relations.give_key(relation, names),
                 Record::Message { lsn, data } => self.message(lsn, data)?,
                 Record::Commit { commit_end } => self.commit(commit_end),
                 Record::Progress { lsn } => self.marks.reach(lsn),

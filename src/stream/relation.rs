@@ -116,6 +116,16 @@ impl Relations {
         self.by_oid.insert(relation.oid, relation);
     }
 
+    /// [`Relation::with_key`] of one that is known, by names with a zero byte after each.
+    pub fn give_key(&mut self, oid: u32, names: &[u8]) {
+        let names: Vec<_> =
+            names.split(|byte| *byte == 0).filter(|name| !name.is_empty()).map(text).collect();
+        let names: Vec<_> = names.iter().map(String::as_str).collect();
+        if let Some(relation) = self.by_oid.remove(&oid) {
+            self.by_oid.insert(oid, relation.with_key(&names));
+        }
+    }
+
     pub fn find(&self, oid: u32) -> Option<&Relation> {
         self.by_oid.get(&oid)
     }

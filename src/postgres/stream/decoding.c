@@ -14,7 +14,9 @@
 #include "access/xlog.h"
 #include "access/xlogreader.h"
 #include "access/xlogutils.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_database.h"
+#include "catalog/pg_publication.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "libpq/pqformat.h"
@@ -42,6 +44,8 @@
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/relcache.h"
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
@@ -65,6 +69,8 @@ typedef struct
 /* In decoding.rs. */
 extern void postern_decoded(const PosternTransaction *transaction, uint64 lsn, const char *data, size_t length);
 extern void postern_decoded_type(uint32 type, const PosternType *described);
+extern void postern_decoded_key(uint32 relation, const char *names, size_t length);
+extern void postern_decoded_unpublished(uint64 lsn);
 extern void postern_decoded_commit(const PosternTransaction *transaction);
 extern void postern_decoding_goes_on(void);
 
@@ -73,6 +79,15 @@ static OutputPluginCallbacks plugin;
 static PosternTransaction replayed;
 static MemoryContext round_context = NULL;
 static ResourceOwner owner = NULL;
+static char publication[NAMEDATALEN];
+
+/* What the catalogs say at the point of the WAL that is replayed, until they change. */
+static struct
+{
+	bool		known;
+	bool		published;		/* there is a publication of that name */
+	Oid			own_schema;
+}			catalogs;
 
 static void
 prepare_write(LogicalDecodingContext *ctx, XLogRecPtr lsn, TransactionId xid, bool last_write)
@@ -121,12 +136,130 @@ tell_type(const StringInfo message)
 	postern_decoded_type(type, &described);
 }
 
+/*
+ * The primary key of a table that was just described, when its replica identity is FULL: pgoutput then marks every column. Under the
+ * snapshot of the change that is replayed, so the index is read without a lock, as RelationGetIdentityKeyBitmap() does it.
+ */
+static void
+tell_key(const StringInfo message)
+{
+	StringInfoData names;
+	const char *at;
+	const char *end = message->data + message->len;
+	uint32		oid;
+	Relation	relation;
+	Oid			index_oid;
+
+	if (message->len < 5)
+		return;
+	memcpy(&oid, message->data + 1, 4);
+	oid = pg_ntoh32(oid);
+	at = message->data + 5;
+	/* Schema and name. */
+	for (int i = 0; i < 2 && at < end; i++)
+		at += strnlen(at, end - at) + 1;
+	if (at >= end || *at != REPLICA_IDENTITY_FULL)
+		return;
+	relation = RelationIdGetRelation(oid);
+	if (!RelationIsValid(relation))
+		return;
+	list_free(RelationGetIndexList(relation));
+	index_oid = relation->rd_pkindex;
+	if (OidIsValid(index_oid))
+	{
+		Relation	index = RelationIdGetRelation(index_oid);
+
+		if (RelationIsValid(index))
+		{
+			initStringInfo(&names);
+			for (int i = 0; i < index->rd_index->indnkeyatts; i++)
+			{
+				AttrNumber	number = index->rd_index->indkey.values[i];
+				char	   *name;
+
+				if (number <= 0 || number > RelationGetNumberOfAttributes(relation))
+					continue;
+				name = NameStr(TupleDescAttr(RelationGetDescr(relation), number - 1)->attname);
+				name = pg_server_to_client(name, strlen(name));
+				appendBinaryStringInfo(&names, name, strlen(name) + 1);
+			}
+			postern_decoded_key(oid, names.data, names.len);
+			pfree(names.data);
+			RelationClose(index);
+		}
+	}
+	RelationClose(relation);
+}
+
 static void
 do_write(LogicalDecodingContext *ctx, XLogRecPtr lsn, TransactionId xid, bool last_write)
 {
-	if (ctx->out->len > 0 && ctx->out->data[0] == 'Y')
+	char		kind = ctx->out->len > 0 ? ctx->out->data[0] : 0;
+
+	if (kind == 'Y')
 		tell_type(ctx->out);
 	postern_decoded(&replayed, lsn, ctx->out->data, ctx->out->len);
+	if (kind == 'R')
+		tell_key(ctx->out);
+}
+
+static void
+catalogs_changed(Datum argument, int cache, uint32 hash)
+{
+	catalogs.known = false;
+}
+
+/*
+ * Looks at the catalogs as they were when the change was made. Where there was no publication of that name, nothing was published:
+ * pgoutput of 15 to 17 would fail there for ever, however often it is started again.
+ */
+static void
+look_at_catalogs(void)
+{
+	if (catalogs.known)
+		return;
+	catalogs.published = OidIsValid(get_publication_oid(publication, true));
+	catalogs.own_schema = get_namespace_oid("postern", true);
+	/* Also when something comes in between: what is not there is asked for again. */
+	catalogs.known = catalogs.published;
+}
+
+/* What is in our own tables, secrets of sinks among it, is nobody's business. */
+static bool
+is_own(Relation relation)
+{
+	return OidIsValid(catalogs.own_schema) && RelationGetNamespace(relation) == catalogs.own_schema;
+}
+
+static void
+on_change(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relation, ReorderBufferChange *change)
+{
+	look_at_catalogs();
+	if (is_own(relation))
+		return;
+	if (catalogs.published)
+		plugin.change_cb(ctx, txn, relation, change);
+	else
+		postern_decoded_unpublished(change->lsn);
+}
+
+static void
+on_truncate(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, int count, Relation relations[], ReorderBufferChange *change)
+{
+	Relation   *others = palloc(count * sizeof(Relation));
+	int			kept = 0;
+
+	look_at_catalogs();
+	for (int i = 0; i < count; i++)
+	{
+		if (!is_own(relations[i]))
+			others[kept++] = relations[i];
+	}
+	if (kept > 0 && catalogs.published)
+		plugin.truncate_cb(ctx, txn, kept, others, change);
+	else if (kept > 0)
+		postern_decoded_unpublished(change->lsn);
+	pfree(others);
 }
 
 /* Called from time to time while a large transaction writes nothing. */
@@ -255,7 +388,7 @@ postern_slot_drop(const char *name)
 
 /* Begins to decode what the slot has not confirmed. Outside a transaction; the slot is held until the process ends. */
 void
-postern_decoding_begin(const char *slot, const char *publications, bool messages)
+postern_decoding_begin(const char *slot, const char *publication_name, bool messages)
 {
 	List	   *options = NIL;
 	MemoryContext before;
@@ -265,7 +398,9 @@ postern_decoding_begin(const char *slot, const char *publications, bool messages
 	round_context = AllocSetContextCreate(TopMemoryContext, "postern stream", ALLOCSET_DEFAULT_SIZES);
 	before = MemoryContextSwitchTo(TopMemoryContext);
 	options = lappend(options, makeDefElem("proto_version", (Node *) makeString("1"), -1));
-	options = lappend(options, makeDefElem("publication_names", (Node *) makeString(pstrdup(publications)), -1));
+	strlcpy(publication, publication_name, sizeof(publication));
+	options = lappend(options, makeDefElem("publication_names",
+										   (Node *) makeString(pstrdup(quote_identifier(publication))), -1));
 	if (messages)
 		options = lappend(options, makeDefElem("messages", (Node *) makeString("true"), -1));
 	CheckLogicalDecodingRequirements();
@@ -283,8 +418,13 @@ postern_decoding_begin(const char *slot, const char *publications, bool messages
 	decoding->callbacks.begin_cb = on_begin;
 	decoding->callbacks.commit_cb = on_commit;
 	decoding->callbacks.filter_by_origin_cb = on_filter_by_origin;
+	decoding->callbacks.change_cb = on_change;
+	if (plugin.truncate_cb)
+		decoding->callbacks.truncate_cb = on_truncate;
 	if (plugin.message_cb)
 		decoding->callbacks.message_cb = on_message;
+	CacheRegisterSyscacheCallback(PUBLICATIONOID, catalogs_changed, (Datum) 0);
+	CacheRegisterSyscacheCallback(NAMESPACEOID, catalogs_changed, (Datum) 0);
 	MemoryContextSwitchTo(before);
 	XLogBeginRead(decoding->reader, MyReplicationSlot->data.restart_lsn);
 	InvalidateSystemCaches();

@@ -36,7 +36,7 @@ guarded! {
     ) -> bool;
     fn postern_slot_create(name: *const c_char, stays: bool, with_snapshot: bool, failover: bool) -> u64;
     fn postern_slot_drop(name: *const c_char);
-    fn postern_decoding_begin(slot: *const c_char, publications: *const c_char, messages: bool);
+    fn postern_decoding_begin(slot: *const c_char, publication: *const c_char, messages: bool);
     fn postern_decoding_step(records: c_int, more: *mut bool) -> u64;
     fn postern_decoding_confirmed() -> u64;
     fn postern_decoding_confirm(lsn: u64);
@@ -98,6 +98,14 @@ pub(super) fn slot(name: &str) -> Option<Slot> {
         // SAFETY: terminated by strlcpy.
         plugin: unsafe { CStr::from_ptr(plugin.as_ptr()) }.to_string_lossy().into_owned(),
     })
+}
+
+/// Bytes of WAL that the server keeps for a slot.
+pub(super) fn retained(name: &str) -> Option<u64> {
+    let slot = slot(name).filter(|slot| !slot.invalidated && slot.restart != Lsn(0))?;
+    // SAFETY: reads a position in shared memory.
+    let written = unsafe { pg_sys::GetXLogWriteRecPtr() };
+    Some(written.saturating_sub(slot.restart.0))
 }
 
 /// Makes a slot of pgoutput; in a transaction that has written nothing. Waits until transactions that are running have ended. Raises the
@@ -194,6 +202,10 @@ pub(super) fn databases() -> Vec<(u32, String)> {
 pub(super) trait Receiver {
     fn message(&mut self, transaction: Replayed, lsn: Lsn, data: &[u8]);
     fn described(&mut self, oid: u32, described: &RawType);
+    /// The columns of the primary key of a table with REPLICA IDENTITY FULL that was described just now, a zero byte after each.
+    fn key(&mut self, relation: u32, names: &[u8]);
+    /// When this change was made there was no such publication.
+    fn unpublished(&mut self, lsn: Lsn);
     fn commit(&mut self, transaction: Replayed);
     /// Time passes without a change.
     fn goes_on(&mut self);
@@ -221,12 +233,12 @@ pub(super) fn receive(receiver: Box<dyn Receiver>) {
     *PLACE.0.borrow_mut() = Some(receiver);
 }
 
-/// Begins to decode what the slot has not confirmed. Outside a transaction; `publications` is a list as SQL has it.
-pub(super) fn begin(slot: &str, publications: &str, messages: bool) {
-    let (slot, publications) =
-        (CString::new(slot).unwrap_or_default(), CString::new(publications).unwrap_or_default());
+/// Begins to decode what the slot has not confirmed. Outside a transaction.
+pub(super) fn begin(slot: &str, publication: &str, messages: bool) {
+    let (slot, publication) =
+        (CString::new(slot).unwrap_or_default(), CString::new(publication).unwrap_or_default());
     // SAFETY: terminated strings; at the top of a worker.
-    unsafe { postern_decoding_begin(slot.as_ptr(), publications.as_ptr(), messages) }
+    unsafe { postern_decoding_begin(slot.as_ptr(), publication.as_ptr(), messages) }
 }
 
 /// Decodes at most so many records. How far that is, and whether there is more.
@@ -274,6 +286,20 @@ extern "C-unwind" fn postern_decoded_type(oid: u32, described: *const RawType) {
     // SAFETY: as above.
     let described = unsafe { &*described };
     with_receiver(|receiver| receiver.described(oid, described));
+}
+
+#[pg_guard]
+#[unsafe(no_mangle)]
+extern "C-unwind" fn postern_decoded_key(relation: u32, names: *const c_char, length: usize) {
+    // SAFETY: as above.
+    let names = unsafe { std::slice::from_raw_parts(names.cast::<u8>(), length) };
+    with_receiver(|receiver| receiver.key(relation, names));
+}
+
+#[pg_guard]
+#[unsafe(no_mangle)]
+extern "C-unwind" fn postern_decoded_unpublished(lsn: u64) {
+    with_receiver(|receiver| receiver.unpublished(Lsn(lsn)));
 }
 
 #[pg_guard]

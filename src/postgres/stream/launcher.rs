@@ -22,8 +22,9 @@ pub(in crate::postgres) const FUNCTION: &str = "postern_launcher_main";
 /// How often workers are looked after, when nothing wakes the launcher.
 const TICK: std::ffi::c_long = 1_000;
 
-/// How often databases with sources are looked at without being asked: an extension may have been dropped.
-const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// How often databases with sources are looked at without being asked: an extension may have been dropped,
+/// or too much WAL be kept for a source that does not run.
+const LOOK_AGAIN: Duration = Duration::from_secs(15);
 
 #[pg_guard]
 #[unsafe(no_mangle)]
@@ -257,6 +258,15 @@ fn gone(source: &Source) {
 pub(super) fn free(shared: Shared, number: usize, source: &Source) {
     shared.streams_of(number).for_each(|stream| stream.free());
     source.set_state(SourceState::Free);
+}
+
+/// Ends a source's worker also while the server waits for something in it: transactions, before a slot begins.
+pub(super) fn end(source: &Source) {
+    let pid = source.pid.load(Acquire);
+    if pid != 0 {
+        // SAFETY: a child of the postmaster's that has told its number; a worker that is over its start sees the signal as well.
+        unsafe { libc::kill(pid, libc::SIGTERM) };
+    }
 }
 
 /// Wakes a source's worker.

@@ -3,8 +3,8 @@
 
 use super::super::{shim, shmem};
 use super::catalog::{self, SourceDefinition, Wanted};
-use super::{decoding, launcher};
-use crate::stream::definition::PostgresSource;
+use super::{decoding, launcher, limit, worker};
+use crate::stream::definition::{AtLimit, PostgresSource};
 use crate::stream::shared::{Shared, Source, SourceState, StreamState};
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
 use pgrx::prelude::*;
@@ -59,10 +59,15 @@ fn look(shared: Shared, database: u32) {
 
 /// A source that is no longer defined: its worker ends, then its slot goes, then its place is free.
 fn drop_source(shared: Shared, number: usize, source: &'static Source) {
+    let starts = source.state() == SourceState::Starting;
     source.set_state(SourceState::Dropped);
     source.stop.store(1, Release);
     if source.pid.load(Acquire) != 0 {
-        launcher::wake(source);
+        if starts {
+            launcher::end(source)
+        } else {
+            launcher::wake(source)
+        }
         return;
     }
     let slot = source.slot.text();
@@ -114,6 +119,7 @@ fn note(shared: Shared, database: u32, definition: &SourceDefinition) {
         None => source.owns_slot.store(0, Relaxed),
     }
     if let Ok(options) = PostgresSource::new(&definition.options) {
+        limit_wal(source, definition, &options);
         let retry = u32::try_from(options.retry.as_millis()).unwrap_or(u32::MAX);
         source.retry_interval.store(retry, Relaxed);
     }
@@ -122,7 +128,7 @@ fn note(shared: Shared, database: u32, definition: &SourceDefinition) {
     let lives = source.pid.load(Acquire) != 0;
     if changed && lives {
         // It sees that its definition is another, and ends.
-        launcher::wake(source);
+        if source.state() == SourceState::Starting { launcher::end(source) } else { launcher::wake(source) }
     }
     let idle = matches!(
         source.state(),
@@ -135,6 +141,21 @@ fn note(shared: Shared, database: u32, definition: &SourceDefinition) {
         source.retry_at.store(0, Relaxed);
         source.error.set("");
         source.set_state(if definition.runs() { SourceState::Waiting } else { SourceState::Stopped });
+    }
+}
+
+/// A source without a worker keeps WAL too. Looked at whenever its database is.
+fn limit_wal(source: &'static Source, definition: &SourceDefinition, options: &PostgresSource) {
+    let Some(state) = definition.state.as_ref().filter(|_| source.pid.load(Acquire) == 0) else { return };
+    let Some(error) = limit::beyond(&state.slot, options.wal_limit) else { return };
+    if options.at_limit == AtLimit::Keep {
+        return limit::say(source, &error, true);
+    }
+    if decoding::slot(&state.slot).is_some_and(|slot| slot.active_pid == 0) {
+        match limit::drop_slot(source, &mut state.clone(), &error, &worker::delivered(definition)) {
+            Ok(error) | Err(error) => source.error.set(&error),
+        }
+        source.error_at.store(launcher::now(), Relaxed);
     }
 }
 

@@ -7,6 +7,7 @@ use super::super::{guc, shim, shmem, signals};
 use super::catalog::{self, SnapshotTable, SourceDefinition, SourceRecord, StreamDefinition, Wanted};
 use super::decoding::{self, RawType, Receiver, Replayed};
 use super::launcher::now;
+use super::limit::{self, Limit};
 use super::snapshot;
 use crate::bridge::{Level, LogLine};
 use crate::stream::buffer::{CHUNK, Chunk, Record};
@@ -47,6 +48,9 @@ const RECORD: Duration = Duration::from_secs(1);
 
 /// Bytes of WAL without an event for a stream after which its position is written down all the same.
 const FAR: u64 = 16 << 20;
+
+/// Bytes of an older gap's words that a newer one leaves.
+const GAP: usize = 1024;
 
 /// Lines for the log that may wait; what comes beyond is dropped.
 const LINES: usize = 256;
@@ -146,7 +150,8 @@ fn serve(shared: Shared, number: usize, source: &'static Source) -> End {
         let database = pg_sys::Oid::from(source.database.load(Acquire));
         pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0);
     }
-    speak_plainly();
+    // The server looks for the conversion between the encodings, which it does in transactions only.
+    BackgroundWorker::transaction(speak_plainly);
     let name = source.name.text();
     let load = || catalog::load().map(|all| all.into_iter().find(|one| one.name == name));
     let definition = match BackgroundWorker::transaction(load) {
@@ -172,8 +177,10 @@ fn serve(shared: Shared, number: usize, source: &'static Source) -> End {
 
 /// What pgoutput writes is the same whatever the server's own settings are.
 fn speak_plainly() {
+    // SAFETY: a word of this process. In SQL_ASCII nothing is converted, but what is not UTF-8 would be an error for ever.
+    let any = unsafe { pg_sys::GetDatabaseEncoding() } == pg_sys::pg_enc::PG_SQL_ASCII as c_int;
     let settings: [(&CStr, &CStr); 7] = [
-        (c"client_encoding", c"UTF8"),
+        (c"client_encoding", if any { c"SQL_ASCII" } else { c"UTF8" }),
         (c"datestyle", c"ISO, YMD"),
         (c"intervalstyle", c"postgres"),
         (c"timezone", c"UTC"),
@@ -239,7 +246,7 @@ fn prepare(
                 gap: None,
             });
             source.owns_slot.store(u32::from(record.made_slot), Relaxed);
-            record_source(&definition.name, &record)?;
+            record_source(&definition.name, &record).map_err(End::Failed)?;
             return Ok(Prepared { record, publication });
         }
         lost = Some(format!(
@@ -261,7 +268,12 @@ fn prepare(
             BackgroundWorker::transaction(|| decoding::drop_slot(&slot));
         }
     }
+    source.error.set(&format!(
+        "replication slot \"{slot}\" begins when transactions that are running now have ended"
+    ));
+    source.error_at.store(now(), Relaxed);
     let begins = BackgroundWorker::transaction(|| decoding::create_slot(&slot, options.failover));
+    source.error.set("");
     if let Some(lost) = lost {
         let stated = format!("{lost}; changes from {} to {begins} are lost", delivered(definition));
         log!("postern: source \"{}\": {stated}", definition.name);
@@ -271,19 +283,20 @@ fn prepare(
     log!("postern: made replication slot \"{slot}\" for source \"{}\"", definition.name);
     source.owns_slot.store(1, Relaxed);
     let record = SourceRecord { slot, made_slot: true, begins, snapshot_done: !options.snapshot, gap };
-    record_source(&definition.name, &record)?;
+    record_source(&definition.name, &record).map_err(End::Failed)?;
     Ok(Prepared { record, publication })
 }
 
 /// The least that any of its streams has.
-fn delivered(definition: &SourceDefinition) -> String {
+pub(super) fn delivered(definition: &SourceDefinition) -> String {
     let least = definition.streams.iter().filter_map(|stream| stream.position).map(|at| at.delivered).min();
     least.map_or_else(|| "the beginning".to_owned(), |lsn| lsn.to_string())
 }
 
-fn record_source(source: &str, record: &SourceRecord) -> Result<(), End> {
+/// Or why not.
+pub(super) fn record_source(source: &str, record: &SourceRecord) -> Result<(), String> {
     write(|| catalog::record_source(source, record))
-        .map_err(|error| End::Failed(format!("could not write down its slot: {error}")))
+        .map_err(|error| format!("could not write down its slot: {error}"))
 }
 
 /// Whether there was none.
@@ -321,6 +334,9 @@ struct Intake {
     news: bool,
     /// The engine was told of everything before this.
     progress: Lsn,
+    /// From the first to the last change for which there was no publication.
+    unpublished: Option<(Lsn, Lsn)>,
+    limit: Limit,
 }
 
 impl Intake {
@@ -343,6 +359,7 @@ impl Intake {
     fn look(&mut self) {
         cancels_nothing();
         check_for_interrupts!();
+        self.limit.look(self.source);
         if self.is_over() {
             ereport!(PgLogLevel::ERROR, PgSqlErrorCode::ERRCODE_QUERY_CANCELED, "the stream ends");
         }
@@ -351,6 +368,7 @@ impl Intake {
     fn is_over(&mut self) -> bool {
         self.terminated |= BackgroundWorker::sigterm_received();
         self.terminated
+            || self.limit.over.is_some()
             || self.source.stop.load(Acquire) == 1
             || self.source.definition.load(Acquire) != self.digest
             || self.engines.has_ended()
@@ -393,6 +411,16 @@ impl Receiver for Shares {
         self.0.borrow_mut().push(&Record::Type { oid, same, element, delimiter: delimiter as u8 });
     }
 
+    fn key(&mut self, relation: u32, names: &[u8]) {
+        self.0.borrow_mut().push(&Record::Key { relation, names });
+    }
+
+    fn unpublished(&mut self, lsn: Lsn) {
+        let mut intake = self.0.borrow_mut();
+        let (first, _) = intake.unpublished.unwrap_or((lsn, lsn));
+        intake.unpublished = Some((first, lsn));
+    }
+
     fn commit(&mut self, transaction: Replayed) {
         let mut intake = self.0.borrow_mut();
         if intake.told.take().is_some() {
@@ -422,6 +450,9 @@ struct Work {
     /// Events that each had been given then.
     given: Vec<u64>,
     recorded_at: Instant,
+    /// Changes for which there was no publication, as far as that is written down, and the gap that was stated before.
+    missed: Option<(Lsn, Lsn)>,
+    gap_before: Option<String>,
 }
 
 impl Work {
@@ -446,6 +477,8 @@ impl Work {
             terminated: false,
             news: false,
             progress: Lsn(0),
+            unpublished: None,
+            limit: Limit::new(&prepared.record.slot, &options),
         };
         let (line, lines) = sync_channel(LINES);
         Self {
@@ -462,6 +495,8 @@ impl Work {
             lines,
             line,
             recorded_at: Instant::now(),
+            missed: None,
+            gap_before: None,
         }
     }
 
@@ -492,7 +527,7 @@ impl Work {
             if self.intake.borrow_mut().is_over() {
                 return Ok(());
             }
-            decoding::begin(&slot, &quoted(&self.prepared.publication), messages);
+            decoding::begin(&slot, &self.prepared.publication, messages);
             self.source.set_state(SourceState::Streaming);
             self.serve()
         });
@@ -597,6 +632,7 @@ impl Work {
                 unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
             }
             self.write_lines();
+            self.intake.borrow_mut().limit.look(self.source);
             if self.intake.borrow_mut().is_over() {
                 return Ok(());
             }
@@ -613,6 +649,7 @@ impl Work {
             self.confirm();
             if self.recorded_at.elapsed() >= RECORD {
                 self.record(false);
+                self.state_missed();
             }
             if !more {
                 wait(if changed.elapsed() < RECENT { BUSY } else { QUIET });
@@ -665,6 +702,33 @@ impl Work {
         }
     }
 
+    /// States which changes were not published, when there was no publication while they were made.
+    fn state_missed(&mut self) {
+        let missed = self.intake.borrow().unpublished;
+        let Some((first, last)) = missed.filter(|_| missed != self.missed) else { return };
+        let name = &self.prepared.publication;
+        let text = format!(
+            "there was no publication \"{name}\" from {first} to {last}: changes then were not published"
+        );
+        if self.missed.is_none() {
+            self.gap_before = self.prepared.record.gap.take();
+            self.source.errors.fetch_add(1, Relaxed);
+            warning!("postern: source \"{}\": {text}", self.definition.name);
+        }
+        self.missed = missed;
+        self.source.error.set(&text);
+        self.source.error_at.store(now(), Relaxed);
+        let gap = match &self.gap_before {
+            Some(before) if before.len() < GAP => format!("{before}; {text}"),
+            _ => text,
+        };
+        self.source.gap.set(&gap);
+        self.prepared.record.gap = Some(gap);
+        if let Err(error) = record_source(&self.definition.name, &self.prepared.record) {
+            warning!("postern: source \"{}\": {error}", self.definition.name);
+        }
+    }
+
     fn write_lines(&self) {
         for line in self.lines.try_iter().take(LINES) {
             log!("postern: stream of \"{}\": {line}", self.definition.name);
@@ -682,12 +746,16 @@ impl Work {
         let settled = AssertUnwindSafe(|| {
             self.confirm();
             self.record(true);
+            self.state_missed();
             decoding::end();
             Ok(())
         });
         let settled = PgTryBuilder::new(settled).catch_others(|error| Err(said(&error))).execute();
         if panicked {
             return End::Failed("its engine has panicked".to_owned());
+        }
+        if let Some(error) = self.intake.borrow_mut().limit.over.take() {
+            return self.give_up(error);
         }
         match self.engines.report().outcome {
             Some(Outcome::Again) => return End::Again,
@@ -698,6 +766,18 @@ impl Work {
             (Err(error), _) if !over => End::Failed(error),
             (_, Err(error)) => End::Failed(error),
             _ => End::Told,
+        }
+    }
+
+    /// Drops the slot, as the operator has chosen for that much WAL.
+    fn give_up(&self, error: String) -> End {
+        let mut record = self.prepared.record.clone();
+        let delivered = self.engines.report().delivered.to_string();
+        match limit::drop_slot(self.source, &mut record, &error, &delivered) {
+            Err(error) => End::Failed(error),
+            // A new slot is made at the next start, and the gap stated.
+            Ok(error) if self.options.lost_slot == LostSlot::Continue => End::Failed(error),
+            Ok(error) => End::Blocked(error),
         }
     }
 

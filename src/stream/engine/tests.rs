@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::stream::event::{EventOptions, KeyForm};
+use crate::stream::pgoutput::written;
 use crate::stream::shared::Stream;
 use crate::stream::sink::{Failure, Given, Progress, Sink};
 use std::thread::JoinHandle;
@@ -227,6 +228,21 @@ fn a_sink_that_fails_is_made_again_after_a_while_and_a_lasting_failure_waits_for
     let report = rig.shared.report();
     assert_eq!((report.outcome, report.delivered), (None, Lsn(100)));
     assert_eq!(rig.shown[0].state(), crate::stream::shared::StreamState::Blocked);
+}
+
+#[test]
+fn a_table_with_all_columns_for_an_identity_is_keyed_by_its_primary_key() {
+    let mut relations = Relations::default();
+    let columns = [(true, "b", 23), (true, "a", 23), (true, "v", 25)];
+    let message = written::relation(7, "public", "t", b'f', &columns);
+    let Ok(Message::Relation(message)) = Message::parse(&message) else { panic!() };
+    relations.insert(Relation::new(&message, &Types::default()));
+    assert!(relations.find(7).unwrap().key.is_empty());
+    relations.give_key(7, b"a\0b\0");
+    relations.give_key(8, b"a\0");
+    assert_eq!(relations.find(7).unwrap().key, [0, 1]);
+    relations.give_key(7, b"gone\0");
+    assert_eq!(relations.find(7).unwrap().key, [0, 1], "a key that is not there is none");
 }
 
 #[test]

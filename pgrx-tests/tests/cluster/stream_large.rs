@@ -1,0 +1,123 @@
+//! Large transactions and rows in bounded memory, WAL without anything for anybody, and a sink that stops while another goes on.
+
+use crate::stream::{delivered, events, file, running, start, to_file};
+use anyhow::{Context, Result, ensure};
+use pgrx_tests::cluster::Cluster;
+use pgrx_tests::wait;
+use std::io::{BufRead, BufReader};
+
+/// The most memory that the source's worker has ever had: kB.
+fn most_memory(cluster: &Cluster) -> Result<u64> {
+    let pid = cluster.sql("select worker_pid from postern.sources")?;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
+#[test]
+fn a_transaction_of_300000_rows_passes_in_little_memory() -> Result<()> {
+    let cluster =
+        start("stream-many", &[("postern.stream_buffer_size", "1MB"), ("logical_decoding_work_mem", "4MB")])?;
+    cluster.sql("create table t (id int primary key, v text)")?;
+    let path = to_file(&cluster, r#"{"ordinal":true}"#)?;
+    let before = most_memory(&cluster)?;
+    cluster.sql("insert into t select i, repeat('x', 200) from generate_series(1, 300000) i")?;
+    delivered(&cluster)?;
+    let after = most_memory(&cluster)?;
+    let mut lines = 0_u64;
+    let mut files = vec![path.clone()];
+    let directory = path.parent().context("a directory")?;
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?.path();
+        let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if entry != path && name.starts_with("events") {
+            files.push(entry);
+        }
+    }
+    for file in &files {
+        lines += BufReader::new(std::fs::File::open(file)?).lines().count() as u64;
+    }
+    ensure!(lines == 300_000, "{lines} events in {files:?}");
+    ensure!(after - before < 64 * 1024, "from {before} to {after} kB");
+    let most: u64 = cluster.sql("select buffered_most from postern.sources")?.parse()?;
+    ensure!(most <= 1 << 20, "{most} bytes");
+    Ok(())
+}
+
+#[test]
+fn a_row_of_100_mb_passes_and_its_memory_is_given_back() -> Result<()> {
+    let cluster = start("stream-wide", &[("postern.stream_buffer_size", "1MB")])?;
+    cluster.sql("create table t (id int primary key, v text)")?;
+    let path = to_file(&cluster, "{}")?;
+    cluster.sql("insert into t values (1, repeat('0123456789', 10000000)), (2, 'small')")?;
+    delivered(&cluster)?;
+    let events = events(&path)?;
+    ensure!(events.last().is_some_and(|event| event["Columns"]["id"] == 2), "{} events", events.len());
+    let after = most_memory(&cluster)?;
+    // Its text in the server, in the buffer, as an event and in the sink.
+    ensure!(after < 1_200 * 1024, "{after} kB");
+    let pid: i32 = cluster.sql("select worker_pid from postern.sources")?.parse()?;
+    let resident = || pgrx_tests::process::resident(pid);
+    wait::until("it is given back", || resident().is_ok_and(|now| now < 250 * 1024))
+        .with_context(|| format!("{:?} kB", resident()))
+}
+
+#[test]
+fn an_idle_database_confirms_while_another_one_writes() -> Result<()> {
+    let cluster = start("stream-idle", &[])?;
+    cluster.sql("create table t (id int primary key); create table unpublished (id int)")?;
+    to_file(&cluster, r#"{"tables":["t"]}"#)?;
+    cluster.sql("create database busy")?;
+    let mut session = cluster.config().dbname("busy").connect(postgres::NoTls)?;
+    session.batch_execute("create table noise (v text)")?;
+    let confirms = |cluster: &Cluster| -> Result<()> {
+        let now = cluster.sql("select pg_current_wal_insert_lsn()")?;
+        let confirmed =
+            || cluster.sql(&format!("select confirmed_flush_lsn >= '{now}' from pg_replication_slots"));
+        wait::until("it confirms", || confirmed().is_ok_and(|confirmed| confirmed == "t"))
+    };
+    for _ in 0..3 {
+        session.batch_execute("insert into noise select repeat('x', 1000) from generate_series(1, 1000)")?;
+        confirms(&cluster)?;
+    }
+    cluster.sql("insert into unpublished select generate_series(1, 1000)")?;
+    confirms(&cluster)?;
+    ensure!(cluster.sql("select events from postern.streams")? == "0");
+    Ok(())
+}
+
+#[test]
+fn a_sink_that_stops_stops_its_stream_and_no_other() -> Result<()> {
+    let cluster = start("stream-one-stops", &[])?;
+    cluster.sql("create table t (id int primary key)")?;
+    let path = to_file(&cluster, r#"{"retry":"200ms"}"#)?;
+    let second = file(&cluster, "second.jsonl");
+    cluster.sql(&format!(
+        "select postern.create_sink('second', 'file', '{{\"path\":\"{}\"}}');
+         select postern.create_stream('second', 'shop', 'second')",
+        second.display()
+    ))?;
+    running(&cluster, "second")?;
+    // A directory is where its file is to be.
+    std::fs::create_dir(&second)?;
+    cluster.sql("insert into t select generate_series(1, 100)")?;
+    wait::until("the other one has all", || events(&path).is_ok_and(|events| events.len() == 100))?;
+    let state = || cluster.sql("select state, last_error from postern.streams where name = 'second'");
+    wait::until("it has failed", || {
+        state().is_ok_and(|state| !state.starts_with("running") && state.contains("second.jsonl"))
+    })
+    .with_context(|| format!("{:?}", state()))?;
+    let behind = cluster.sql(
+        "select (select delivered_lsn from postern.streams where name = 'second') >=
+                (select delivered_lsn from postern.streams where name = 'shop to lines')",
+    )?;
+    ensure!(behind == "f", "{behind}");
+    cluster.sql("insert into t select generate_series(101, 200)")?;
+    wait::until("the other one goes on", || events(&path).is_ok_and(|events| events.len() == 200))?;
+    std::fs::remove_dir(&second)?;
+    cluster.sql("select postern.start_sink('second')")?;
+    wait::until("it has caught up", || events(&second).is_ok_and(|events| events.len() == 200))
+        .with_context(|| format!("{:?}; {}", state(), cluster.log_tail()))?;
+    ensure!(events(&path)?.len() == 200, "and the other one got nothing twice");
+    Ok(())
+}
