@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering::*};
 use std::time::{Duration, Instant};
 
 /// Bytes of a note: an event has 300 then.
-const NOTE: usize = 20;
+const NOTE: usize = 13;
 const EVENT: usize = 300;
 
 /// The topic's name.

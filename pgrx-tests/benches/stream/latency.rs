@@ -87,6 +87,11 @@ fn measure(
     bench.stream("latency", kind, options)?;
     wait::until("the stream runs", || {
         bench.server.sql("SELECT state FROM postern.streams").is_ok_and(|state| state == "running")
+    })
+    .with_context(|| {
+        let seen =
+            bench.server.sql("SELECT to_jsonb(s), to_jsonb(o) FROM postern.streams s, postern.sources o");
+        format!("{seen:?}\n{}", bench.server.log_tail())
     })?;
     let (send, seen) = std::sync::mpsc::channel();
     let mut look = reader(Box::new(move |id| {

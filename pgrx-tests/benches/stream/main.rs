@@ -190,7 +190,7 @@ impl Bench {
         self.server
             .sql(&format!(
                 r#"SELECT postern.create_source('bench', 'postgres',
-                       '{{"publication":"bench","host":"shop.example.com","slot":"{slot}"}}');
+                       '{{"publication":"bench","host":"shop","slot":"{slot}"}}');
                    SELECT postern.create_sink('bench', '{sink}', '{options}');
                    SELECT postern.create_stream('bench', 'bench', 'bench')"#
             ))
