@@ -59,6 +59,18 @@ CREATE TABLE postern.snapshot_tables (
     PRIMARY KEY (source, relation)
 );
 
+-- What came from a source and was no event. It does not come again: whoever has mended it deletes it here.
+CREATE TABLE postern.rejected_messages (
+    source text NOT NULL,
+    topic text NOT NULL,
+    partition integer NOT NULL,
+    message_offset bigint NOT NULL,
+    key bytea,
+    payload bytea,
+    reason text NOT NULL,
+    rejected_at timestamptz NOT NULL DEFAULT now()
+);
+
 SELECT pg_catalog.pg_extension_config_dump('postern.source_definitions', '');
 SELECT pg_catalog.pg_extension_config_dump('postern.sink_definitions', '');
 SELECT pg_catalog.pg_extension_config_dump('postern.stream_definitions', '');
@@ -350,6 +362,7 @@ COMMENT ON TABLE postern.stream_definitions IS 'Which source feeds which sink';
 COMMENT ON TABLE postern.stream_states IS 'Which streams shall run; not dumped, so that a copy of the database delivers nothing by itself';
 COMMENT ON TABLE postern.stream_positions IS 'Up to where each stream has delivered; not dumped';
 COMMENT ON TABLE postern.source_states IS 'What Postern has made for a source; not dumped';
+COMMENT ON TABLE postern.rejected_messages IS 'Messages of a broker that were no events; delete them when you have seen to them';
 COMMENT ON TABLE postern.snapshot_tables IS 'Tables of a snapshot, whether their rows have been delivered, and where their changes begin; not dumped';
 COMMENT ON VIEW postern.sources IS 'Each source of change streams in this database, with its worker and its slot';
 COMMENT ON COLUMN postern.sources.state IS 'stopped, waiting for its worker, starting, snapshot, streaming, failed: started again soon, blocked: waits for you, standby';

@@ -1,6 +1,7 @@
 //! The engine of a source: takes decoded changes out of the buffer, makes events of them, gives them to the sinks of all its streams, and
 //! knows what has been delivered, which is what the slot may confirm. One thread; main reads what it publishes.
 
+pub mod consumer;
 mod feed;
 mod marks;
 
@@ -25,9 +26,6 @@ use std::time::{Duration, Instant, SystemTime};
 /// How long the engine waits for a chunk when nothing is out, and for news of what is out when there is no chunk.
 const IDLE: Duration = Duration::from_millis(200);
 const NEWS: Duration = Duration::from_millis(5);
-
-/// The schema of the extension: its tables are nobody's changes.
-pub const OWN_SCHEMA: &str = "postern";
 
 /// How long a sink may hold up the others before they go on without it.
 const HOLD_UP: Duration = Duration::from_secs(5);
@@ -300,10 +298,6 @@ impl Engine {
             Some(oid) => Some(self.relations.find(oid).ok_or(Error::UnknownRelation(oid))?),
             None => None,
         };
-        // A publication for all tables has Postern's own too.
-        if relation.is_some_and(|relation| relation.schema == OWN_SCHEMA) {
-            return Ok(());
-        }
         let written = self.encoder.encode(
             message,
             relation,

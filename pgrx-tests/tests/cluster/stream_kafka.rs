@@ -290,3 +290,42 @@ fn compare(cluster: &Cluster, broker: &Broker) -> Result<()> {
     eprintln!("{doubled} came twice");
     Ok(())
 }
+
+#[test]
+fn events_of_a_topic_go_on_to_sinks_and_what_is_no_event_is_kept_aside() -> Result<()> {
+    if no_broker() {
+        return Ok(());
+    }
+    let broker = Broker::start("stream-source")?;
+    broker.create_topic("in", 2)?;
+    let cluster = start("stream-source", &[])?;
+    let path = crate::stream::file(&cluster, "passed.jsonl");
+    cluster.sql(&format!(
+        "select postern.create_source('broker', 'kafka', '{{\"hosts\":\"{}\",\"topics\":[\"in\"],\"groupID\":\"g\"}}');
+         select postern.create_sink('lines', 'file', '{{\"path\":\"{}\",\"sync\":\"50ms\"}}');
+         select postern.create_stream('broker to lines', 'broker', 'lines')",
+        broker.address(),
+        path.display()
+    ))?;
+    running(&cluster, "broker to lines")?;
+    let event = |n: i64| format!(r#"{{"Table":"t","UUID":"u{n}","Columns":{{"n":{n}}}}}"#);
+    broker.produce("in", Some("k"), &event(i64::MAX))?;
+    broker.produce("in", Some("k"), "no event")?;
+    broker.produce("in", Some("k"), &event(2))?;
+    let lines = || std::fs::read_to_string(&path).unwrap_or_default();
+    wait::until("both events are passed on", || lines().lines().count() == 2)
+        .with_context(|| cluster.log_tail())?;
+    ensure!(lines() == format!("{}\n{}\n", event(i64::MAX), event(2)), "{}", lines());
+    wait::until("what is no event is kept aside", || {
+        cluster
+            .sql("select source, topic, convert_from(payload, 'UTF8'), reason from postern.rejected_messages")
+            .is_ok_and(|kept| kept == "broker|in|no event|is no JSON object")
+    })?;
+    // What every sink has is committed: after a restart nothing comes again, and what is new comes.
+    cluster.restart(Stop::Fast)?;
+    broker.produce("in", Some("k"), &event(3))?;
+    wait::until("the next one is passed on", || lines().lines().count() > 2)
+        .with_context(|| cluster.log_tail())?;
+    ensure!(lines().lines().count() == 3 && lines().ends_with(&format!("{}\n", event(3))), "{}", lines());
+    Ok(())
+}

@@ -4,6 +4,7 @@
 use super::decoding;
 use crate::stream::engine::StreamReport;
 use crate::stream::position::{Lsn, Position};
+use crate::stream::source::Rejected;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiError, SpiHeapTupleData};
 use serde_json::{Map, Value};
@@ -254,6 +255,27 @@ pub(super) fn record_source(source: &str, record: &SourceRecord) -> Result<(), S
          SET slot = excluded.slot, made_slot = excluded.made_slot, begins = excluded.begins,
              snapshot_done = excluded.snapshot_done, gap = excluded.gap",
         &arguments,
+    )
+}
+
+/// Keeps a message that was no event.
+///
+/// # Errors
+/// As SPI's.
+pub(super) fn keep_aside(source: &str, rejected: &Rejected) -> Result<(), SpiError> {
+    decoding::hide_transaction(true);
+    Spi::run_with_args(
+        "INSERT INTO postern.rejected_messages (source, topic, partition, message_offset, key, payload, reason)
+         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        &[
+            source.into(),
+            rejected.place.topic.to_string().into(),
+            rejected.place.partition.into(),
+            rejected.place.offset.into(),
+            rejected.key.clone().into(),
+            rejected.payload.clone().into(),
+            rejected.why.as_str().into(),
+        ],
     )
 }
 

@@ -3,10 +3,12 @@
 //! written down, so what is interrupted goes on with the next one. A stream worker's main thread.
 
 use super::decoding;
-use crate::stream::engine::OWN_SCHEMA;
 use crate::stream::position::Lsn;
 use pgrx::prelude::*;
 use pgrx::spi::SpiError;
+
+/// The schema of the extension, whose tables a publication for all tables has too: they are nobody's changes.
+const OWN_SCHEMA: &str = "postern";
 
 /// A table of a publication.
 #[derive(Debug, Clone)]

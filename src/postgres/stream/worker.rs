@@ -5,6 +5,7 @@
 use super::super::worker::{Latch, cancels_nothing, log};
 use super::super::{guc, shim, shmem, signals};
 use super::catalog::{self, SnapshotTable, SourceDefinition, SourceRecord, StreamDefinition, Wanted};
+use super::consumer;
 use super::decoding::{self, RawType, Receiver, Replayed};
 use super::launcher::now;
 use super::limit::{self, Limit};
@@ -27,7 +28,7 @@ use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
-use std::sync::mpsc::{Receiver as Lines, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver as Waiting, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -53,7 +54,7 @@ const FAR: u64 = 16 << 20;
 const GAP: usize = 1024;
 
 /// Lines for the log that may wait; what comes beyond is dropped.
-const LINES: usize = 256;
+pub(super) const LINES: usize = 256;
 
 #[pg_guard]
 #[unsafe(no_mangle)]
@@ -68,7 +69,7 @@ pub extern "C-unwind" fn postern_stream_main(argument: pg_sys::Datum) {
 
 /// Why a worker ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum End {
+pub(super) enum End {
     /// It is told to: the server stops, its definition is another, or it is no more.
     Told,
     /// It begins anew at once.
@@ -133,7 +134,7 @@ unsafe extern "C-unwind" fn leave(_code: c_int, number: pg_sys::Datum) {
 }
 
 /// The text of an error of the server's, with what it adds.
-fn said(error: &CaughtError) -> String {
+pub(super) fn said(error: &CaughtError) -> String {
     let (CaughtError::PostgresError(report)
     | CaughtError::ErrorReport(report)
     | CaughtError::RustPanic { ereport: report, .. }) = error;
@@ -163,6 +164,9 @@ fn serve(shared: Shared, number: usize, source: &'static Source) -> End {
     if !definition.runs() {
         source.set_state(SourceState::Stopped);
         return End::Told;
+    }
+    if definition.kind != "postgres" {
+        return consumer::serve(shared, number, source, &definition);
     }
     let options = match PostgresSource::new(&definition.options) {
         Ok(options) => options,
@@ -434,6 +438,20 @@ impl Receiver for Shares {
     }
 }
 
+/// Lines that the engine's thread has for the server's log.
+pub(super) trait Lines {
+    /// Writes those that wait.
+    fn write(&self, source: &str);
+}
+
+impl Lines for Waiting<String> {
+    fn write(&self, source: &str) {
+        for line in self.try_iter().take(LINES) {
+            log!("postern: stream of \"{source}\": {line}");
+        }
+    }
+}
+
 /// A worker at work.
 struct Work {
     source: &'static Source,
@@ -442,7 +460,7 @@ struct Work {
     prepared: Prepared,
     engines: Arc<Engines>,
     intake: Rc<RefCell<Intake>>,
-    lines: Lines<String>,
+    lines: Waiting<String>,
     line: SyncSender<String>,
     shared: Shared,
     number: usize,
@@ -602,7 +620,7 @@ impl Work {
             wait(BUSY);
             cancels_nothing();
             check_for_interrupts!();
-            self.write_lines();
+            self.lines.write(&self.definition.name);
         }
     }
 
@@ -631,7 +649,7 @@ impl Work {
                 // SAFETY: on main, outside a transaction.
                 unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
             }
-            self.write_lines();
+            self.lines.write(&self.definition.name);
             self.intake.borrow_mut().limit.look(self.source);
             if self.intake.borrow_mut().is_over() {
                 return Ok(());
@@ -729,19 +747,13 @@ impl Work {
         }
     }
 
-    fn write_lines(&self) {
-        for line in self.lines.try_iter().take(LINES) {
-            log!("postern: stream of \"{}\": {line}", self.definition.name);
-        }
-    }
-
     fn finish(mut self, thread: JoinHandle<()>, ended: Result<(), String>) -> End {
         if ended.is_err() {
             decoding::after_error();
         }
         self.engines.stop();
         let panicked = thread.join().is_err();
-        self.write_lines();
+        self.lines.write(&self.definition.name);
         let over = self.intake.borrow_mut().is_over();
         let settled = AssertUnwindSafe(|| {
             self.confirm();
@@ -789,34 +801,12 @@ impl Work {
         };
         let running = self.definition.streams.iter().filter(|stream| stream.state == Wanted::Running).count();
         let size = guc::stream_buffer_size() / 2 / running.max(1);
-        self.definition.streams.iter().map(|stream| self.stream(stream, begins, size)).collect()
-    }
-
-    fn stream(&self, stream: &StreamDefinition, begins: StreamReport, size: usize) -> Result<From, End> {
-        let shown = self.shared.stream(self.number, stream.name.as_bytes());
-        let Some(shown) = shown else {
-            return Err(End::Failed(format!(
-                "stream \"{}\" has no place: raise postern.max_streams",
-                stream.name
-            )));
+        let feed = |stream| {
+            let its: &StreamDefinition = stream;
+            let begins = its.position.unwrap_or(begins);
+            feed(self.shared, self.number, its, begins, size, &self.line, self.options.retry)
         };
-        let sink = if stream.state == Wanted::Running {
-            let line = self.line.clone();
-            let setting = Setting {
-                delivered: 0,
-                buffer_size: size,
-                stream: stream.name.clone(),
-                log: Arc::new(move |text| drop(line.try_send(text))),
-            };
-            let made = sink::make(&stream.kind, &stream.options, &setting);
-            let made = made.map_err(|error| End::Blocked(format!("sink \"{}\": {error}", stream.sink)))?;
-            Sort::Sink(made)
-        } else {
-            Sort::Nothing
-        };
-        let begins = stream.position.unwrap_or(begins);
-        show_where(shown, &begins);
-        Ok(From { sink, begins, shown, retry: self.options.retry })
+        self.definition.streams.iter().map(feed).collect()
     }
 
     fn event_options(&self) -> crate::stream::event::EventOptions {
@@ -843,8 +833,39 @@ impl Work {
     }
 }
 
+/// What the engine needs of a stream: its sink, if it is to run, with so many bytes for itself.
+pub(super) fn feed(
+    shared: Shared,
+    number: usize,
+    stream: &StreamDefinition,
+    begins: StreamReport,
+    size: usize,
+    line: &SyncSender<String>,
+    retry: Duration,
+) -> Result<From, End> {
+    let Some(shown) = shared.stream(number, stream.name.as_bytes()) else {
+        let why = format!("stream \"{}\" has no place: raise postern.max_streams", stream.name);
+        return Err(End::Failed(why));
+    };
+    let sink = if stream.state == Wanted::Running {
+        let line = line.clone();
+        let setting = Setting {
+            delivered: 0,
+            buffer_size: size,
+            stream: stream.name.clone(),
+            log: Arc::new(move |text| drop(line.try_send(text))),
+        };
+        let made = sink::make(&stream.kind, &stream.options, &setting);
+        Sort::Sink(made.map_err(|error| End::Blocked(format!("sink \"{}\": {error}", stream.sink)))?)
+    } else {
+        Sort::Nothing
+    };
+    show_where(shown, &begins);
+    Ok(From { sink, begins, shown, retry })
+}
+
 /// A transaction of our own, which no stream has.
-fn write<T>(act: impl FnOnce() -> T) -> T {
+pub(super) fn write<T>(act: impl FnOnce() -> T) -> T {
     let written = BackgroundWorker::transaction(AssertUnwindSafe(act));
     decoding::hide_transaction(false);
     written
@@ -857,7 +878,7 @@ fn show_where(shown: &Stream, at: &StreamReport) {
 }
 
 /// Sleeps for so many milliseconds, or until the latch is set.
-fn wait(milliseconds: c_long) {
+pub(super) fn wait(milliseconds: c_long) {
     let events = pg_sys::WL_LATCH_SET | pg_sys::WL_EXIT_ON_PM_DEATH | pg_sys::WL_TIMEOUT;
     // SAFETY: our own latch, on the thread that owns it.
     unsafe {

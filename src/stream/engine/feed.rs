@@ -191,6 +191,11 @@ impl Feed {
         }
     }
 
+    /// The serial number up to which its sink has said that it has everything.
+    pub fn has(&self) -> u64 {
+        self.has
+    }
+
     /// The serial number up to which it lacks nothing that is kept for it here, of those that were used up to `serial`.
     pub fn delivered(&self, serial: u64) -> u64 {
         if self.is_fed() && self.is_out() { self.has } else { serial.max(self.has) }
