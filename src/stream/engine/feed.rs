@@ -24,6 +24,8 @@ pub struct From {
 /// What there is to feed.
 pub enum Sort {
     Sink(Box<dyn Sink>),
+    /// Nothing, because its sink cannot be made: tried again as after a failure.
+    Unmade(Failure),
     /// Nothing at the moment: it is stopped or paused. What it lacks is kept for it.
     Nothing,
 }
@@ -57,15 +59,16 @@ pub(super) struct Feed {
 
 impl Feed {
     pub fn new(from: From) -> Self {
-        let (sink, course) = match from.sink {
-            Sort::Sink(sink) => (Some(sink), Course::Fed),
-            Sort::Nothing => (None, Course::Off),
+        let (sink, course, failure) = match from.sink {
+            Sort::Sink(sink) => (Some(sink), Course::Fed, None),
+            Sort::Unmade(failure) => (None, Course::Off, Some(failure)),
+            Sort::Nothing => (None, Course::Off, None),
         };
         if sink.is_some() {
             from.shown.set_state(StreamState::Running);
         }
         let stays = matches!(course, Course::Off).then_some(from.begins);
-        Self {
+        let mut feed = Self {
             sink,
             course,
             from: from.begins,
@@ -77,7 +80,11 @@ impl Feed {
             stays,
             trouble: false,
             skipped: 0,
+        };
+        if let Some(failure) = failure {
+            feed.fail(&failure);
         }
+        feed
     }
 
     pub fn is_fed(&self) -> bool {
