@@ -156,6 +156,16 @@ impl Engine {
     }
 
     fn serve(&mut self) -> Option<Outcome> {
+        let outcome = self.feed();
+        // What is out has a moment to arrive, so that it is not sent again.
+        let end = Instant::now() + Duration::from_secs(1);
+        while self.feeds.iter().any(Feed::is_out) && Instant::now() < end {
+            self.poll(NEWS);
+        }
+        outcome
+    }
+
+    fn feed(&mut self) -> Option<Outcome> {
         while !self.shared.stops() {
             let patience = if self.feeds.iter().any(Feed::is_out) { Duration::ZERO } else { IDLE };
             match self.shared.buffer.next(patience) {
@@ -178,11 +188,6 @@ impl Engine {
                 return Some(Outcome::Again);
             }
             self.publish();
-        }
-        // What is out has a moment to arrive, so that it is not sent again.
-        let end = Instant::now() + Duration::from_secs(1);
-        while self.feeds.iter().any(Feed::is_out) && Instant::now() < end {
-            self.poll(NEWS);
         }
         None
     }

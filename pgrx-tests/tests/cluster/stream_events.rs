@@ -3,6 +3,7 @@
 use crate::stream::{delivered, events, file, running, start, to_file};
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::Cluster;
+use pgrx_tests::kafka::{self, Broker};
 use postgres::NoTls;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -457,5 +458,53 @@ fn what_postern_itself_keeps_is_never_an_event() -> Result<()> {
     delivered(&cluster)?;
     let events = events(&path)?;
     ensure!(events.len() == 1 && events[0]["Table"] == "t", "{events:?}");
+    Ok(())
+}
+
+#[test]
+fn keys_are_the_primary_keys_also_with_replica_identity_full() -> Result<()> {
+    if let Some(why) = kafka::unavailable() {
+        eprintln!("{why}");
+        return Ok(());
+    }
+    let broker = Broker::start("stream-keys")?;
+    broker.create_topic("all", 1)?;
+    let cluster = start("stream-keys", &[])?;
+    cluster.sql(
+        "create table plain (id int primary key, v int); create table whole (v int, b text, a int, primary key (a, b));
+         alter table whole replica identity full; create table nokey (v int); alter table nokey replica identity full;
+         create table later (id int, v int); alter table later replica identity full",
+    )?;
+    cluster.sql(&format!(
+        "select postern.create_source('shop', 'postgres', '{{\"truncate\":true}}');
+         select postern.create_sink('kafka', 'kafka', '{{\"hosts\":\"{}\",\"topicFallback\":\"all\"}}');
+         select postern.create_stream('shop to kafka', 'shop', 'kafka')",
+        broker.address()
+    ))?;
+    running(&cluster, "shop to kafka")?;
+    cluster.sql(
+        "insert into plain values (1, 1); delete from plain;
+         insert into whole values (1, 'x', 2); update whole set v = 2; update whole set a = 3; delete from whole;
+         insert into nokey values (1); update nokey set v = 2;
+         insert into later values (1, 1); alter table later add primary key (id); insert into later values (2, 2);
+         truncate plain",
+    )?;
+    delivered(&cluster)?;
+    let keys: Vec<_> =
+        broker.consume("all")?.into_iter().map(|record| record.key.unwrap_or_default()).collect();
+    let wanted = [
+        r#"{"id":1}"#,
+        r#"{"id":1}"#,
+        r#"{"b":"x","a":2}"#,
+        r#"{"b":"x","a":2}"#,
+        r#"{"b":"x","a":3}"#,
+        r#"{"b":"x","a":3}"#,
+        "",
+        "",
+        "",
+        r#"{"id":2}"#,
+        "",
+    ];
+    ensure!(keys == wanted, "{keys:?}");
     Ok(())
 }

@@ -48,7 +48,9 @@ fn look(shared: Shared, database: u32) {
     let Some(definitions) = definitions else { return };
     for (number, source) in shared.sources_in_use() {
         let here = source.database.load(Relaxed) == database;
-        if here && !definitions.iter().any(|definition| source.name.is(definition.name.as_bytes())) {
+        let defined = definitions.iter().any(|definition| source.name.is(definition.name.as_bytes()));
+        // Another one of the same name may be defined already.
+        if here && (!defined || source.state() == SourceState::Dropped) {
             drop_source(shared, number, source);
         }
     }

@@ -17,7 +17,7 @@ use crate::stream::engine::{Engine, From, Outcome, Shared as Engines, Sort, Stre
 use crate::stream::event::Encoder;
 use crate::stream::position::{Lsn, Position};
 use crate::stream::shared::{Shared, Source, SourceState, Stream, StreamState};
-use crate::stream::sink::{self, Setting};
+use crate::stream::sink::{self, Failure, Setting};
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
 use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::*;
@@ -317,6 +317,8 @@ fn make_publication(name: &str, options: &PostgresSource) -> Result<bool, pgrx::
     } else {
         format!("FOR TABLE {}", options.tables.join(", "))
     };
+    // The operator's tables need not be qualified.
+    Spi::run("SET LOCAL search_path = pg_catalog, public")?;
     Spi::run(&format!("CREATE PUBLICATION {} {tables}", quoted(name)))?;
     Ok(true)
 }
@@ -855,8 +857,11 @@ pub(super) fn feed(
             stream: stream.name.clone(),
             log: Arc::new(move |text| drop(line.try_send(text))),
         };
-        let made = sink::make(&stream.kind, &stream.options, &setting);
-        Sort::Sink(made.map_err(|error| End::Blocked(format!("sink \"{}\": {error}", stream.sink)))?)
+        match sink::make(&stream.kind, &stream.options, &setting) {
+            Ok(made) => Sort::Sink(made),
+            // Its options were right when they were given: what they name may come back.
+            Err(error) => Sort::Unmade(Failure { message: error.to_string(), lasting: false }),
+        }
     } else {
         Sort::Nothing
     };

@@ -24,6 +24,8 @@ pub struct From {
 /// What there is to feed.
 pub enum Sort {
     Sink(Box<dyn Sink>),
+    /// Nothing, because its sink cannot be made: tried again as after a failure.
+    Unmade(Failure),
     /// Nothing at the moment: it is stopped or paused. What it lacks is kept for it.
     Nothing,
 }
@@ -58,16 +60,18 @@ pub(super) struct Feed {
 
 impl Feed {
     pub fn new(from: From) -> Self {
-        let (sink, course) = match from.sink {
-            Sort::Sink(sink) => (Some(sink), Course::Fed),
-            Sort::Nothing => (None, Course::Off),
+        let began_fed = !matches!(from.sink, Sort::Nothing);
+        let (sink, course, failure) = match from.sink {
+            Sort::Sink(sink) => (Some(sink), Course::Fed, None),
+            Sort::Unmade(failure) => (None, Course::Off, Some(failure)),
+            Sort::Nothing => (None, Course::Off, None),
         };
         if sink.is_some() {
             from.shown.set_state(StreamState::Running);
         }
         let stays = matches!(course, Course::Off).then_some(from.begins);
-        Self {
-            began_fed: sink.is_some(),
+        let mut feed = Self {
+            began_fed,
             sink,
             course,
             from: from.begins,
@@ -79,7 +83,11 @@ impl Feed {
             stays,
             trouble: false,
             skipped: 0,
+        };
+        if let Some(failure) = failure {
+            feed.fail(&failure);
         }
+        feed
     }
 
     pub fn is_fed(&self) -> bool {

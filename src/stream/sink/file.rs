@@ -232,6 +232,17 @@ impl File {
     }
 }
 
+impl Drop for File {
+    /// What is not delivered comes once more: it is cut off, so that it is not there twice.
+    fn drop(&mut self) {
+        if self.delivered < self.taken
+            && let Some(segment) = self.segment.take()
+        {
+            segment.cut_off_unsafe();
+        }
+    }
+}
+
 impl Sink for File {
     fn give(&mut self, event: &Event<'_>) -> Result<Given, Failure> {
         self.attempt(|file| file.take(event))?;
