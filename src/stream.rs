@@ -13,6 +13,8 @@
 //! - [`sink`]: the small trait behind which each sink stands, and the sinks
 //! - [`ledger`]: what was given to a sink and has not been confirmed yet
 //! - [`shared`]: the words in shared memory
+//! - [`timings`]: how long things took, in such words
+//! - [`page`]: what the port of `postern.stream_listen` answers
 //! - [`broker`]: what the Kafka sink and the Kafka source have in common
 //!
 //! No PostgreSQL in here. What runs on which thread stands in each file; where nothing stands, it is pure.
@@ -31,11 +33,13 @@ pub mod event;
 mod json;
 pub mod ledger;
 pub mod options;
+pub mod page;
 pub mod pgoutput;
 pub mod position;
 pub mod relation;
 pub mod shared;
 pub mod sink;
+pub mod timings;
 pub mod types;
 mod value;
 

@@ -3,8 +3,10 @@
 
 mod feed;
 mod marks;
+mod watch;
 
 pub use feed::{From, Sort};
+pub use watch::Watch;
 
 use super::buffer::{Buffer, Chunk, Record};
 use super::error::Error;
@@ -63,6 +65,7 @@ pub struct Shared {
     report: Mutex<Report>,
     stop: AtomicBool,
     wake: Box<dyn Fn() + Send + Sync>,
+    watch: Option<Watch>,
 }
 
 impl Shared {
@@ -73,7 +76,12 @@ impl Shared {
             report: Mutex::default(),
             stop: AtomicBool::new(false),
             wake: Box::new(wake),
+            watch: None,
         }
+    }
+
+    pub fn watched(self, watch: Watch) -> Self {
+        Self { watch: Some(watch), ..self }
     }
 
     pub fn report(&self) -> Report {
@@ -290,6 +298,7 @@ impl Engine {
             payload: &self.encoded.payload,
         };
         let waits = |feeds: &[Feed]| feeds.iter().filter(|feed| feed.is_fed()).count();
+        let mut handled = Duration::ZERO;
         for index in 0..self.feeds.len() {
             if !self.feeds[index].wants(position) {
                 continue;
@@ -308,6 +317,14 @@ impl Engine {
                 }
                 Self::publish_of(&self.shared, &mut self.marks, &mut self.feeds, self.serial);
             }
+            if let Some(watch) = self.shared.watch.as_ref().filter(|_| self.feeds[index].is_fed()) {
+                let time = begun.elapsed();
+                watch.given(self.feeds[index].shown(), position, &event, time);
+                handled += time;
+            }
+        }
+        if let Some(watch) = &self.shared.watch {
+            watch.done(handled);
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use super::launcher::now;
 use crate::bridge::{Level, LogLine};
 use crate::stream::buffer::{CHUNK, Chunk, Record};
 use crate::stream::definition::{LostSlot, PostgresSource};
-use crate::stream::engine::{Engine, From, Outcome, Shared as Engines, Sort, StreamReport};
+use crate::stream::engine::{Engine, From, Outcome, Shared as Engines, Sort, StreamReport, Watch};
 use crate::stream::event::Encoder;
 use crate::stream::position::{Lsn, Position};
 use crate::stream::shared::{Shared, Source, SourceState, Stream, StreamState};
@@ -47,7 +47,7 @@ const RECORD: Duration = Duration::from_secs(1);
 /// Bytes of WAL without an event for a stream after which its position is written down all the same.
 const FAR: u64 = 16 << 20;
 
-/// Lines for the log that may wait; what comes beyond is dropped.
+/// Lines for the log that may wait; what comes beyond is dropped and counted.
 const LINES: usize = 256;
 
 #[pg_guard]
@@ -436,7 +436,9 @@ impl Work {
         // SAFETY: set for every process of the server.
         let latch = Latch(unsafe { pg_sys::MyLatch });
         let half = guc::stream_buffer_size() / 2;
-        let engines = Arc::new(Engines::new(half, move || latch.set()));
+        let (line, lines) = sync_channel(LINES);
+        let watch = Watch { header: shared.header, source, line: line.clone() };
+        let engines = Arc::new(Engines::new(half, move || latch.set()).watched(watch));
         let intake = Intake {
             engines: Arc::clone(&engines),
             chunk: Chunk::default(),
@@ -447,7 +449,6 @@ impl Work {
             news: false,
             progress: Lsn(0),
         };
-        let (line, lines) = sync_channel(LINES);
         Self {
             shared,
             number,
@@ -628,12 +629,16 @@ impl Work {
             )));
         };
         let sink = if stream.state == Wanted::Running {
-            let line = self.line.clone();
+            let (line, dropped) = (self.line.clone(), &self.shared.header.lines_dropped);
             let setting = Setting {
                 delivered: 0,
                 buffer_size: size,
                 stream: stream.name.clone(),
-                log: Arc::new(move |text| drop(line.try_send(text))),
+                log: Arc::new(move |text| {
+                    if line.try_send(text).is_err() {
+                        dropped.fetch_add(1, Relaxed);
+                    }
+                }),
             };
             let made = sink::make(&stream.kind, &stream.options, &setting);
             let made = made.map_err(|error| End::Blocked(format!("sink \"{}\": {error}", stream.sink)))?;
@@ -693,7 +698,7 @@ fn host_name() -> String {
     CStr::from_bytes_until_nul(&name).map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-fn database_name() -> String {
+pub(super) fn database_name() -> String {
     BackgroundWorker::transaction(|| {
         Spi::get_one::<String>("SELECT pg_catalog.current_database()::text")
             .ok()

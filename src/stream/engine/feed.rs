@@ -80,6 +80,10 @@ impl Feed {
         }
     }
 
+    pub fn shown(&self) -> &'static Stream {
+        self.shown
+    }
+
     pub fn is_fed(&self) -> bool {
         matches!(self.course, Course::Fed)
     }
