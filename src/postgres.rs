@@ -15,7 +15,7 @@
 //! - `sample`: taking facts from the server
 //! - `asker`, `libpq`: asking the primary
 //! - `functions`, `pool_functions`, `relay_functions`: what SQL can call
-//! - `pool_metrics`, `relay_metrics`: what the status worker shows of the pooler and of the relay
+//! - `pool_metrics`, `relay_metrics`, `stream_metrics`: what the status worker shows of the pooler, of the relay and of change streams
 //! - `stream`: change streams
 //! - `versions`: every difference between major versions
 
@@ -39,6 +39,7 @@ mod shim;
 mod shmem;
 mod signals;
 mod stream;
+mod stream_metrics;
 mod versions;
 mod worker;
 

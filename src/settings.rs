@@ -28,7 +28,9 @@ pub struct Settings {
     pub agent: ListenList,
     /// `postern.http_listen`.
     pub http: ListenList,
-    /// `postern.status_allow`: who may connect to the three kinds of ports above.
+    /// `postern.stream_listen`.
+    pub stream: ListenList,
+    /// `postern.status_allow`: who may connect to the four kinds of ports above.
     pub allow: Allow,
     /// `postern.status_max_lag`; `None` is off.
     pub max_lag: Option<LagLimit>,
@@ -40,7 +42,7 @@ pub struct Settings {
 impl Settings {
     /// Whether every address is switched off.
     pub fn listens_nowhere(&self) -> bool {
-        self.banner.is_empty() && self.agent.is_empty() && self.http.is_empty()
+        [&self.banner, &self.agent, &self.http, &self.stream].into_iter().all(ListenList::is_empty)
     }
 }
 

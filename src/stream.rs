@@ -14,6 +14,8 @@
 //! - [`source`]: where events come from beside the server's own WAL
 //! - [`ledger`]: what was given to a sink and has not been confirmed yet
 //! - [`shared`]: the words in shared memory
+//! - [`timings`]: how long things took, in such words
+//! - [`page`]: what the port of `postern.stream_listen` answers
 //! - [`broker`]: what the Kafka sink and the Kafka source have in common
 //!
 //! No PostgreSQL in here. What runs on which thread stands in each file; where nothing stands, it is pure.
@@ -32,12 +34,14 @@ pub mod event;
 mod json;
 pub mod ledger;
 pub mod options;
+pub mod page;
 pub mod pgoutput;
 pub mod position;
 pub mod relation;
 pub mod shared;
 pub mod sink;
 pub mod source;
+pub mod timings;
 pub mod types;
 mod value;
 

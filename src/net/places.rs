@@ -13,6 +13,9 @@ use tokio::task::AbortHandle;
 /// The limit, where the system gives descriptors enough.
 pub const MOST: usize = 256;
 
+/// The limit of a kind of connection that nobody balances load by.
+const FEW: usize = 64;
+
 /// A connection may keep its place for this long while others want it.
 const TURN: Duration = Duration::from_secs(1);
 
@@ -24,11 +27,16 @@ pub struct Places {
 }
 
 impl Places {
-    /// Takes at most a quarter of this process's descriptors, so that two kinds leave half to the server's own.
+    /// Takes at most a quarter of this process's descriptors, so that two kinds leave about half to the rest.
     pub fn new() -> Self {
         let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
         let quarter = descriptors.map_or(MOST, |most| usize::try_from(most / 4).unwrap_or(MOST));
         Self::with_limit(quarter.clamp(1, MOST))
+    }
+
+    /// For what few ask at once: at most [`FEW`], and a sixteenth of the descriptors.
+    pub fn few() -> Self {
+        Self::with_limit((Self::new().limit / 4).clamp(1, FEW))
     }
 
     fn with_limit(limit: usize) -> Self {

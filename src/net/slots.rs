@@ -3,8 +3,8 @@
 
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering::*};
 
-/// Listeners at once, over all kinds: three lists of 8 entries with up to 4 addresses each.
-pub const SLOTS: usize = 96;
+/// Listeners at once, over all kinds: four lists of 8 entries with up to 4 addresses each.
+pub const SLOTS: usize = 128;
 
 /// Bytes of an address that are kept: the longest socket path fits.
 const ADDRESS_MAX: usize = 112;

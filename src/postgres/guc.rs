@@ -54,6 +54,7 @@ static RELAY_MAX_LISTENS: GucSetting<i32> = GucSetting::<i32>::new(65_536);
 static RELAY_MAX_BACKLOG: GucSetting<i32> = GucSetting::<i32>::new(0);
 
 static MAX_STREAMS: GucSetting<i32> = GucSetting::<i32>::new(32);
+static STREAM_LISTEN: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static STREAM_BUFFER_SIZE: GucSetting<i32> = GucSetting::<i32>::new(64 * 1024);
 
 /// `postern.pool_mode`: how long a client keeps the backend that it got.
@@ -85,7 +86,7 @@ pub(super) fn define() {
     );
     text(
         c"postern.status_allow",
-        c"Addresses that may connect to the status, agent and HTTP ports.",
+        c"Addresses that may connect to the status, agent and HTTP ports and that of postern.stream_listen.",
         c"\"all\", or a list of addresses and ranges like 10.0.0.0/8, ::1; empty lets only Unix sockets in. \
           Takes effect on reload.",
         &STATUS_ALLOW,
@@ -316,6 +317,13 @@ fn define_relay() {
 }
 
 fn define_streams() {
+    text(
+        c"postern.stream_listen",
+        c"Addresses on which the server answers psql-streamer's HTTP requests about change streams.",
+        LIST_HELP,
+        &STREAM_LISTEN,
+        check_list,
+    );
     number(
         c"postern.max_streams",
         c"Sources and streams of change streams that the server runs, of each.",
@@ -504,6 +512,7 @@ pub(super) fn settings() -> Result<Settings, crate::settings::Error> {
         banner: banner_addresses(&status_listen, is_default, old_port, &value(&OLD_BIND))?,
         agent: value(&AGENT_LISTEN).parse()?,
         http: value(&HTTP_LISTEN).parse()?,
+        stream: value(&STREAM_LISTEN).parse()?,
         allow: value(&STATUS_ALLOW).parse()?,
         max_lag: LagLimit::from_setting(&value(&STATUS_MAX_LAG))?,
         pooler: pooler_settings()?,

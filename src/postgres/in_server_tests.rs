@@ -39,6 +39,6 @@ mod tests {
         let sql = "SELECT count(*) FROM pg_settings WHERE (name LIKE 'postern.%' OR name LIKE 'bgw_replstatus.%') \
                    AND (short_desc = '' OR extra_desc = '' OR context NOT IN ('sighup', 'postmaster', 'superuser', 'user'))";
         assert_eq!(one::<i64>(sql), 0);
-        assert_eq!(one::<i64>("SELECT count(*) FROM postern.settings"), 35);
+        assert_eq!(one::<i64>("SELECT count(*) FROM postern.settings"), 36);
     }
 }

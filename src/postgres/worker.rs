@@ -6,7 +6,7 @@
 
 use super::asker::Asker;
 use super::sample::Sampler;
-use super::{guc, pool_metrics, relay_metrics, shmem, signals};
+use super::{guc, pool_metrics, relay_metrics, shmem, signals, stream_metrics};
 use crate::bridge::{Level, LogLine, MainEnd, bridge};
 use crate::status::facts::{Facts, ServerState};
 use crate::status::metrics::MoreMetrics;
@@ -64,7 +64,9 @@ fn run(shared: &'static Shared) -> i32 {
     let facts = main.sample();
     let wake = Latch(latch);
     let (end, threads_end) = bridge(facts, settings, &shared.log_dropped, move || wake.set());
-    let threads = match crate::status::start(&threads_end, shared, Box::new(Asker::default()), others()) {
+    let pages = stream_metrics::pages(shmem::streams(), shared);
+    let asker = Box::new(Asker::default());
+    let threads = match crate::status::start(&threads_end, shared, asker, others(shared), pages) {
         Ok(threads) => threads,
         Err(error) => {
             log(LogLine { level: Level::Warning, text: format!("could not start network threads: {error}") });
@@ -82,11 +84,12 @@ fn run(shared: &'static Shared) -> i32 {
 }
 
 /// What the page of metrics has of the other services.
-fn others() -> MoreMetrics {
-    let (pooler, relay) = (shmem::pooler(), shmem::relay());
+fn others(shared: &'static Shared) -> MoreMetrics {
+    let (pooler, relay, streams) = (shmem::pooler(), shmem::relay(), shmem::streams());
     Arc::new(move || {
         let mut families = pooler.as_ref().map_or_else(Vec::new, pool_metrics::families);
         families.extend(relay.into_iter().flat_map(relay_metrics::families));
+        families.extend(streams.into_iter().flat_map(|streams| stream_metrics::families(streams, shared)));
         families
     })
 }

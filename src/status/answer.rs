@@ -10,6 +10,7 @@ use super::snapshot::Snapshot;
 use super::upstream::UpstreamFacts;
 use crate::settings::LagLimit;
 use serde_json::{Value, json};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Main samples every second; when it has not for this long, the worker is not alive.
@@ -84,9 +85,15 @@ pub fn lag_of_query(query: Option<&str>) -> Result<Option<LagLimit>, String> {
 #[derive(Debug, PartialEq)]
 pub struct Answer {
     pub code: u16,
+    /// With 405: the methods that are answered.
+    pub allow: Option<&'static str>,
     pub content_type: &'static str,
     pub body: String,
 }
+
+/// Answers the method and path of a request to a port whose pages are another service's; called on a network thread, so it must be quick
+/// and call nothing of PostgreSQL's.
+pub type Pages = Arc<dyn Fn(&str, &str) -> Answer + Send + Sync>;
 
 /// Answers; `lag` is the query's limit, which goes before the setting's.
 pub fn answer(check: Check, lag: Option<LagLimit>, snapshot: &Snapshot<'_>) -> Answer {
@@ -97,6 +104,7 @@ pub fn answer(check: Check, lag: Option<LagLimit>, snapshot: &Snapshot<'_>) -> A
         Check::Metrics => {
             return Answer {
                 code: 200,
+                allow: None,
                 content_type: metrics::CONTENT_TYPE,
                 body: metrics::text(snapshot, &health),
             };
@@ -223,7 +231,7 @@ fn status(snapshot: &Snapshot<'_>, health: &Health) -> Answer {
 }
 
 fn json_answer(code: u16, body: Value) -> Answer {
-    Answer { code, content_type: "application/json", body: format!("{body}\n") }
+    Answer { code, allow: None, content_type: "application/json", body: format!("{body}\n") }
 }
 
 #[cfg(test)]

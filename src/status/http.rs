@@ -1,7 +1,7 @@
-//! Serving HTTP/1 for `answer`, and the agent line: one task a connection, each bounded in time and memory, on a
-//! network thread for each of the two kinds.
+//! Serving HTTP/1 for `answer` and for the pages of other services, and the agent line: one task a connection, each bounded in time and
+//! memory, on a network thread for HTTP and one for the agent line.
 
-use super::answer::{Answer, Check, answer, lag_of_query, refusal};
+use super::answer::{Answer, Check, Pages, answer, lag_of_query, refusal};
 use super::facts::Facts;
 use super::health::Health;
 use super::inquiry::Inquiry;
@@ -57,13 +57,16 @@ pub struct Checks {
     pub places: Arc<Places>,
     /// The metrics of other services.
     pub more: MoreMetrics,
+    /// What answers instead of the checks, on a port of another service.
+    pub pages: Option<Pages>,
 }
 
 impl Checks {
     /// Serves an HTTP listener until it is dropped.
     pub async fn serve_http(self, listener: Listener, slot: &'static Slot) {
         let checks = self.clone();
-        self.serve(listener, slot, "http", move |stream| checks.clone().http_connection(stream, slot)).await;
+        let name = if self.pages.is_some() { "stream" } else { "http" };
+        self.serve(listener, slot, name, move |stream| checks.clone().http_connection(stream, slot)).await;
     }
 
     /// Serves an agent listener until it is dropped.
@@ -163,10 +166,13 @@ impl Checks {
         slot: &Slot,
     ) -> Result<Response<Full<Bytes>>, Infallible> {
         let (method, uri) = (request.method(), request.uri());
+        if let Some(pages) = &self.pages {
+            slot.served.fetch_add(1, Relaxed);
+            return Ok(response(pages(method.as_str(), uri.path())));
+        }
         if !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS) {
-            let mut response = response(refusal(405, "only GET, HEAD and OPTIONS are answered"));
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD, OPTIONS"));
-            return Ok(response);
+            let refused = refusal(405, "only GET, HEAD and OPTIONS are answered");
+            return Ok(response(Answer { allow: Some("GET, HEAD, OPTIONS"), ..refused }));
         }
         sabotage::break_on_purpose(uri.path(), &self.bridge);
         let answer = match (Check::from_path(uri.path()), lag_of_query(uri.query())) {
@@ -208,5 +214,8 @@ fn response(answer: Answer) -> Response<Full<Bytes>> {
     *response.status_mut() = StatusCode::from_u16(answer.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Some(methods) = answer.allow {
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
+    }
     response
 }

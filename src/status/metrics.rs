@@ -1,6 +1,10 @@
 //! `/metrics`: the Prometheus text format, version 0.0.4, made from shared memory and the last sample at each
 //! scrape. Network threads.
 
+mod histogram;
+
+pub use histogram::{Histogram, HistogramSample};
+
 use super::health::{Health, Role};
 use super::shared::kind_name;
 use super::snapshot::{Snapshot, unix_seconds};
@@ -33,6 +37,13 @@ pub struct Family {
 
 /// Gives them; called at each scrape on a network thread, so it must be quick and call nothing of PostgreSQL's.
 pub type MoreMetrics = Arc<dyn Fn() -> Vec<Family> + Send + Sync>;
+
+/// The text of a page that has nothing but another service's.
+pub fn page(families: &[Family], histograms: &[Histogram]) -> String {
+    let page = Page(Registry::new());
+    let added = families.iter().try_for_each(|family| page.family(family));
+    added.and_then(|()| page.text(histograms)).unwrap_or_else(|error| format!("# {error}\n"))
+}
 
 /// The text of a scrape. What is not known is left out rather than given as 0.
 pub fn text(snapshot: &Snapshot<'_>, health: &Health) -> String {
@@ -117,7 +128,7 @@ fn collect(snapshot: &Snapshot<'_>, health: &Health) -> prometheus::Result<Strin
     for family in (snapshot.more)() {
         page.family(&family)?;
     }
-    page.text()
+    page.text(&[])
 }
 
 fn listeners(page: &Page, shared: &super::shared::Shared) -> prometheus::Result<()> {
@@ -204,9 +215,11 @@ impl Page {
         self.0.register(Box::new(metric))
     }
 
-    fn text(&self) -> prometheus::Result<String> {
+    fn text(&self, histograms: &[Histogram]) -> prometheus::Result<String> {
         let mut text = Vec::new();
-        TextEncoder::new().encode(&self.0.gather(), &mut text)?;
+        let mut families = self.0.gather();
+        families.extend(histograms.iter().filter_map(Histogram::family));
+        TextEncoder::new().encode(&families, &mut text)?;
         Ok(String::from_utf8_lossy(&text).into_owned())
     }
 }

@@ -1,15 +1,17 @@
-//! The status worker's network threads: those of the banner, one for the agent line, one for HTTP. Called by main
+//! The status worker's network threads: those of the banner, one for the agent line, one for both ports of HTTP. Called by main
 //! after it has blocked every signal.
 
+use super::answer::Pages;
 use super::banner::Banner;
 use super::facts::Facts;
 use super::http::Checks;
 use super::inquiry::Inquiry;
 use super::metrics::MoreMetrics;
-use super::shared::{AGENT, BANNER, HTTP, Shared};
+use super::shared::{AGENT, BANNER, HTTP, STREAM, Shared};
 use super::upstream::{Ask, Upstream};
 use crate::bridge::{Bridge, Level};
 use crate::net::keeper::{Family, keep};
+use crate::net::places::Places;
 use crate::net::threads::Threads;
 use std::sync::Arc;
 
@@ -34,7 +36,15 @@ const HTTPS: Family = Family {
     addresses: |settings| &settings.http,
 };
 
-/// Starts the threads; dropping what is returned ends them within [`Threads::END`]. `more` gives the metrics of other services.
+const STREAMS: Family = Family {
+    kind: STREAM,
+    name: "status stream",
+    setting: "postern.stream_listen",
+    addresses: |settings| &settings.stream,
+};
+
+/// Starts the threads; dropping what is returned ends them within [`Threads::END`]. `more` gives the metrics of other services,
+/// `pages` the answers of the change streams' port.
 ///
 /// # Errors
 /// When the system gives no thread or no epoll instance.
@@ -43,6 +53,7 @@ pub fn start(
     shared: &'static Shared,
     asker: Box<dyn Ask>,
     more: MoreMetrics,
+    pages: Pages,
 ) -> std::io::Result<Threads> {
     let mut threads = Threads::new(bridge);
     let to_banner = bridge.clone();
@@ -64,6 +75,7 @@ pub fn start(
         inquiry: inquiry.clone(),
         places: Arc::default(),
         more: Arc::clone(&more),
+        pages: None,
     };
     let (agent, to_agent) = (checks(), bridge.clone());
     threads.spawn("postern agent", bridge, move || {
@@ -71,10 +83,16 @@ pub fn start(
             agent.clone().serve_agent(listener, slot)
         })
     })?;
-    let (http, to_http) = (checks(), bridge.clone());
+    let (http, to_http, to_stream) = (checks(), bridge.clone(), bridge.clone());
+    let stream = Checks { places: Arc::new(Places::few()), pages: Some(pages), ..checks() };
     threads.spawn("postern http", bridge, move || async move {
         let serve = move |listener, slot| http.clone().serve_http(listener, slot);
-        tokio::join!(asking, keep(to_http, HTTPS, &shared.listeners, serve));
+        let serve_stream = move |listener, slot| stream.clone().serve_http(listener, slot);
+        tokio::join!(
+            asking,
+            keep(to_http, HTTPS, &shared.listeners, serve),
+            keep(to_stream, STREAMS, &shared.listeners, serve_stream),
+        );
     })?;
     Ok(threads)
 }

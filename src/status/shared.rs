@@ -3,7 +3,7 @@
 
 use super::facts::Facts;
 use super::health::Role;
-use crate::bridge::WorkerWords;
+use crate::bridge::{Lsn, WorkerWords};
 use crate::net::slots::{Kind, Slots};
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering::*};
 use std::time::Duration;
@@ -12,6 +12,7 @@ use std::time::Duration;
 pub const BANNER: Kind = 1;
 pub const AGENT: Kind = 2;
 pub const HTTP: Kind = 3;
+pub const STREAM: Kind = 4;
 
 /// How a kind is called in views and metrics.
 pub fn kind_name(kind: Kind) -> &'static str {
@@ -19,6 +20,7 @@ pub fn kind_name(kind: Kind) -> &'static str {
         BANNER => "banner",
         AGENT => "agent",
         HTTP => "http",
+        STREAM => "stream",
         _ => "unknown",
     }
 }
@@ -36,6 +38,8 @@ pub struct Shared {
     lag_ms: AtomicI64,
     /// The process id of the WAL receiver that streams; 0 when none does.
     streaming: AtomicI32,
+    /// Position up to which this server has written WAL, at the last sample; 0 on a standby.
+    written: AtomicU64,
     /// Log lines that found the queue full.
     pub log_dropped: AtomicU64,
     pub listeners: Slots,
@@ -49,6 +53,7 @@ impl Shared {
         self.lag_ms.store(lag, Relaxed);
         let streaming = facts.receiver.as_ref().filter(|receiver| receiver.streaming);
         self.streaming.store(streaming.map_or(0, |receiver| receiver.pid), Relaxed);
+        self.written.store(facts.written.map_or(0, |lsn| lsn.0), Relaxed);
     }
 
     /// The WAL receiver that streamed at the last sample, which may be an earlier worker's; 0 when none did.
@@ -59,6 +64,11 @@ impl Shared {
     /// Whether that WAL receiver streamed at the last sample.
     pub fn is_streaming(&self, receiver: i32) -> bool {
         receiver != 0 && self.streaming.load(Relaxed) == receiver
+    }
+
+    /// How far this server had written WAL at the last sample, where it does.
+    pub fn written(&self) -> Option<Lsn> {
+        Some(Lsn(self.written.load(Relaxed))).filter(|lsn| lsn.0 != 0)
     }
 
     /// The one read that the banner makes.

@@ -4,8 +4,10 @@
 pub mod consumer;
 mod feed;
 mod marks;
+mod watch;
 
 pub use feed::{From, Sort};
+pub use watch::Watch;
 
 use super::buffer::{Buffer, Chunk, Record};
 use super::error::Error;
@@ -69,6 +71,7 @@ pub struct Shared {
     report: Mutex<Report>,
     stop: AtomicBool,
     wake: Box<dyn Fn() + Send + Sync>,
+    watch: Option<Watch>,
 }
 
 impl Shared {
@@ -79,7 +82,12 @@ impl Shared {
             report: Mutex::default(),
             stop: AtomicBool::new(false),
             wake: Box::new(wake),
+            watch: None,
         }
+    }
+
+    pub fn watched(self, watch: Watch) -> Self {
+        Self { watch: Some(watch), ..self }
     }
 
     pub fn report(&self) -> Report {
@@ -323,6 +331,7 @@ impl Engine {
             payload: &self.encoded.payload,
         };
         let fed = |feeds: &[Feed]| feeds.iter().filter(|feed| feed.is_fed()).count();
+        let mut handled = Duration::ZERO;
         for index in 0..self.feeds.len() {
             if !wants(&self.feeds[index]) {
                 continue;
@@ -341,6 +350,14 @@ impl Engine {
                 }
                 Self::publish_of(&self.shared, &mut self.marks, &mut self.feeds, self.serial);
             }
+            if let Some(watch) = self.shared.watch.as_ref().filter(|_| self.feeds[index].is_fed()) {
+                let time = begun.elapsed();
+                watch.given(self.feeds[index].shown(), position, &event, time);
+                handled += time;
+            }
+        }
+        if let Some(watch) = &self.shared.watch {
+            watch.done(handled);
         }
         Ok(())
     }

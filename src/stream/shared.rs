@@ -2,6 +2,7 @@
 //! table. What a source and its streams are called is written by the scout of its database (one at a time in the server); what its worker
 //! does, by that worker; whether there is one, by the launcher.
 
+use super::timings::Timings;
 use crate::bridge::Name;
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering::*};
 
@@ -57,6 +58,25 @@ pub struct Header {
     pub no_worker_slot: AtomicU32,
     /// Sources and streams that found no place in the tables below.
     pub refused: AtomicU64,
+    /// 1: every worker logs each event that it hands over. Written on the port of `postern.stream_listen`.
+    pub debug: AtomicU32,
+    /// Lines of workers' threads for the log that found the queue full.
+    pub lines_dropped: AtomicU64,
+}
+
+impl Default for Header {
+    fn default() -> Self {
+        Self {
+            launcher: AtomicI32::new(0),
+            proc: AtomicI32::new(0),
+            scans: std::array::from_fn(|_| AtomicU32::new(0)),
+            scan_all: AtomicU32::new(0),
+            no_worker_slot: AtomicU32::new(0),
+            refused: AtomicU64::new(0),
+            debug: AtomicU32::new(0),
+            lines_dropped: AtomicU64::new(0),
+        }
+    }
 }
 
 impl Header {
@@ -98,6 +118,18 @@ pub enum SourceState {
 }
 
 impl SourceState {
+    /// Those of a place that is in use.
+    pub const ALL: [Self; 8] = [
+        Self::Stopped,
+        Self::Waiting,
+        Self::Starting,
+        Self::Snapshot,
+        Self::Streaming,
+        Self::Failed,
+        Self::Blocked,
+        Self::Dropped,
+    ];
+
     fn of(number: u32) -> Self {
         match number {
             1 => Self::Stopped,
@@ -135,7 +167,9 @@ pub struct Source {
     state: AtomicU32,
     /// OID.
     pub database: AtomicU32,
+    pub database_name: Name,
     pub name: Name,
+    pub kind: Name,
     /// The replication slot; empty when it has none.
     pub slot: Name,
     /// 1: Postern has made the slot and drops it with the source.
@@ -156,6 +190,8 @@ pub struct Source {
     pub retry_interval: AtomicU32,
     pub starts: AtomicU64,
     pub errors: AtomicU64,
+    /// Its events: from when one is made to when all sinks have taken it.
+    pub timings: Timings,
     /// How far the WAL has been decoded, and what the slot has confirmed.
     pub received: AtomicU64,
     pub confirmed: AtomicU64,
@@ -198,6 +234,17 @@ pub enum StreamState {
 }
 
 impl StreamState {
+    /// Those of a place that is in use.
+    pub const ALL: [Self; 7] = [
+        Self::Stopped,
+        Self::Paused,
+        Self::Waiting,
+        Self::Running,
+        Self::Trouble,
+        Self::Failed,
+        Self::Blocked,
+    ];
+
     fn of(number: u32) -> Self {
         match number {
             1 => Self::Stopped,
@@ -235,12 +282,13 @@ pub struct Stream {
     source: AtomicU32,
     pub name: Name,
     pub sink: Name,
+    pub sink_kind: Name,
     pub events: AtomicU64,
     pub bytes: AtomicU64,
     pub skipped: AtomicU64,
     pub errors: AtomicU64,
-    /// Nanoseconds that were spent on handing events over.
-    pub busy: AtomicU64,
+    /// How long it took to hand its events over, waiting for room in the sink included.
+    pub timings: Timings,
     /// Of the last delivered event: end of its transaction's commit record, number in the transaction.
     pub commit: AtomicU64,
     pub ordinal: AtomicU64,
@@ -283,7 +331,6 @@ impl Stream {
             &self.bytes,
             &self.skipped,
             &self.errors,
-            &self.busy,
             &self.commit,
             &self.ordinal,
             &self.delivered,
@@ -293,6 +340,7 @@ impl Stream {
         for time in [&self.behind_since, &self.delivered_at, &self.error_at] {
             time.store(0, Relaxed);
         }
+        self.timings.clear();
         self.error.set("");
     }
 }
@@ -337,14 +385,7 @@ mod tests {
 
     #[test]
     fn scans_beyond_the_table_are_scans_of_all() {
-        let header: Header = Header {
-            launcher: AtomicI32::new(0),
-            proc: AtomicI32::new(0),
-            scans: std::array::from_fn(|_| AtomicU32::new(0)),
-            scan_all: AtomicU32::new(0),
-            no_worker_slot: AtomicU32::new(0),
-            refused: AtomicU64::new(0),
-        };
+        let header = Header::default();
         for database in 1..=SCANS as u32 {
             header.ask_for_scan(database);
             header.ask_for_scan(database);

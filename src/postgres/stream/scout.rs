@@ -54,8 +54,9 @@ fn look(shared: Shared, database: u32) {
             drop_source(shared, number, source);
         }
     }
+    let database_name = worker::database_name();
     for definition in &definitions {
-        note(shared, database, definition);
+        note(shared, (database, &database_name), definition);
     }
 }
 
@@ -85,7 +86,7 @@ fn drop_source(shared: Shared, number: usize, source: &'static Source) {
     launcher::free(shared, number, source);
 }
 
-fn note(shared: Shared, database: u32, definition: &SourceDefinition) {
+fn note(shared: Shared, (database, database_name): (u32, &str), definition: &SourceDefinition) {
     let name = definition.name.as_bytes();
     let is_it = |source: &Source| source.database.load(Relaxed) == database && source.name.is(name);
     let known =
@@ -112,6 +113,8 @@ fn note(shared: Shared, database: u32, definition: &SourceDefinition) {
             (number, source)
         }
     };
+    source.database_name.set(database_name.as_bytes());
+    source.kind.set(definition.kind.as_bytes());
     match &definition.state {
         Some(state) => {
             source.slot.set(state.slot.as_bytes());
@@ -180,6 +183,7 @@ fn claim(source: &Source, database: u32, name: &[u8]) {
     ] {
         count.store(0, Relaxed);
     }
+    source.timings.clear();
     source.error.set("");
     source.gap.set("");
     source.error_at.store(0, Relaxed);
@@ -210,6 +214,7 @@ fn streams(shared: Shared, number: usize, definition: &SourceDefinition) {
             stream.set_source(number);
         }
         stream.sink.set(one.sink.as_bytes());
+        stream.sink_kind.set(one.kind.as_bytes());
         match one.state {
             Wanted::Running if found.is_none() => stream.set_state(StreamState::Waiting),
             Wanted::Running => {}

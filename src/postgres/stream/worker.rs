@@ -13,7 +13,7 @@ use super::snapshot;
 use crate::bridge::{Level, LogLine};
 use crate::stream::buffer::{CHUNK, Chunk, Record};
 use crate::stream::definition::{LostSlot, PostgresSource};
-use crate::stream::engine::{Engine, From, Outcome, Shared as Engines, Sort, StreamReport};
+use crate::stream::engine::{Engine, From, Outcome, Shared as Engines, Sort, StreamReport, Watch};
 use crate::stream::event::Encoder;
 use crate::stream::position::{Lsn, Position};
 use crate::stream::shared::{Shared, Source, SourceState, Stream, StreamState};
@@ -53,7 +53,7 @@ const FAR: u64 = 16 << 20;
 /// Bytes of an older gap's words that a newer one leaves.
 const GAP: usize = 1024;
 
-/// Lines for the log that may wait; what comes beyond is dropped.
+/// Lines for the log that may wait; what comes beyond is dropped and counted.
 pub(super) const LINES: usize = 256;
 
 #[pg_guard]
@@ -487,7 +487,9 @@ impl Work {
         // SAFETY: set for every process of the server.
         let latch = Latch(unsafe { pg_sys::MyLatch });
         let half = guc::stream_buffer_size() / 2;
-        let engines = Arc::new(Engines::new(half, move || latch.set()));
+        let (line, lines) = sync_channel(LINES);
+        let watch = Watch { header: shared.header, source, line: line.clone() };
+        let engines = Arc::new(Engines::new(half, move || latch.set()).watched(watch));
         let intake = Intake {
             engines: Arc::clone(&engines),
             chunk: Chunk::default(),
@@ -500,7 +502,6 @@ impl Work {
             unpublished: None,
             limit: Limit::new(&prepared.record.slot, &options),
         };
-        let (line, lines) = sync_channel(LINES);
         Self {
             shared,
             number,
@@ -850,12 +851,16 @@ pub(super) fn feed(
         return Err(End::Failed(why));
     };
     let sink = if stream.state == Wanted::Running {
-        let line = line.clone();
+        let (line, dropped) = (line.clone(), &shared.header.lines_dropped);
         let setting = Setting {
             delivered: 0,
             buffer_size: size,
             stream: stream.name.clone(),
-            log: Arc::new(move |text| drop(line.try_send(text))),
+            log: Arc::new(move |text| {
+                if line.try_send(text).is_err() {
+                    dropped.fetch_add(1, Relaxed);
+                }
+            }),
         };
         match sink::make(&stream.kind, &stream.options, &setting) {
             Ok(made) => Sort::Sink(made),
@@ -899,7 +904,7 @@ fn host_name() -> String {
     CStr::from_bytes_until_nul(&name).map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-fn database_name() -> String {
+pub(super) fn database_name() -> String {
     BackgroundWorker::transaction(|| {
         Spi::get_one::<String>("SELECT pg_catalog.current_database()::text")
             .ok()

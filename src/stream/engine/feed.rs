@@ -90,6 +90,10 @@ impl Feed {
         feed
     }
 
+    pub fn shown(&self) -> &'static Stream {
+        self.shown
+    }
+
     pub fn is_fed(&self) -> bool {
         matches!(self.course, Course::Fed)
     }
