@@ -98,6 +98,9 @@ fn a_sink_logs_in_over_tls() -> Result<()> {
          select postern.create_stream('shop to topics', 'shop', 'topics')",
         sink("wrong")
     ))?;
+    wait::until("the stream has begun", || {
+        cluster.sql("select slot from postern.source_states").is_ok_and(|slot| !slot.is_empty())
+    })?;
     cluster.sql("insert into t values (1)")?;
     let state = || cluster.sql("select state, last_error from postern.streams");
     wait::until("the trouble is shown", || state().is_ok_and(|s| s.starts_with("retrying|") && s.len() > 12))
@@ -107,7 +110,13 @@ fn a_sink_logs_in_over_tls() -> Result<()> {
     cluster.sql(&format!("select postern.alter_sink('topics', '{}')", sink(&secured.password)))?;
     running(&cluster, "shop to topics")?;
     delivered(&cluster)?;
-    ensure!(broker.consume("all")?.len() == 1);
+    let arrived = broker.consume("all")?;
+    ensure!(
+        arrived.len() == 1,
+        "{arrived:?} {:?} {}",
+        cluster.sql("select to_jsonb(s) from postern.streams s"),
+        cluster.log_tail()
+    );
     Ok(())
 }
 

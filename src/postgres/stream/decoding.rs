@@ -130,8 +130,9 @@ pub(super) fn take_snapshot(name: &str) -> Lsn {
 /// Calls back for each row that a query gives, with its columns as text in UTF-8. Connected to SPI. An error that the call back raises ends
 /// it.
 pub(super) fn copy_rows(query: &str, mut row: impl FnMut(&[Option<&[u8]>])) {
+    type Call<'a> = dyn FnMut(&[Option<&[u8]>]) + 'a;
     struct Row<'a> {
-        row: &'a mut dyn FnMut(&[Option<&[u8]>]),
+        row: &'a mut Call<'a>,
     }
     #[pg_guard]
     unsafe extern "C-unwind" fn call(context: *mut c_void, columns: c_int, values: *const *const c_char) {
