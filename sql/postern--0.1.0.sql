@@ -409,7 +409,8 @@ CREATE TABLE postern.stream_positions (
     recorded_at timestamptz NOT NULL DEFAULT now()
 ) WITH (fillfactor = 50);
 
--- What Postern has made for a source, and the tables of its snapshot that are done: lsn is where that table's changes begin.
+-- What Postern has made for a source, and the tables of its snapshot: lsn is where that table's changes begin. Of one that was
+-- interrupted that is before its first row was read: who has seen that row must hear that it was deleted.
 CREATE TABLE postern.source_states (
     source text PRIMARY KEY REFERENCES postern.source_definitions ON DELETE CASCADE,
     slot name NOT NULL,
@@ -421,9 +422,22 @@ CREATE TABLE postern.source_states (
 
 CREATE TABLE postern.snapshot_tables (
     source text NOT NULL REFERENCES postern.source_definitions ON DELETE CASCADE,
-    table_name text NOT NULL,
+    relation oid NOT NULL,
     lsn pg_lsn NOT NULL,
-    PRIMARY KEY (source, table_name)
+    delivered boolean NOT NULL,
+    PRIMARY KEY (source, relation)
+);
+
+-- What came from a source and was no event. It does not come again: whoever has mended it deletes it here.
+CREATE TABLE postern.rejected_messages (
+    source text NOT NULL,
+    topic text NOT NULL,
+    partition integer NOT NULL,
+    message_offset bigint NOT NULL,
+    key bytea,
+    payload bytea,
+    reason text NOT NULL,
+    rejected_at timestamptz NOT NULL DEFAULT now()
 );
 
 SELECT pg_catalog.pg_extension_config_dump('postern.source_definitions', '');
@@ -717,7 +731,8 @@ COMMENT ON TABLE postern.stream_definitions IS 'Which source feeds which sink';
 COMMENT ON TABLE postern.stream_states IS 'Which streams shall run; not dumped, so that a copy of the database delivers nothing by itself';
 COMMENT ON TABLE postern.stream_positions IS 'Up to where each stream has delivered; not dumped';
 COMMENT ON TABLE postern.source_states IS 'What Postern has made for a source; not dumped';
-COMMENT ON TABLE postern.snapshot_tables IS 'Tables of an unfinished snapshot that are done; not dumped';
+COMMENT ON TABLE postern.rejected_messages IS 'Messages of a broker that were no events; delete them when you have seen to them';
+COMMENT ON TABLE postern.snapshot_tables IS 'Tables of a snapshot, whether their rows have been delivered, and where their changes begin; not dumped';
 COMMENT ON VIEW postern.sources IS 'Each source of change streams in this database, with its worker and its slot';
 COMMENT ON COLUMN postern.sources.state IS 'stopped, waiting for its worker, starting, snapshot, streaming, failed: started again soon, blocked: waits for you, standby';
 COMMENT ON COLUMN postern.sources.retained_wal IS 'Bytes of WAL that the server keeps for its slot';

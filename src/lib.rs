@@ -7,6 +7,7 @@
 //! - [`wire`]: the frontend/backend protocol as bytes and structs. No I/O, no PostgreSQL.
 //! - [`login`]: from a startup packet to an authenticated client.
 //! - [`status`]: the banner, the agent line and the HTTP answers.
+//! - [`notification`]: LISTEN and NOTIFY as the pooler and the relay speak of them to each other.
 //! - [`pooler`]: the front that hands clients' sockets to pooled backends.
 //! - [`relay`]: LISTEN for everybody at the price of one listener.
 //! - [`stream`]: what committed, delivered to Kafka and elsewhere.
@@ -18,6 +19,7 @@ pub mod auth;
 pub mod bridge;
 pub mod login;
 pub mod net;
+pub mod notification;
 pub mod pooler;
 #[cfg(feature = "postgres")]
 mod postgres;

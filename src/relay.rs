@@ -6,13 +6,22 @@
 //! - [`ring`]: the notifications
 //! - [`book`]: who listens to what; the front's, which alone changes it
 //! - [`reader`]: what a client is still to be sent
-//! - [`engine`]: writing to clients; starting and ending relays
+//! - [`listens`]: LISTENs that are asked for and answered
+//! - [`pass`] and [`backlog`]: writing to clients, and to those that do not take all at once
+//! - [`refusal`]: what clients hear
+//! - [`clients`]: what the relay needs of the server
+//! - [`engine`]: all of it together; starting and ending relays
 
 #![forbid(unsafe_code)]
 
+mod backlog;
 pub mod book;
+pub mod clients;
 pub mod engine;
+pub mod listens;
+mod pass;
 pub mod reader;
+pub mod refusal;
 pub mod ring;
 pub mod shared;
 

@@ -11,6 +11,7 @@
 //! - [`buffer`]: decoded changes on their way from the PostgreSQL thread
 //! - [`engine`]: gives events to the sinks of a source's streams, and knows what has been delivered
 //! - [`sink`]: the small trait behind which each sink stands, and the sinks
+//! - [`source`]: where events come from beside the server's own WAL
 //! - [`ledger`]: what was given to a sink and has not been confirmed yet
 //! - [`shared`]: the words in shared memory
 //! - [`broker`]: what the Kafka sink and the Kafka source have in common
@@ -36,6 +37,7 @@ pub mod position;
 pub mod relation;
 pub mod shared;
 pub mod sink;
+pub mod source;
 pub mod types;
 mod value;
 

@@ -63,8 +63,8 @@ pub enum Access {
 pub enum Error {
     #[error("invalid command '{0}', use SHOW HELP;")]
     InvalidCommand(String),
-    #[error("unterminated {0}")]
-    Unterminated(&'static str),
+    #[error(transparent)]
+    Unterminated(#[from] Unterminated),
     #[error("the console takes no parameters")]
     TakesNoParameters,
     #[error("cannot insert multiple commands into a prepared statement")]
@@ -116,12 +116,6 @@ pub enum Error {
     TooFarAhead,
     #[error(transparent)]
     Wire(wire::Error),
-}
-
-impl From<Unterminated> for Error {
-    fn from(Unterminated(what): Unterminated) -> Self {
-        Self::Unterminated(what)
-    }
 }
 
 impl From<wire::Error> for Error {

@@ -26,8 +26,8 @@ pub const NO_POOL: u16 = u16::MAX;
 pub enum Error {
     #[error("syntax error at {}", .0.as_ref().map_or("end of input".to_owned(), |near| format!("or near \"{near}\"")))]
     Syntax(Option<String>),
-    #[error("unterminated {0}")]
-    Unterminated(&'static str),
+    #[error(transparent)]
+    Unterminated(#[from] Unterminated),
     #[error("zero-length delimited identifier")]
     EmptyName,
     /// A query.
@@ -60,12 +60,6 @@ pub enum Error {
     TooFarAhead,
     #[error(transparent)]
     Wire(wire::Error),
-}
-
-impl From<Unterminated> for Error {
-    fn from(Unterminated(what): Unterminated) -> Self {
-        Self::Unterminated(what)
-    }
 }
 
 impl From<wire::Error> for Error {

@@ -6,6 +6,8 @@ use super::pools;
 use super::shared::{Doom, ServerState};
 use super::slot::State;
 use crate::bridge::Level;
+pub use crate::notification::Request;
+use crate::notification::Taken;
 use crate::wire::message::Report;
 use rustix::net::SendFlags;
 use std::future::Future;
@@ -21,17 +23,6 @@ const RELAY_FIRST: Duration = Duration::from_millis(200);
 
 /// The answer to a LISTEN that is in force; the others are the relay's own.
 pub const IN_FORCE: u32 = 1;
-
-/// A LISTEN that somebody asks for.
-pub struct Request<'a> {
-    pub client: u32,
-    /// The database's OID and name.
-    pub database: u32,
-    pub database_name: &'a [u8],
-    pub channel: &'a [u8],
-    /// Its transaction has not committed.
-    pub tentative: bool,
-}
 
 /// What is done when a LISTEN is in force ([`IN_FORCE`]), or not to be.
 pub type Done = Box<dyn FnOnce(u32) + Send>;
@@ -104,18 +95,6 @@ pub enum Given {
     More,
     /// Some of it is gone.
     TooLate,
-}
-
-/// Who has a client that is to be written to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Taken {
-    /// Whoever asked.
-    Yes,
-    /// A backend, which looks what there is for it before its client's next command; or the client's own task, likewise.
-    Elsewhere,
-    /// Somebody, for a moment.
-    Busy,
-    Gone,
 }
 
 impl Front {

@@ -54,8 +54,9 @@ pub(super) struct Words {
 }
 
 /// What has a beginning and no end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Unterminated(pub &'static str);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("unterminated {0}")]
+pub struct Unterminated(pub &'static str);
 
 /// The tokens of a query in order; after an error there are none.
 pub(super) fn tokens(query: &[u8], words: Words) -> impl Iterator<Item = Result<Token, Unterminated>> {

@@ -2,10 +2,13 @@
 //! front's clients. Network threads: nothing of PostgreSQL here.
 
 use crate::login::{Question, Questions};
+use crate::notification::{Request, Taken};
 use crate::pooler::front::Front;
-use crate::pooler::notifications::{self as pooler, Done, Given, IN_FORCE, Relay, Request};
-use crate::relay::engine::{Clients, Engine, Refusal, Taken, Wait, too_slow};
+use crate::pooler::notifications::{self as pooler, Done, Given, IN_FORCE, Relay};
+use crate::relay::clients::{Clients, Wait};
+use crate::relay::engine::Engine;
 use crate::relay::reader::{Batch, Collected, Reader};
+use crate::relay::refusal::{Refusal, too_slow};
 use crate::relay::shared::{Channel, Shared, Source};
 use crate::wire::message::Report;
 use parking_lot::Mutex;
@@ -43,16 +46,9 @@ impl Notifications {
 impl Relay for Notifications {
     fn listen(&self, front: &Arc<Front>, request: Request<'_>, done: Done) {
         let clients: Arc<dyn Clients> = Arc::new(self.doors(front));
-        let listen = crate::relay::engine::Request {
-            client: request.client,
-            database: request.database,
-            database_name: request.database_name,
-            channel: request.channel,
-            tentative: request.tentative,
-        };
         let done =
             Box::new(move |result: Result<(), _>| done(result.map_or_else(|why| why as u32, |()| IN_FORCE)));
-        self.engine.listen(&clients, &listen, done);
+        self.engine.listen(&clients, &request, done);
     }
 
     fn unlisten(&self, front: &Arc<Front>, client: u32, listen: u32) {
@@ -153,12 +149,7 @@ struct Doors {
 
 impl Clients for Doors {
     fn take(&self, client: u32) -> Taken {
-        match self.front.take_to_notify(client) {
-            pooler::Taken::Yes => Taken::Yes,
-            pooler::Taken::Elsewhere => Taken::Elsewhere,
-            pooler::Taken::Busy => Taken::Busy,
-            pooler::Taken::Gone => Taken::Gone,
-        }
+        self.front.take_to_notify(client)
     }
 
     fn send(&self, client: u32, bytes: &[u8]) -> std::io::Result<usize> {

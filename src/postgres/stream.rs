@@ -4,15 +4,19 @@
 //! - `launcher`: starts the other workers, and starts them again
 //! - `scout`: reads the definitions of one database
 //! - `worker`: a source: decodes, and has its engine deliver
+//! - `snapshot`: what is there before a stream begins
+//! - `consumer`: a source that is not this server's WAL
 //! - `catalog`: the definitions and positions as tables
 //! - `limit`: how much WAL may wait for the sinks, and what then
 //! - `decoding`: logical decoding in this process
 //! - `functions`: what SQL can call
 
 mod catalog;
+mod consumer;
 mod decoding;
 mod functions;
 pub(super) mod launcher;
 mod limit;
 mod scout;
+mod snapshot;
 mod worker;

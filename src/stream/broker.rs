@@ -87,6 +87,13 @@ fn check(name: &str, value: &str) -> Result<(), String> {
     }
 }
 
+/// What the operator has not decided.
+pub fn set_unless_given(config: &mut ClientConfig, name: &str, value: &str) {
+    if config.get(name).is_none() {
+        config.set(name, value);
+    }
+}
+
 /// A topic's name as brokers accept it: up to 249 of `a-z`, `A-Z`, `0-9`, `.`, `_` and `-`, not `.` or `..`.
 ///
 /// # Errors

@@ -30,6 +30,11 @@ pub enum Record<'a> {
     Commit { commit_end: Lsn },
     /// Everything that was committed before this has been decoded.
     Progress { lsn: Lsn },
+    /// What follows, up to a commit, are rows of a table that were there before the stream: they come to everybody, and no position moves.
+    /// `lsn` is that of their snapshot.
+    Snapshot { lsn: Lsn },
+    /// Changes of this table that were committed up to here are in its snapshot already.
+    Floor { relation: u32, lsn: Lsn },
 }
 
 /// Main's side: puts records together.
@@ -79,6 +84,15 @@ impl Chunk {
             }
             Record::Progress { lsn } => {
                 out.push(b'P');
+                out.extend_from_slice(&lsn.0.to_ne_bytes());
+            }
+            Record::Snapshot { lsn } => {
+                out.push(b'S');
+                out.extend_from_slice(&lsn.0.to_ne_bytes());
+            }
+            Record::Floor { relation, lsn } => {
+                out.push(b'F');
+                out.extend_from_slice(&relation.to_ne_bytes());
                 out.extend_from_slice(&lsn.0.to_ne_bytes());
             }
         }
@@ -140,6 +154,8 @@ impl<'a> Iterator for Records<'a> {
             }
             b'C' => Record::Commit { commit_end: self.lsn()? },
             b'P' => Record::Progress { lsn: self.lsn()? },
+            b'S' => Record::Snapshot { lsn: self.lsn()? },
+            b'F' => Record::Floor { relation: u32::from_ne_bytes(self.take()?), lsn: self.lsn()? },
             _ => return None,
         })
     }
@@ -243,6 +259,8 @@ mod tests {
             Record::Key { relation: 4, names: b"a\0b\0" },
             Record::Commit { commit_end: Lsn(11) },
             Record::Progress { lsn: Lsn(u64::MAX) },
+            Record::Snapshot { lsn: Lsn(12) },
+            Record::Floor { relation: 16384, lsn: Lsn(13) },
         ];
         let mut chunk = Chunk::default();
         records.iter().for_each(|record| chunk.push(record));

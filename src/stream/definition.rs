@@ -2,11 +2,14 @@
 
 use super::event::{EventOptions, KeyForm};
 use super::options::{OptionError, Options};
+use super::source;
 use serde_json::{Map, Value};
 use std::time::Duration;
 
 /// What a source can be.
-pub const KINDS: &[&str] = &["postgres"];
+pub fn kinds() -> Vec<&'static str> {
+    std::iter::once("postgres").chain(source::KINDS.iter().map(|(name, _)| *name)).collect()
+}
 
 /// A source's options are right.
 ///
@@ -15,7 +18,8 @@ pub const KINDS: &[&str] = &["postgres"];
 pub fn check(kind: &str, options: &Map<String, Value>) -> Result<(), OptionError> {
     match kind {
         "postgres" => PostgresSource::new(options).map(drop),
-        _ => Err(OptionError::new("kind", format!("must be one of {}", KINDS.join(", ")))),
+        _ if source::KINDS.iter().any(|(name, _)| *name == kind) => source::check(kind, options),
+        _ => Err(OptionError::new("kind", format!("must be one of {}", kinds().join(", ")))),
     }
 }
 

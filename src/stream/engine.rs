@@ -1,6 +1,7 @@
 //! The engine of a source: takes decoded changes out of the buffer, makes events of them, gives them to the sinks of all its streams, and
 //! knows what has been delivered, which is what the slot may confirm. One thread; main reads what it publishes.
 
+pub mod consumer;
 mod feed;
 mod marks;
 
@@ -17,6 +18,7 @@ use super::types::{Described, Types};
 use feed::Feed;
 use marks::Marks;
 use parking_lot::Mutex;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::*};
 use std::time::{Duration, Instant, SystemTime};
@@ -33,6 +35,10 @@ const HOLD_UP: Duration = Duration::from_secs(5);
 pub struct Report {
     /// Everything that was committed before this has been delivered by every stream that the engine feeds.
     pub delivered: Lsn,
+    /// A stream that was fed is no more: it lacks what the others were given since.
+    pub lost_one: bool,
+    /// Tables of a snapshot that every stream has that is fed, since the engine began.
+    pub snapshots: u64,
     /// By stream, in the order in which they were given.
     pub streams: Vec<StreamReport>,
     /// Why the engine has ended, if by itself.
@@ -106,6 +112,8 @@ pub struct Engine {
     marks: Marks,
     encoded: Encoded,
     transaction: Option<Open>,
+    /// By table, up to where its snapshot goes.
+    floors: HashMap<u32, Lsn>,
     /// The last serial number that was used.
     serial: u64,
 }
@@ -116,6 +124,8 @@ struct Open {
     /// The serial number of its beginning; its n-th change has this number plus n.
     base: u64,
     ordinal: u64,
+    /// Rows of a snapshot: everybody wants them.
+    snapshot: bool,
 }
 
 impl Engine {
@@ -130,6 +140,7 @@ impl Engine {
             marks: Marks::new(begins),
             encoded: Encoded::default(),
             transaction: None,
+            floors: HashMap::new(),
             serial: 0,
         }
     }
@@ -192,8 +203,17 @@ impl Engine {
             match record {
                 Record::Transaction { commit_end, commit_time, xid } => {
                     let told = Transaction { xid, commit_end, commit_time_micros: commit_time };
-                    self.transaction = Some(Open { told, base: self.serial + 1, ordinal: 0 });
+                    self.transaction =
+                        Some(Open { told, base: self.serial + 1, ordinal: 0, snapshot: false });
                     self.marks.begin(self.serial + 1, commit_end, commit_time);
+                }
+                Record::Snapshot { lsn } => {
+                    let told = Transaction { xid: 0, commit_end: lsn, commit_time_micros: 0 };
+                    self.transaction = Some(Open { told, base: self.serial + 1, ordinal: 0, snapshot: true });
+                    self.marks.begin_snapshot(self.serial + 1);
+                }
+                Record::Floor { relation, lsn } => {
+                    self.floors.insert(relation, lsn);
                 }
                 Record::Type { oid, same, element, delimiter } => {
                     let described = match (same, element) {
@@ -269,7 +289,14 @@ impl Engine {
         let Some(open) = &self.transaction else { return Ok(()) };
         let serial = open.base + ordinal;
         let position = Position { commit: open.told.commit_end, ordinal };
-        if self.feeds.iter().all(|feed| !feed.wants(position)) {
+        let wants = |feed: &Feed| if open.snapshot { feed.is_fed() } else { feed.wants(position) };
+        if !self.feeds.iter().any(wants) {
+            return Ok(());
+        }
+        if !open.snapshot
+            && let Some(floor) = relation.and_then(|oid| self.floors.get(&oid))
+            && position.commit <= *floor
+        {
             return Ok(());
         }
         let relation = match relation {
@@ -295,9 +322,9 @@ impl Engine {
             key: self.encoded.has_key.then_some(&self.encoded.key[..]),
             payload: &self.encoded.payload,
         };
-        let waits = |feeds: &[Feed]| feeds.iter().filter(|feed| feed.is_fed()).count();
+        let fed = |feeds: &[Feed]| feeds.iter().filter(|feed| feed.is_fed()).count();
         for index in 0..self.feeds.len() {
-            if !self.feeds[index].wants(position) {
+            if !wants(&self.feeds[index]) {
                 continue;
             }
             let begun = Instant::now();
@@ -306,7 +333,7 @@ impl Engine {
                     return Ok(());
                 }
                 self.feeds[index].poll(NEWS);
-                if begun.elapsed() >= HOLD_UP && waits(&self.feeds) > 1 {
+                if begun.elapsed() >= HOLD_UP && fed(&self.feeds) > 1 {
                     self.feeds[index].leave_behind(&self.marks);
                 }
                 for other in (0..self.feeds.len()).filter(|other| *other != index) {
@@ -340,8 +367,12 @@ impl Engine {
         marks.forget(least);
         let delivered = streams.iter().map(|stream| stream.delivered).min().unwrap_or(marks.reached());
         let mut report = shared.report.lock();
-        let news = report.delivered != delivered || report.streams != streams;
+        let news = report.delivered != delivered
+            || report.streams != streams
+            || report.snapshots != marks.snapshots();
         report.delivered = delivered;
+        report.snapshots = marks.snapshots();
+        report.lost_one = feeds.iter().any(Feed::is_lost);
         report.streams = streams;
         drop(report);
         if news {

@@ -101,7 +101,7 @@ pub const KINDS: &[(&str, Make)] = &[
 
 /// Options that only superusers may read, by their last word.
 pub const SECRETS: &[&str] =
-    &["password", "ssl.key.pem", "sasl.oauthbearer.client.secret", "ssl.key.password"];
+    &["password", "passphrase", "secret", "key.pem", "oauthbearer.config", "jaas.config"];
 
 fn kind(kind: &str) -> Result<Make, OptionError> {
     let found = KINDS.iter().find(|(name, _)| *name == kind).map(|(_, make)| *make);

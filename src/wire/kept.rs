@@ -132,6 +132,8 @@ mod tests {
         assert_eq!(taken.to_string(), "prepared statement \"a\" already exists");
         assert_eq!(taken.sqlstate(), "42P05");
         assert_eq!(statements.find(b"a"), Ok(&3));
+        statements.free(b"").unwrap();
+        assert_eq!(sqlstate(statements.find(b"")), "26000");
         let mut portals = Kept::portals(9);
         portals.keep(b"\xff", 1).unwrap();
         assert_eq!(portals.free(b"\xff"), Err(Error::PortalExists("\u{fffd}".to_owned())));

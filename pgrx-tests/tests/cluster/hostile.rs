@@ -5,7 +5,7 @@ mod ends;
 mod messages;
 
 use crate::pooling::{text, through, with_pool};
-use crate::state::Raw;
+use crate::raw::Raw;
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::Cluster;
 use pgrx_tests::script::Target;

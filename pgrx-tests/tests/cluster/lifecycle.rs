@@ -248,7 +248,11 @@ fn an_idle_worker_wakes_less_than_twice_a_second() -> Result<()> {
     }
     cluster.reload()?;
     wait::until("the ports are closed", || probe::banner(cluster.banner_port).is_err())?;
-    std::thread::sleep(Duration::from_secs(2));
+    wait::until("it has come to rest", || {
+        let before = process::sleeps(worker).ok();
+        std::thread::sleep(Duration::from_secs(1));
+        before.is_some() && before == process::sleeps(worker).ok()
+    })?;
     let before = process::sleeps(worker)?;
     std::thread::sleep(time);
     let woken = process::sleeps(worker)? - before;

@@ -2,7 +2,7 @@
 //! messages may take.
 
 use crate::pooling::{Doing, pid, pooled, text, through, with_pool};
-use crate::state::Raw;
+use crate::raw::Raw;
 use crate::tls::Secured;
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::Cluster;

@@ -1,7 +1,7 @@
 //! Server connections that cannot be opened in time: what clients hear, when it is tried again, and who does not notice.
 
 use crate::pooling::{Doing, pooled, text, through, with_pool};
-use crate::state::Raw;
+use crate::raw::Raw;
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::Cluster;
 use pgrx_tests::{process, wait};

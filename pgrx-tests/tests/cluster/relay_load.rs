@@ -76,9 +76,22 @@ struct Stage<'a> {
     /// Processes in between are ended.
     rough: bool,
     endings: AtomicU64,
+    /// Notifications that have come, and connections that were over before the end.
+    heard: AtomicU64,
+    lives: AtomicU64,
 }
 
+/// How long anything may take in which everybody takes part.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 impl Stage<'_> {
+    /// Until so many notifications have come from now on.
+    fn goes_on(&self, notifications: u64) -> Result<()> {
+        let enough = self.heard.load(Relaxed) + notifications;
+        wait::until_within(PATIENCE, "notifications come", || self.heard.load(Relaxed) >= enough)
+            .with_context(|| self.doing())
+    }
+
     fn now(&self) -> u64 {
         u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
@@ -154,6 +167,7 @@ impl<'a> Ear<'a> {
                     )));
                 }
                 self.heard.got.push(((notifier as usize, sequence), channel, self.stage.now()));
+                self.stage.heard.fetch_add(1, Relaxed);
                 Ok(Some((b'A', String::new())))
             }
             Received::Message { tag, body } => {
@@ -331,6 +345,7 @@ fn listener(stage: &Stage<'_>, number: usize) -> Result<Vec<Heard>> {
             ear.heard.ended = true;
         }
         all.push(ear.heard);
+        stage.lives.fetch_add(1, Relaxed);
     }
     Ok(all)
 }
@@ -468,7 +483,10 @@ fn is_one_order(after: &HashMap<Stamp, HashSet<Stamp>>) -> bool {
 const LISTENERS: usize = 36;
 const NOTIFIERS: usize = 6;
 
-/// Everybody at once, for a while; `meanwhile` is given the stage.
+/// Notifications that make a play: of these, more than were promised come too, and some are lost with who was to hear them.
+const ENOUGH: u64 = 200_000;
+
+/// Everybody at once, for as long as `meanwhile` takes, which is given the stage.
 fn play(name: &str, rough: bool, meanwhile: impl FnOnce(&Stage<'_>) -> Result<()>) -> Result<()> {
     let settings = [
         ("postern.pool_size", "6"),
@@ -494,6 +512,8 @@ fn play(name: &str, rough: bool, meanwhile: impl FnOnce(&Stage<'_>) -> Result<()
         silent: AtomicBool::new(false),
         rough,
         endings: AtomicU64::new(0),
+        heard: AtomicU64::new(0),
+        lives: AtomicU64::new(0),
     };
     let (sent, heard) = thread::scope(|scope| -> Result<_> {
         let stage = &stage;
@@ -525,21 +545,19 @@ fn play(name: &str, rough: bool, meanwhile: impl FnOnce(&Stage<'_>) -> Result<()
     Ok(())
 }
 
-/// Ends a process of the server as an administrator does.
+/// Ends a process of the server as an administrator does, once there is one of that kind.
 fn terminate(cluster: &Cluster, backend_type: &str) -> Result<()> {
-    cluster
-        .sql(&format!(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = '{backend_type}' \
-             ORDER BY random() LIMIT 1"
-        ))
-        .map(drop)
+    let sql = format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = '{backend_type}' ORDER BY random() LIMIT 1"
+    );
+    wait::until(&format!("there is a {backend_type}"), || cluster.sql(&sql).is_ok_and(|ended| ended == "t"))
 }
 
 #[test]
 fn under_load_every_listener_gets_everything_once_and_in_one_order() -> Result<()> {
-    play("relay_load", false, |_| {
-        thread::sleep(Duration::from_secs(12));
-        Ok(())
+    play("relay_load", false, |stage| {
+        stage.goes_on(ENOUGH)?;
+        wait::until_within(PATIENCE, "listeners come and go", || stage.lives.load(Relaxed) > LISTENERS as u64)
     })
 }
 
@@ -547,7 +565,8 @@ fn under_load_every_listener_gets_everything_once_and_in_one_order() -> Result<(
 fn who_loses_its_relay_or_its_front_under_load_hears_it_and_has_no_gap_before() -> Result<()> {
     play("relay_rough", true, |stage| {
         for round in 0..8 {
-            thread::sleep(Duration::from_millis(1500));
+            stage.goes_on(ENOUGH / 8)?;
+            let before = stage.endings.load(Relaxed);
             if round % 4 == 3 {
                 let front = stage.cluster.front_pid()?;
                 terminate(stage.cluster, "postern pooler")?;
@@ -557,7 +576,8 @@ fn who_loses_its_relay_or_its_front_under_load_hears_it_and_has_no_gap_before() 
             } else {
                 terminate(stage.cluster, "postern relay")?;
             }
+            wait::until_within(PATIENCE, "somebody hears it", || stage.endings.load(Relaxed) > before)?;
         }
-        Ok(())
+        stage.goes_on(ENOUGH / 8)
     })
 }

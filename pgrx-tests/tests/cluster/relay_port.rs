@@ -9,6 +9,8 @@ use pgrx_tests::drivers::{node, python, succeeded};
 use pgrx_tests::script::connection::{Connection, Received, Target};
 use pgrx_tests::script::frontend::Message;
 use pgrx_tests::{ports, wait};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// A server with the port open, and the port.
@@ -312,8 +314,10 @@ fn clients_are_seen_counted_and_killed() -> Result<()> {
         cluster.through("postgres", "postern").connect(postgres::NoTls)?.simple_query("SHOW CLIENTS")?;
     let is_row = |message: &postgres::SimpleQueryMessage| matches!(message, postgres::SimpleQueryMessage::Row(row) if row.get("user") == Some("few"));
     assert!(shown.iter().any(is_row));
-    // Idle clients are looked at each second.
-    std::thread::sleep(Duration::from_millis(2500));
+    // Idle clients are looked at, and those of the other port ended.
+    let mut ended = Client::open(&Target::tcp(cluster.pooler_port), "another", "postgres")?;
+    let words = last_words(&mut ended)?;
+    ensure!(words.contains("57P05"), "{words}");
     cluster.sql("NOTIFY a, 'there'")?;
     few.next(1)?;
     assert_eq!(cluster.sql(&format!("SELECT postern.kill({})", few.pid))?, "t");
@@ -424,15 +428,24 @@ fn garbage_and_clients_that_vanish_harm_nobody() -> Result<()> {
     }
     // What it asks it does not read: it is not read from either, and can be ended.
     let (tell, told) = std::sync::mpsc::channel();
+    let asked = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&asked);
     let deaf = std::thread::spawn(move || -> Result<()> {
         let mut deaf = listener(port)?;
         tell.send(deaf.pid)?;
         let ask = Message::query("SELECT version();".repeat(400).as_bytes());
-        (0..5000).for_each(|_| deaf.connection.send(&ask.bytes, None));
+        for _ in 0..5000 {
+            deaf.connection.send(&ask.bytes, None);
+            count.fetch_add(1, Relaxed);
+        }
         Ok(())
     });
     let pid = told.recv()?;
-    std::thread::sleep(Duration::from_millis(500));
+    wait::until("it can send no more", || {
+        let before = asked.load(Relaxed);
+        std::thread::sleep(Duration::from_millis(300));
+        before > 0 && asked.load(Relaxed) == before
+    })?;
     assert!(!deaf.is_finished(), "all of it was read");
     assert_eq!(cluster.sql(&format!("SELECT postern.kill({pid})"))?, "t");
     wait::until("only two are left", || clients(&cluster).is_ok_and(|count| count == "2"))?;

@@ -178,10 +178,13 @@ fn a_panic_on_any_thread_starts_the_worker_again() -> Result<()> {
     let cluster = &secured.cluster;
     for number in 0..THREADS {
         // Nobody connects before these, so each is given to the thread whose turn it is.
+        let told = || format!("round {number}: {}", cluster.log_tail());
         wait::until("the pooler listens", || {
             cluster.log().matches("pooler listens on 127.0.0.1").count() > number
-        })?;
-        let before = (0..number).map(|_| through(cluster, "postgres")).collect::<Result<Vec<_>>>()?;
+        })
+        .with_context(told)?;
+        let before = (0..number).map(|_| through(cluster, "postgres")).collect::<Result<Vec<_>>>();
+        let before = before.with_context(told)?;
         let mut config = cluster.through("postgres", "postgres");
         ensure!(config.application_name("test panic").connect(NoTls).is_err());
         let name =

@@ -1,7 +1,7 @@
 //! TLS at the pooler's port, with libpq's own client and openssl's: the server's certificate, channel binding, client certificates,
 //! revocation, versions, TLS from the first byte, reload, the front's end.
 
-use crate::state::Raw;
+use crate::raw::Raw;
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::certificate::Certificate;
 use pgrx_tests::cluster::Cluster;

@@ -1,4 +1,5 @@
-//! What the console's commands do to the front; each is logged. Nothing here waits: what takes time is looked at again.
+//! What the console's commands do to the front; each is logged. Nothing here waits: what takes time is looked at again. Network
+//! threads.
 
 use super::connections::Seen;
 use super::id::Id;

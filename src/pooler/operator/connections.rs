@@ -1,4 +1,4 @@
-//! Clients and server connections, each as it is at one moment.
+//! Clients and server connections, each as it is at one moment. Network threads.
 
 use super::Console;
 use super::id::Id;

@@ -1,4 +1,4 @@
-//! What the console calls a connection. Pure.
+//! What the console calls a connection. Pure; network threads.
 
 /// What KILL_CLIENT and the reports call a connection. 31 bits, because PgBouncer's column is an int4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! Databases, users, pools and channels, and how much of everything there is.
+//! Databases, users, pools and channels, and how much of everything there is. Network threads.
 
 use super::Console;
 use super::connections::{ago, time};

@@ -1,4 +1,4 @@
-//! The pooler's settings under PgBouncer's names. Pure.
+//! The pooler's settings under PgBouncer's names. Pure; network threads.
 
 use crate::pooler::console::{Error, PoolMode, SettingReport};
 use crate::pooler::history;

@@ -42,13 +42,10 @@ impl Agent {
             self.pool.stay(self.member);
             // Whoever became the last idle one before we were listed did not see us.
             if !self.may_stay() {
-                self.pool.unstay(self.member);
-                self.let_go();
-                return false;
+                return self.stay_no_longer();
             }
         }
-        if !self.notify(seat, pinned) {
-            self.pool.unstay(self.member);
+        if !self.keep_notified(seat, pinned) {
             return false;
         }
         loop {
@@ -56,9 +53,7 @@ impl Agent {
             let events = unsafe {
                 if shim::postern_dying() && !pinned {
                     // An idle client is not to notice that this backend ends.
-                    self.pool.unstay(self.member);
-                    self.let_go();
-                    return false;
+                    return self.stay_no_longer();
                 }
                 shim::postern_wait_for_client(pinned)
             };
@@ -80,12 +75,9 @@ impl Agent {
                 let to_leave =
                     !pinned && (self.pool.paused.load(Relaxed) || self.server.retire.load(Relaxed));
                 if called || to_leave {
-                    self.pool.unstay(self.member);
-                    self.let_go();
-                    return false;
+                    return self.stay_no_longer();
                 }
-                if !self.notify(seat, pinned) {
-                    self.pool.unstay(self.member);
+                if !self.keep_notified(seat, pinned) {
                     return false;
                 }
                 // While notifications come without end the latch is always set: the client is looked at all the same.
@@ -121,6 +113,22 @@ impl Agent {
                 }
             }
         }
+    }
+
+    /// Gives the client back that it has stayed with. False, as who has it no longer says.
+    fn stay_no_longer(&mut self) -> bool {
+        self.pool.unstay(self.member);
+        self.let_go();
+        false
+    }
+
+    /// Gives the client that it stays with what there is for it; false when the client is attached no longer.
+    fn keep_notified(&mut self, seat: Seat, pinned: bool) -> bool {
+        let attached = self.notify(seat, pinned);
+        if !attached {
+            self.pool.unstay(self.member);
+        }
+        attached
     }
 
     /// PostgresMain() is to read the client's message.

@@ -4,6 +4,7 @@
 use super::decoding;
 use crate::stream::engine::StreamReport;
 use crate::stream::position::{Lsn, Position};
+use crate::stream::source::Rejected;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiError, SpiHeapTupleData};
 use serde_json::{Map, Value};
@@ -176,6 +177,63 @@ fn object(row: &SpiHeapTupleData<'_>, column: usize) -> Result<Map<String, Value
     })
 }
 
+/// A table of a snapshot.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SnapshotTable {
+    pub relation: u32,
+    /// Its changes begin behind this.
+    pub lsn: Lsn,
+    pub delivered: bool,
+}
+
+/// The tables that a snapshot has begun.
+///
+/// # Errors
+/// As SPI's.
+pub(super) fn snapshot_tables(source: &str) -> Result<Vec<SnapshotTable>, SpiError> {
+    Spi::connect(|client| {
+        let rows = client.select(
+            "SELECT relation, lsn::text, delivered FROM postern.snapshot_tables WHERE source = $1",
+            None,
+            &[source.into()],
+        )?;
+        rows.map(|row| {
+            let relation = row.get::<pg_sys::Oid>(1)?.unwrap_or(pg_sys::InvalidOid);
+            Ok(SnapshotTable {
+                relation: relation.to_u32(),
+                lsn: lsn(&row, 2)?.unwrap_or_default(),
+                delivered: row.get(3)?.unwrap_or(false),
+            })
+        })
+        .collect()
+    })
+}
+
+/// Before a table's rows are read: where the WAL is.
+///
+/// # Errors
+/// As SPI's.
+pub(super) fn begin_snapshot_table(source: &str, relation: u32) -> Result<(), SpiError> {
+    decoding::hide_transaction(true);
+    Spi::run_with_args(
+        "INSERT INTO postern.snapshot_tables (source, relation, lsn, delivered)
+         VALUES ($1, $2, pg_catalog.pg_current_wal_insert_lsn(), false)",
+        &[source.into(), pg_sys::Oid::from(relation).into()],
+    )
+}
+
+/// A table's rows have been delivered.
+///
+/// # Errors
+/// As SPI's.
+pub(super) fn end_snapshot_table(source: &str, relation: u32, lsn: Lsn) -> Result<(), SpiError> {
+    decoding::hide_transaction(true);
+    Spi::run_with_args(
+        "UPDATE postern.snapshot_tables SET lsn = $3::pg_lsn, delivered = true WHERE source = $1 AND relation = $2",
+        &[source.into(), pg_sys::Oid::from(relation).into(), lsn.to_string().into()],
+    )
+}
+
 /// Writes down what was made for a source.
 ///
 /// # Errors
@@ -197,6 +255,27 @@ pub(super) fn record_source(source: &str, record: &SourceRecord) -> Result<(), S
          SET slot = excluded.slot, made_slot = excluded.made_slot, begins = excluded.begins,
              snapshot_done = excluded.snapshot_done, gap = excluded.gap",
         &arguments,
+    )
+}
+
+/// Keeps a message that was no event.
+///
+/// # Errors
+/// As SPI's.
+pub(super) fn keep_aside(source: &str, rejected: &Rejected) -> Result<(), SpiError> {
+    decoding::hide_transaction(true);
+    Spi::run_with_args(
+        "INSERT INTO postern.rejected_messages (source, topic, partition, message_offset, key, payload, reason)
+         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        &[
+            source.into(),
+            rejected.place.topic.to_string().into(),
+            rejected.place.partition.into(),
+            rejected.place.offset.into(),
+            rejected.key.clone().into(),
+            rejected.payload.clone().into(),
+            rejected.why.as_str().into(),
+        ],
     )
 }
 

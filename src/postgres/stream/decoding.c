@@ -18,6 +18,7 @@
 #include "catalog/pg_database.h"
 #include "catalog/pg_publication.h"
 #include "catalog/pg_type.h"
+#include "executor/spi.h"
 #include "libpq/pqformat.h"
 #include "libpq/pqsignal.h"
 #include "mb/pg_wchar.h"
@@ -463,14 +464,14 @@ postern_decoding_step(int records, bool *more)
 uint64
 postern_decoding_confirmed(void)
 {
-	return MyReplicationSlot->data.confirmed_flush;
+	return MyReplicationSlot ? MyReplicationSlot->data.confirmed_flush : InvalidXLogRecPtr;
 }
 
 /* What has a commit record that begins before this position is not decoded again. It never goes back. */
 void
 postern_decoding_confirm(uint64 lsn)
 {
-	if (lsn > MyReplicationSlot->data.confirmed_flush)
+	if (MyReplicationSlot && lsn > MyReplicationSlot->data.confirmed_flush)
 	{
 		LogicalConfirmReceivedLocation(lsn);
 		ReplicationSlotMarkDirty();
@@ -515,6 +516,67 @@ void
 postern_hide_transaction(bool hide)
 {
 	replorigin_session_origin = hide ? DoNotReplicateId : InvalidRepOriginId;
+}
+
+/*
+ * Reads what a query gives, under the transaction's snapshot, and calls back for each row: its columns as their types write them, in
+ * UTF-8, null for null. Inside SPI.
+ */
+void
+postern_copy_rows(const char *query, void (*row) (void *context, int columns, const char *const *values), void *context)
+{
+	Portal		portal = SPI_cursor_open_with_args(NULL, query, 0, NULL, NULL, NULL, true, CURSOR_OPT_NO_SCROLL);
+	MemoryContext rows = AllocSetContextCreate(CurrentMemoryContext, "postern snapshot", ALLOCSET_DEFAULT_SIZES);
+	int			columns = portal->tupDesc->natts;
+	const char **values = palloc(sizeof(char *) * Max(columns, 1));
+
+	for (;;)
+	{
+		SPI_cursor_fetch(portal, true, 100);
+		if (SPI_processed == 0)
+			break;
+		for (uint64 i = 0; i < SPI_processed; i++)
+		{
+			MemoryContext before = MemoryContextSwitchTo(rows);
+
+			for (int column = 0; column < columns; column++)
+			{
+				char	   *value = SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, column + 1);
+
+				values[column] = value ? pg_server_to_any(value, strlen(value), PG_UTF8) : NULL;
+			}
+			row(context, columns, values);
+			MemoryContextSwitchTo(before);
+			MemoryContextReset(rows);
+			CHECK_FOR_INTERRUPTS();
+		}
+		SPI_freetuptable(SPI_tuptable);
+	}
+	SPI_cursor_close(portal);
+	MemoryContextDelete(rows);
+}
+
+/* Tells the worker of a type that is not built in, as for a change. */
+void
+postern_tell_type(uint32 type)
+{
+	StringInfoData message;
+
+	if (type < FirstGenbkiObjectId)
+		return;
+	initStringInfo(&message);
+	pq_sendbyte(&message, 'Y');
+	pq_sendint32(&message, type);
+	tell_type(&message);
+	pfree(message.data);
+}
+
+/* For a transaction that is to have a slot's snapshot. */
+void
+postern_repeatable_read(void)
+{
+	XactIsoLevel = XACT_REPEATABLE_READ;
+	XactReadOnly = true;
 }
 
 /* Calls back for every database that can be connected to; in a transaction of a process without a database. */

@@ -43,6 +43,13 @@ guarded! {
     fn postern_decoding_end();
     fn postern_end_on_sigterm();
     fn postern_after_error();
+    fn postern_copy_rows(
+        query: *const c_char,
+        row: unsafe extern "C-unwind" fn(*mut c_void, c_int, *const *const c_char),
+        context: *mut c_void,
+    );
+    fn postern_tell_type(type_oid: u32);
+    fn postern_repeatable_read();
     fn postern_hide_transaction(hide: bool);
     fn postern_databases(
         found: unsafe extern "C-unwind" fn(*mut c_void, u32, *const c_char),
@@ -103,10 +110,52 @@ pub(super) fn retained(name: &str) -> Option<u64> {
 
 /// Makes a slot of pgoutput; in a transaction that has written nothing. Waits until transactions that are running have ended. Raises the
 /// server's own errors (wal_level, max_replication_slots, the name).
-pub(super) fn create_slot(name: &str, with_snapshot: bool, failover: bool) -> Lsn {
+pub(super) fn create_slot(name: &str, failover: bool) -> Lsn {
     let name = CString::new(name).unwrap_or_default();
     // SAFETY: a terminated name; by the caller.
-    Lsn(unsafe { postern_slot_create(name.as_ptr(), true, with_snapshot, failover) })
+    Lsn(unsafe { postern_slot_create(name.as_ptr(), true, false, failover) })
+}
+
+/// Makes a slot for a moment, only for its snapshot: from here on the transaction, which has done nothing yet, sees exactly what was
+/// committed before the position that is returned. Drop it by [`drop_slot`] afterwards.
+pub(super) fn take_snapshot(name: &str) -> Lsn {
+    let name = CString::new(name).unwrap_or_default();
+    // SAFETY: a terminated name; sets words of a transaction that has taken no snapshot.
+    unsafe {
+        postern_repeatable_read();
+        Lsn(postern_slot_create(name.as_ptr(), false, true, false))
+    }
+}
+
+/// Calls back for each row that a query gives, with its columns as text in UTF-8. Connected to SPI. An error that the call back raises ends
+/// it.
+pub(super) fn copy_rows(query: &str, mut row: impl FnMut(&[Option<&[u8]>])) {
+    struct Row<'a> {
+        row: &'a mut dyn FnMut(&[Option<&[u8]>]),
+    }
+    #[pg_guard]
+    unsafe extern "C-unwind" fn call(context: *mut c_void, columns: c_int, values: *const *const c_char) {
+        // SAFETY: the struct below, and as many terminated strings or nulls as there are columns, for the time of the call.
+        unsafe {
+            let context = &mut *context.cast::<Row<'_>>();
+            let count = usize::try_from(columns).unwrap_or(0);
+            let values: Vec<_> = std::slice::from_raw_parts(values, count)
+                .iter()
+                .map(|value| (!value.is_null()).then(|| CStr::from_ptr(*value).to_bytes()))
+                .collect();
+            (context.row)(&values);
+        }
+    }
+    let query = CString::new(query).unwrap_or_default();
+    let mut context = Row { row: &mut row };
+    // SAFETY: a terminated query, and `call` takes what it is given.
+    unsafe { postern_copy_rows(query.as_ptr(), call, (&raw mut context).cast()) }
+}
+
+/// The receiver hears what a type is that is not built in.
+pub(super) fn tell_type(type_oid: u32) {
+    // SAFETY: in a transaction.
+    unsafe { postern_tell_type(type_oid) }
 }
 
 /// Drops a slot that nobody has; else raises the server's own error.
@@ -179,9 +228,13 @@ fn with_receiver(act: impl FnOnce(&mut dyn Receiver)) {
     }
 }
 
-/// Begins to decode what the slot has not confirmed. Outside a transaction.
-pub(super) fn begin(slot: &str, publication: &str, messages: bool, receiver: Box<dyn Receiver>) {
+/// From here on this hears what is decoded.
+pub(super) fn receive(receiver: Box<dyn Receiver>) {
     *PLACE.0.borrow_mut() = Some(receiver);
+}
+
+/// Begins to decode what the slot has not confirmed. Outside a transaction.
+pub(super) fn begin(slot: &str, publication: &str, messages: bool) {
     let (slot, publication) =
         (CString::new(slot).unwrap_or_default(), CString::new(publication).unwrap_or_default());
     // SAFETY: terminated strings; at the top of a worker.

@@ -3,7 +3,7 @@
 
 use super::super::{shim, shmem};
 use super::catalog::{self, SourceDefinition, Wanted};
-use super::{decoding, launcher, limit, worker};
+use super::{consumer, decoding, launcher, limit, worker};
 use crate::stream::definition::{AtLimit, PostgresSource};
 use crate::stream::shared::{Shared, Source, SourceState, StreamState};
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
@@ -120,11 +120,14 @@ fn note(shared: Shared, database: u32, definition: &SourceDefinition) {
         }
         None => source.owns_slot.store(0, Relaxed),
     }
-    if let Ok(options) = PostgresSource::new(&definition.options) {
+    let mut retry = consumer::RETRY;
+    if definition.kind == "postgres"
+        && let Ok(options) = PostgresSource::new(&definition.options)
+    {
         limit_wal(source, definition, &options);
-        let retry = u32::try_from(options.retry.as_millis()).unwrap_or(u32::MAX);
-        source.retry_interval.store(retry, Relaxed);
+        retry = options.retry;
     }
+    source.retry_interval.store(u32::try_from(retry.as_millis()).unwrap_or(u32::MAX), Relaxed);
     streams(shared, number, definition);
     let changed = source.definition.swap(definition.digest, AcqRel) != definition.digest;
     let lives = source.pid.load(Acquire) != 0;

@@ -4,10 +4,12 @@
 
 use super::super::worker::{Latch, cancels_nothing, log};
 use super::super::{guc, shim, shmem, signals};
-use super::catalog::{self, SourceDefinition, SourceRecord, StreamDefinition, Wanted};
+use super::catalog::{self, SnapshotTable, SourceDefinition, SourceRecord, StreamDefinition, Wanted};
+use super::consumer;
 use super::decoding::{self, RawType, Receiver, Replayed};
 use super::launcher::now;
 use super::limit::{self, Limit};
+use super::snapshot;
 use crate::bridge::{Level, LogLine};
 use crate::stream::buffer::{CHUNK, Chunk, Record};
 use crate::stream::definition::{LostSlot, PostgresSource};
@@ -26,7 +28,7 @@ use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
-use std::sync::mpsc::{Receiver as Lines, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver as Waiting, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -52,7 +54,7 @@ const FAR: u64 = 16 << 20;
 const GAP: usize = 1024;
 
 /// Lines for the log that may wait; what comes beyond is dropped.
-const LINES: usize = 256;
+pub(super) const LINES: usize = 256;
 
 #[pg_guard]
 #[unsafe(no_mangle)]
@@ -67,7 +69,7 @@ pub extern "C-unwind" fn postern_stream_main(argument: pg_sys::Datum) {
 
 /// Why a worker ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum End {
+pub(super) enum End {
     /// It is told to: the server stops, its definition is another, or it is no more.
     Told,
     /// It begins anew at once.
@@ -132,7 +134,7 @@ unsafe extern "C-unwind" fn leave(_code: c_int, number: pg_sys::Datum) {
 }
 
 /// The text of an error of the server's, with what it adds.
-fn said(error: &CaughtError) -> String {
+pub(super) fn said(error: &CaughtError) -> String {
     let (CaughtError::PostgresError(report)
     | CaughtError::ErrorReport(report)
     | CaughtError::RustPanic { ereport: report, .. }) = error;
@@ -162,6 +164,9 @@ fn serve(shared: Shared, number: usize, source: &'static Source) -> End {
     if !definition.runs() {
         source.set_state(SourceState::Stopped);
         return End::Told;
+    }
+    if definition.kind != "postgres" {
+        return consumer::serve(shared, number, source, &definition);
     }
     let options = match PostgresSource::new(&definition.options) {
         Ok(options) => options,
@@ -241,7 +246,7 @@ fn prepare(
                 slot: slot.clone(),
                 made_slot: false,
                 begins: found.confirmed,
-                snapshot_done: true,
+                snapshot_done: !options.snapshot,
                 gap: None,
             });
             source.owns_slot.store(u32::from(record.made_slot), Relaxed);
@@ -271,7 +276,7 @@ fn prepare(
         "replication slot \"{slot}\" begins when transactions that are running now have ended"
     ));
     source.error_at.store(now(), Relaxed);
-    let begins = BackgroundWorker::transaction(|| decoding::create_slot(&slot, false, options.failover));
+    let begins = BackgroundWorker::transaction(|| decoding::create_slot(&slot, options.failover));
     source.error.set("");
     if let Some(lost) = lost {
         let stated = format!("{lost}; changes from {} to {begins} are lost", delivered(definition));
@@ -294,9 +299,8 @@ pub(super) fn delivered(definition: &SourceDefinition) -> String {
 
 /// Or why not.
 pub(super) fn record_source(source: &str, record: &SourceRecord) -> Result<(), String> {
-    let recorded = BackgroundWorker::transaction(|| catalog::record_source(source, record));
-    decoding::hide_transaction(false);
-    recorded.map_err(|error| format!("could not write down its slot: {error}"))
+    write(|| catalog::record_source(source, record))
+        .map_err(|error| format!("could not write down its slot: {error}"))
 }
 
 /// Whether there was none.
@@ -436,6 +440,20 @@ impl Receiver for Shares {
     }
 }
 
+/// Lines that the engine's thread has for the server's log.
+pub(super) trait Lines {
+    /// Writes those that wait.
+    fn write(&self, source: &str);
+}
+
+impl Lines for Waiting<String> {
+    fn write(&self, source: &str) {
+        for line in self.try_iter().take(LINES) {
+            log!("postern: stream of \"{source}\": {line}");
+        }
+    }
+}
+
 /// A worker at work.
 struct Work {
     source: &'static Source,
@@ -444,7 +462,7 @@ struct Work {
     prepared: Prepared,
     engines: Arc<Engines>,
     intake: Rc<RefCell<Intake>>,
-    lines: Lines<String>,
+    lines: Waiting<String>,
     line: SyncSender<String>,
     shared: Shared,
     number: usize,
@@ -506,8 +524,8 @@ impl Work {
         let slot = self.prepared.record.slot.clone();
         let messages = self.options.event.messages;
         let receiver = Box::new(Shares(Rc::clone(&self.intake)));
-        decoding::begin(&slot, &self.prepared.publication, messages, receiver);
-        let confirmed = decoding::confirmed();
+        decoding::receive(receiver);
+        let confirmed = decoding::slot(&slot).map_or(self.prepared.record.begins, |slot| slot.confirmed);
         self.source.confirmed.store(confirmed.0, Relaxed);
         let streams = match self.streams(confirmed) {
             Ok(streams) => streams,
@@ -524,10 +542,103 @@ impl Work {
             Ok(thread) => thread,
             Err(error) => return End::Failed(format!("could not start its thread: {error}")),
         };
-        self.source.set_state(SourceState::Streaming);
-        let serve = AssertUnwindSafe(|| self.serve());
+        let serve = AssertUnwindSafe(|| {
+            self.snapshot(&slot)?;
+            if self.intake.borrow_mut().is_over() {
+                return Ok(());
+            }
+            decoding::begin(&slot, &self.prepared.publication, messages);
+            self.source.set_state(SourceState::Streaming);
+            self.serve()
+        });
         let ended = PgTryBuilder::new(serve).catch_others(|error| Err(said(&error))).execute();
         self.finish(thread, ended)
+    }
+
+    /// Delivers what is there already, if that is wanted and not done.
+    fn snapshot(&mut self, slot: &str) -> Result<(), String> {
+        let source = self.definition.name.clone();
+        let failed = |what: &str| {
+            let what = what.to_owned();
+            move |error| format!("could not {what} its snapshot's tables: {error}")
+        };
+        let load = || catalog::snapshot_tables(&source);
+        let mut done = BackgroundWorker::transaction(AssertUnwindSafe(load)).map_err(failed("read"))?;
+        if !self.prepared.record.snapshot_done {
+            self.source.set_state(SourceState::Snapshot);
+            let publication = self.prepared.publication.clone();
+            let find = || snapshot::tables(&publication);
+            let tables = BackgroundWorker::transaction(AssertUnwindSafe(find)).map_err(failed("find"))?;
+            let begun = self.engines.report().snapshots;
+            let mut copied = 0;
+            for table in tables {
+                let known = done.iter().position(|one| one.relation == table.oid);
+                if known.is_some_and(|index| done[index].delivered) {
+                    continue;
+                }
+                log!(
+                    "postern: source \"{source}\": snapshot of table \"{}\".\"{}\"",
+                    table.schema,
+                    table.name
+                );
+                if known.is_none() {
+                    write(|| catalog::begin_snapshot_table(&source, table.oid))
+                        .map_err(failed("write down"))?;
+                }
+                let seen = self.copy(&table, slot);
+                // Some of its rows may have come before: what has happened to them since is told too.
+                let lsn = known.map_or(seen, |index| done[index].lsn);
+                copied += 1;
+                if !self.wait_for_snapshots(begun + copied) {
+                    return Ok(());
+                }
+                write(|| catalog::end_snapshot_table(&source, table.oid, lsn))
+                    .map_err(failed("write down"))?;
+                done.retain(|one| one.relation != table.oid);
+                done.push(SnapshotTable { relation: table.oid, lsn, delivered: true });
+            }
+            self.prepared.record.snapshot_done = true;
+            record_source(&source, &self.prepared.record)
+                .map_err(|_| "could not write down its snapshot".to_owned())?;
+            log!("postern: source \"{source}\": the snapshot is delivered");
+        }
+        let mut intake = self.intake.borrow_mut();
+        for SnapshotTable { relation, lsn, .. } in done {
+            intake.push(&Record::Floor { relation, lsn });
+        }
+        Ok(())
+    }
+
+    /// Waits until so many tables are delivered; false when that is not to be.
+    fn wait_for_snapshots(&self, tables: u64) -> bool {
+        loop {
+            let report = self.engines.report();
+            if self.intake.borrow_mut().is_over() || report.lost_one {
+                return false;
+            }
+            if report.snapshots >= tables {
+                return true;
+            }
+            wait(BUSY);
+            cancels_nothing();
+            check_for_interrupts!();
+            self.lines.write(&self.definition.name);
+        }
+    }
+
+    fn copy(&self, table: &snapshot::Table, slot: &str) -> Lsn {
+        // A name that no slot has: a slot's has at most 63 bytes.
+        let slot = format!("{}_snapshot", &slot[..slot.len().min(54)]);
+        let intake = &self.intake;
+        let lsn = table.copy(
+            &slot,
+            |lsn| intake.borrow_mut().push(&Record::Snapshot { lsn }),
+            |message| intake.borrow_mut().push(&Record::Message { lsn: Lsn(0), data: message }),
+        );
+        let mut intake = self.intake.borrow_mut();
+        intake.push(&Record::Commit { commit_end: lsn });
+        intake.hand_over();
+        lsn
     }
 
     /// Decodes until it is over.
@@ -540,7 +651,7 @@ impl Work {
                 // SAFETY: on main, outside a transaction.
                 unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
             }
-            self.write_lines();
+            self.lines.write(&self.definition.name);
             self.intake.borrow_mut().limit.look(self.source);
             if self.intake.borrow_mut().is_over() {
                 return Ok(());
@@ -638,19 +749,13 @@ impl Work {
         }
     }
 
-    fn write_lines(&self) {
-        for line in self.lines.try_iter().take(LINES) {
-            log!("postern: stream of \"{}\": {line}", self.definition.name);
-        }
-    }
-
     fn finish(mut self, thread: JoinHandle<()>, ended: Result<(), String>) -> End {
         if ended.is_err() {
             decoding::after_error();
         }
         self.engines.stop();
         let panicked = thread.join().is_err();
-        self.write_lines();
+        self.lines.write(&self.definition.name);
         let over = self.intake.borrow_mut().is_over();
         let settled = AssertUnwindSafe(|| {
             self.confirm();
@@ -698,37 +803,12 @@ impl Work {
         };
         let running = self.definition.streams.iter().filter(|stream| stream.state == Wanted::Running).count();
         let size = guc::stream_buffer_size() / 2 / running.max(1);
-        self.definition.streams.iter().map(|stream| self.stream(stream, begins, size)).collect()
-    }
-
-    fn stream(&self, stream: &StreamDefinition, begins: StreamReport, size: usize) -> Result<From, End> {
-        let shown = self.shared.stream(self.number, stream.name.as_bytes());
-        let Some(shown) = shown else {
-            return Err(End::Failed(format!(
-                "stream \"{}\" has no place: raise postern.max_streams",
-                stream.name
-            )));
+        let feed = |stream| {
+            let its: &StreamDefinition = stream;
+            let begins = its.position.unwrap_or(begins);
+            feed(self.shared, self.number, its, begins, size, &self.line, self.options.retry)
         };
-        let sink = if stream.state == Wanted::Running {
-            let line = self.line.clone();
-            let setting = Setting {
-                delivered: 0,
-                buffer_size: size,
-                stream: stream.name.clone(),
-                log: Arc::new(move |text| drop(line.try_send(text))),
-            };
-            let made = sink::make(&stream.kind, &stream.options, &setting);
-            match made {
-                Ok(made) => Sort::Sink(made),
-                // Its options were right when they were given: what they name may come back.
-                Err(error) => Sort::Unmade(Failure { message: error.to_string(), lasting: false }),
-            }
-        } else {
-            Sort::Nothing
-        };
-        let begins = stream.position.unwrap_or(begins);
-        show_where(shown, &begins);
-        Ok(From { sink, begins, shown, retry: self.options.retry })
+        self.definition.streams.iter().map(feed).collect()
     }
 
     fn event_options(&self) -> crate::stream::event::EventOptions {
@@ -755,6 +835,48 @@ impl Work {
     }
 }
 
+/// What the engine needs of a stream: its sink, if it is to run, with so many bytes for itself.
+pub(super) fn feed(
+    shared: Shared,
+    number: usize,
+    stream: &StreamDefinition,
+    begins: StreamReport,
+    size: usize,
+    line: &SyncSender<String>,
+    retry: Duration,
+) -> Result<From, End> {
+    let Some(shown) = shared.stream(number, stream.name.as_bytes()) else {
+        let why = format!("stream \"{}\" has no place: raise postern.max_streams", stream.name);
+        return Err(End::Failed(why));
+    };
+    let sink = if stream.state == Wanted::Running {
+        let line = line.clone();
+        let setting = Setting {
+            delivered: 0,
+            buffer_size: size,
+            stream: stream.name.clone(),
+            log: Arc::new(move |text| drop(line.try_send(text))),
+        };
+        let made = sink::make(&stream.kind, &stream.options, &setting);
+        match made {
+            Ok(made) => Sort::Sink(made),
+            // Its options were right when they were given: what they name may come back.
+            Err(error) => Sort::Unmade(Failure { message: error.to_string(), lasting: false }),
+        }
+    } else {
+        Sort::Nothing
+    };
+    show_where(shown, &begins);
+    Ok(From { sink, begins, shown, retry })
+}
+
+/// A transaction of our own, which no stream has.
+pub(super) fn write<T>(act: impl FnOnce() -> T) -> T {
+    let written = BackgroundWorker::transaction(AssertUnwindSafe(act));
+    decoding::hide_transaction(false);
+    written
+}
+
 fn show_where(shown: &Stream, at: &StreamReport) {
     shown.commit.store(at.position.commit.0, Relaxed);
     shown.ordinal.store(at.position.ordinal, Relaxed);
@@ -762,7 +884,7 @@ fn show_where(shown: &Stream, at: &StreamReport) {
 }
 
 /// Sleeps for so many milliseconds, or until the latch is set.
-fn wait(milliseconds: c_long) {
+pub(super) fn wait(milliseconds: c_long) {
     let events = pg_sys::WL_LATCH_SET | pg_sys::WL_EXIT_ON_PM_DEATH | pg_sys::WL_TIMEOUT;
     // SAFETY: our own latch, on the thread that owns it.
     unsafe {

@@ -1,7 +1,11 @@
 //! The engine with clients that only note what becomes of them, and a relay that the test itself is.
 
 use super::*;
+use crate::notification::{Request, Taken};
+use crate::relay::clients::Wait;
+use crate::relay::reader::Reader;
 use crate::relay::ring::tests::tables;
+use crate::relay::shared::ChannelState;
 
 /// What becomes of clients.
 #[derive(Default)]
@@ -103,15 +107,7 @@ fn scene(words: usize) -> (Shared, Arc<Engine>, Arc<Noted>, Arc<dyn Clients>) {
 }
 
 fn pass(engine: &Arc<Engine>, clients: &Arc<dyn Clients>) -> Pass {
-    Pass {
-        engine: Arc::clone(engine),
-        clients: Arc::clone(clients),
-        reader: Reader::new(engine.shared),
-        batch: Batch::default(),
-        stamps: vec![0; engine.shared.channels.len()],
-        number: 0,
-        seen: Ring::new(engine.shared).head(),
-    }
+    Pass::new(Arc::clone(engine), Arc::clone(clients))
 }
 
 #[tokio::test]

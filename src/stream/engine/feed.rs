@@ -42,6 +42,7 @@ enum Course {
 pub(super) struct Feed {
     sink: Option<Box<dyn Sink>>,
     course: Course,
+    began_fed: bool,
     from: StreamReport,
     shown: &'static Stream,
     retry: Duration,
@@ -69,6 +70,7 @@ impl Feed {
         }
         let stays = matches!(course, Course::Off).then_some(from.begins);
         let mut feed = Self {
+            began_fed: sink.is_some() || failure.is_some(),
             sink,
             course,
             from: from.begins,
@@ -89,6 +91,11 @@ impl Feed {
 
     pub fn is_fed(&self) -> bool {
         matches!(self.course, Course::Fed)
+    }
+
+    /// It was fed and is no more.
+    pub fn is_lost(&self) -> bool {
+        self.began_fed && !self.is_fed()
     }
 
     /// Something is out that it has not confirmed.
@@ -189,6 +196,11 @@ impl Feed {
             Course::Behind(None) => !self.is_out(),
             Course::Fed | Course::Off => false,
         }
+    }
+
+    /// The serial number up to which its sink has said that it has everything.
+    pub fn has(&self) -> u64 {
+        self.has
     }
 
     /// The serial number up to which it lacks nothing that is kept for it here, of those that were used up to `serial`.

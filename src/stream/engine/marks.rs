@@ -3,17 +3,21 @@
 use crate::stream::position::{Lsn, Position};
 use std::collections::VecDeque;
 
-/// A transaction, or what was read beyond it without anything for us.
+/// A transaction.
 #[derive(Debug, Clone, Copy)]
 struct Mark {
     /// The serial number of its beginning.
     base: u64,
     /// That of its end; nothing while it is replayed.
     last: Option<u64>,
-    /// Who has it all has everything that was committed before this.
+    /// The end of its commit record.
+    commit: Lsn,
+    /// Who has it all has everything that was committed before this: what was read behind it had nothing for us.
     lsn: Lsn,
     /// When it was committed: microseconds since 2000.
     time: i64,
+    /// Rows of a snapshot: nobody's position moves by it.
+    snapshot: bool,
 }
 
 /// See the file. As long as there are transactions that are not delivered by all.
@@ -22,16 +26,29 @@ pub(super) struct Marks {
     marks: VecDeque<Mark>,
     /// Everybody has everything that was committed before this.
     reached: Lsn,
+    /// Tables of a snapshot that everybody has.
+    snapshots: u64,
 }
 
 impl Marks {
     pub fn new(reached: Lsn) -> Self {
-        Self { marks: VecDeque::new(), reached }
+        Self { marks: VecDeque::new(), reached, snapshots: 0 }
     }
 
     /// A transaction begins whose first serial number is this.
     pub fn begin(&mut self, base: u64, lsn: Lsn, time: i64) {
-        self.marks.push_back(Mark { base, last: None, lsn, time });
+        self.marks.push_back(Mark { base, last: None, commit: lsn, lsn, time, snapshot: false });
+    }
+
+    /// The rows of a table begin, with this serial number.
+    pub fn begin_snapshot(&mut self, base: u64) {
+        let lsn = self.reached;
+        self.marks.push_back(Mark { base, last: None, commit: lsn, lsn, time: 0, snapshot: true });
+    }
+
+    /// Tables of a snapshot that everybody has.
+    pub fn snapshots(&self) -> u64 {
+        self.snapshots
     }
 
     /// It has ended with this number.
@@ -66,7 +83,7 @@ impl Marks {
         match after.checked_sub(1).map(|index| (index, &self.marks[index])) {
             Some((_, Mark { last: Some(last), lsn, .. })) if serial >= *last => (whole(*lsn), *lsn),
             Some((index, mark)) => {
-                (Position { commit: mark.lsn, ordinal: serial - mark.base }, before(index))
+                (Position { commit: mark.commit, ordinal: serial - mark.base }, before(index))
             }
             None => (whole(self.reached), self.reached),
         }
@@ -74,10 +91,11 @@ impl Marks {
 
     /// Everybody has all up to this number.
     pub fn forget(&mut self, serial: u64) {
-        while let Some(Mark { last: Some(last), lsn, .. }) = self.marks.front()
+        while let Some(Mark { last: Some(last), lsn, snapshot, .. }) = self.marks.front()
             && *last <= serial
         {
             self.reached = self.reached.max(*lsn);
+            self.snapshots += u64::from(*snapshot);
             self.marks.pop_front();
         }
     }
@@ -92,7 +110,11 @@ impl Marks {
     /// For somebody who goes no further than this number.
     pub fn up_to(&self, serial: u64) -> Self {
         let end = self.marks.partition_point(|mark| mark.base <= serial);
-        Self { marks: self.marks.range(..end).copied().collect(), reached: self.reached }
+        Self {
+            marks: self.marks.range(..end).copied().collect(),
+            reached: self.reached,
+            snapshots: self.snapshots,
+        }
     }
 
     #[cfg(test)]

@@ -104,9 +104,13 @@ impl Kafka {
         }
     }
 
-    /// For messages: a table by its name, or what is no table's.
+    /// For messages: a table by its name, with its schema where that is known, or what is no table's.
     fn named(&self) -> Arc<str> {
-        if self.table.len() > 1 { self.table.clone() } else { "no table".into() }
+        match self.table.strip_prefix('.') {
+            None => self.table.clone(),
+            Some("") => "no table".into(),
+            Some(table) => table.into(),
+        }
     }
 
     fn topic(&self, event: &Event<'_>) -> Option<&str> {

@@ -2,7 +2,7 @@
 
 use super::{ENDLESS, client, heard, is_served, runs, until};
 use crate::pooling::{text, through, with_pool};
-use crate::state::Raw;
+use crate::raw::Raw;
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::Cluster;
 use pgrx_tests::script::connection::{Connection, Received};

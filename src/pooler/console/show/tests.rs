@@ -3,6 +3,7 @@
 use super::*;
 use crate::pooler::console::command::SHOWS;
 use crate::pooler::console::rehearsal::Rehearsal;
+use crate::pooler::console::table::Kind;
 use Kind::{Bytea as B, Int4 as I, Int8 as Q, Numeric as N, Text as S};
 
 /// The columns of PgBouncer 1.24.1, as `SHOW …` of it describes them; one letter a column's type.

@@ -1,7 +1,7 @@
 //! What the operator wrote for a Kafka sink, read and checked. Runs in the backend that defines the sink, and again in the worker that
 //! uses it; nothing is connected here.
 
-use crate::stream::broker;
+use crate::stream::broker::{self, set_unless_given};
 use crate::stream::options::{OptionError, Options};
 use rdkafka::config::ClientConfig;
 use std::collections::HashMap;
@@ -91,12 +91,6 @@ impl Plan {
             unmapped: remedy(options, "on_unmapped")?,
         };
         Ok(Self { config, topics, fallback, remedies, largest: largest.unwrap_or(1_000_000) })
-    }
-}
-
-fn set_unless_given(config: &mut ClientConfig, name: &str, value: &str) {
-    if config.get(name).is_none() {
-        config.set(name, value);
     }
 }
 

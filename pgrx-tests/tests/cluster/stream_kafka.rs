@@ -1,0 +1,331 @@
+//! Change streams to a real Kafka broker: what arrives, by which key, in which order, and that nothing is missing whatever ends.
+
+use crate::stream::{delivered, running, start};
+use anyhow::{Context, Result, ensure};
+use pgrx_tests::cluster::{Cluster, Stop};
+use pgrx_tests::kafka::{self, Broker, Options, Record};
+use pgrx_tests::process::signal_pid;
+use pgrx_tests::wait;
+use rustix::process::Signal;
+use serde_json::Value;
+use std::collections::{BTreeMap, HashSet};
+use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+/// Whether there is nothing to test with; says why.
+fn no_broker() -> bool {
+    kafka::unavailable().inspect(|why| eprintln!("no Kafka broker to test with: {why}")).is_some()
+}
+
+/// A source `shop` that feeds a Kafka sink.
+fn to_kafka(cluster: &Cluster, source: &str, sink: &str) -> Result<()> {
+    cluster.sql(&format!(
+        "select postern.create_source('shop', 'postgres', '{source}');
+         select postern.create_sink('topics', 'kafka', '{sink}');
+         select postern.create_stream('shop to topics', 'shop', 'topics')"
+    ))?;
+    running(cluster, "shop to topics")
+}
+
+fn event(record: &Record) -> Result<Value> {
+    serde_json::from_str(&record.payload).with_context(|| record.payload.clone())
+}
+
+#[test]
+fn tables_go_to_their_topics_keyed_by_primary_key() -> Result<()> {
+    if no_broker() {
+        return Ok(());
+    }
+    let broker = Broker::start("stream-topics")?;
+    broker.create_topic("orders", 3)?;
+    broker.create_topic("rest", 2)?;
+    let cluster = start("stream-topics", &[])?;
+    cluster.sql(r#"create table "Orders" (id int primary key, v text); create table other (a int, b text, primary key (a, b))"#)?;
+    let sink = format!(
+        r#"{{"hosts":"{}","tableTopicMapping":{{"Orders":"orders"}},"topicFallback":"rest"}}"#,
+        broker.address()
+    );
+    to_kafka(&cluster, "{}", &sink)?;
+    cluster.sql(
+        r#"insert into "Orders" select i, 'x' from generate_series(1, 50) i; update "Orders" set v = 'y'"#,
+    )?;
+    cluster.sql("insert into other values (1, 'q\"')")?;
+    delivered(&cluster)?;
+    let orders = broker.consume("orders")?;
+    ensure!(orders.len() == 100, "{}", orders.len());
+    ensure!(orders.iter().map(|record| record.partition).collect::<HashSet<_>>().len() > 1, "keys spread");
+    let mut by_key: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for record in &orders {
+        by_key
+            .entry(record.key.clone())
+            .or_default()
+            .push((record.partition, event(record)?["Columns"]["v"].clone()));
+    }
+    ensure!(by_key.len() == 50 && by_key.contains_key(&Some(r#"{"id":7}"#.to_owned())), "{by_key:?}");
+    for (key, events) in by_key {
+        ensure!(events[0].0 == events[1].0 && events[0].1 == "x" && events[1].1 == "y", "{key:?} {events:?}");
+    }
+    let rest = broker.consume("rest")?;
+    ensure!(rest.len() == 1 && rest[0].key.as_deref() == Some(r#"{"a":1,"b":"q\""}"#), "{rest:?}");
+    Ok(())
+}
+
+#[test]
+fn a_sink_logs_in_over_tls() -> Result<()> {
+    if no_broker() {
+        return Ok(());
+    }
+    let (broker, secured) = Broker::secured("stream-tls", &Options::default())?;
+    broker.create_topic("all", 1)?;
+    let cluster = start("stream-tls", &[])?;
+    cluster.sql("create table t (id int primary key)")?;
+    let authority = cluster.data().join("authority.pem");
+    std::fs::copy(&secured.authority, &authority)?;
+    std::fs::set_permissions(&authority, std::fs::Permissions::from_mode(0o644))?;
+    let sink = |password: &str| {
+        serde_json::json!({
+            "hosts": secured.address, "topicFallback": "all",
+            "properties": {
+                "security.protocol": "SASL_SSL", "sasl.mechanism": "SCRAM-SHA-256",
+                "sasl.username": secured.user, "sasl.password": password, "ssl.ca.location": authority,
+            }
+        })
+        .to_string()
+    };
+    cluster.sql(&format!(
+        "select postern.create_source('shop'); select postern.create_sink('topics', 'kafka', '{}');
+         select postern.create_stream('shop to topics', 'shop', 'topics')",
+        sink("wrong")
+    ))?;
+    cluster.sql("insert into t values (1)")?;
+    let state = || cluster.sql("select state, last_error from postern.streams");
+    wait::until("the trouble is shown", || state().is_ok_and(|s| s.starts_with("retrying|") && s.len() > 12))
+        .with_context(|| format!("{:?}", state()))?;
+    let shown = cluster.sql("select options::text from postern.sinks")?;
+    ensure!(shown.contains("\"sasl.password\": \"***\"") && !shown.contains("wrong"), "{shown}");
+    cluster.sql(&format!("select postern.alter_sink('topics', '{}')", sink(&secured.password)))?;
+    running(&cluster, "shop to topics")?;
+    delivered(&cluster)?;
+    ensure!(broker.consume("all")?.len() == 1);
+    Ok(())
+}
+
+#[test]
+fn a_broker_that_is_down_holds_up_its_stream_and_nobody_else() -> Result<()> {
+    if no_broker() {
+        return Ok(());
+    }
+    let broker = Broker::start("stream-down")?;
+    broker.create_topic("all", 1)?;
+    let cluster = start("stream-down", &[])?;
+    cluster.sql("create table t (id int primary key)")?;
+    to_kafka(&cluster, "{}", &format!(r#"{{"hosts":"{}","topicFallback":"all"}}"#, broker.address()))?;
+    cluster.sql("insert into t values (0)")?;
+    delivered(&cluster)?;
+    broker.kill()?;
+    let begun = Instant::now();
+    cluster.sql("insert into t select generate_series(1, 1000)")?;
+    ensure!(begun.elapsed() < Duration::from_secs(5), "writing goes on");
+    let seen = || {
+        cluster.sql("select state, last_error is not null, lag_bytes > 0, lag > '0', retained_wal > 0 from postern.streams")
+    };
+    wait::until("the trouble is shown", || seen().is_ok_and(|seen| seen == "retrying|t|t|t|t"))
+        .with_context(|| format!("{:?}", seen()))?;
+    broker.start_again()?;
+    delivered(&cluster)?;
+    let ids: HashSet<_> = broker
+        .consume("all")?
+        .iter()
+        .map(event)
+        .map(|e| e.map(|e| e["Columns"]["id"].as_i64()))
+        .collect::<Result<_>>()?;
+    ensure!(ids.len() == 1001, "{}", ids.len());
+    running(&cluster, "shop to topics")
+}
+
+/// For how long things end at random. `POSTERN_TEST_CHAOS` gives more seconds.
+fn chaos() -> Duration {
+    let seconds = std::env::var("POSTERN_TEST_CHAOS").ok().and_then(|seconds| seconds.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(25))
+}
+
+/// What ends, one after the other.
+const ENDS: [&str; 6] = [
+    "terminate the worker",
+    "kill -9 the worker",
+    "kill -9 the broker",
+    "restart",
+    "kill -9 the server",
+    "stop the stream",
+];
+
+#[test]
+fn nothing_is_missing_and_each_key_is_in_order_whatever_ends() -> Result<()> {
+    if no_broker() {
+        return Ok(());
+    }
+    let broker = Broker::start("stream-chaos")?;
+    broker.create_topic("all", 3)?;
+    let cluster = start("stream-chaos", &[("fsync", "on")])?;
+    cluster.sql("create table t (id int primary key, n bigint); insert into t select i, 0 from generate_series(0, 19) i")?;
+    cluster.sql("create table history (at bigserial, id int, n bigint)")?;
+    let source = r#"{"publication":"p","retry":"200ms"}"#;
+    cluster.sql("create publication p for table t")?;
+    to_kafka(&cluster, source, &format!(r#"{{"hosts":"{}","topicFallback":"all"}}"#, broker.address()))?;
+    let stop = AtomicBool::new(false);
+    let ended = std::thread::scope(|scope| -> Result<()> {
+        for writer in 0..3 {
+            let (cluster, stop) = (&cluster, &stop);
+            scope.spawn(move || write(cluster, stop, writer));
+        }
+        let worked = end_things(&cluster, &broker);
+        stop.store(true, Relaxed);
+        worked
+    });
+    ended?;
+    wait::until_within(Duration::from_secs(60), "the server is back", || cluster.sql("select 1").is_ok())?;
+    delivered(&cluster)?;
+    compare(&cluster, &broker)
+}
+
+/// Counts rows up, one transaction after the other, and notes each in the same transaction.
+fn write(cluster: &Cluster, stop: &AtomicBool, writer: usize) {
+    let mut count = 0_usize;
+    while !stop.load(Relaxed) {
+        let Ok(mut client) = cluster.connect() else {
+            std::thread::sleep(Duration::from_millis(20));
+            continue;
+        };
+        while !stop.load(Relaxed) {
+            count += 1;
+            let id = (count * 7 + writer) % 20;
+            let sql = format!(
+                "with changed as (update t set n = n + 1 where id = {id} returning id, n)
+                 insert into history (id, n) select id, n from changed"
+            );
+            if client.batch_execute(&sql).is_err() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+fn end_things(cluster: &Cluster, broker: &Broker) -> Result<()> {
+    let begun = Instant::now();
+    let pid = || -> Option<i32> { cluster.sql("select worker_pid from postern.sources").ok()?.parse().ok() };
+    let mut round = 0;
+    while begun.elapsed() < chaos() {
+        // A moment in which something is delivered; how long differs.
+        std::thread::sleep(Duration::from_millis(300 + (round as u64 * 397) % 900));
+        match ENDS[round % ENDS.len()] {
+            "terminate the worker" => {
+                if let Some(pid) = pid() {
+                    let _ = signal_pid(pid, Signal::TERM);
+                }
+            }
+            "kill -9 the worker" => {
+                if let Some(pid) = pid() {
+                    let _ = signal_pid(pid, Signal::KILL);
+                }
+            }
+            "kill -9 the broker" => {
+                broker.kill()?;
+                broker.start_again()?;
+            }
+            "restart" => cluster.restart(Stop::Fast)?,
+            "kill -9 the server" => {
+                cluster.kill()?;
+                cluster.start_again()?;
+            }
+            _ => {
+                let _ = cluster.sql("select postern.stop_stream('shop to topics')");
+                wait::until("it can be started again", || {
+                    cluster.sql("select postern.start_stream('shop to topics')").is_ok()
+                })?;
+            }
+        }
+        wait::until_within(Duration::from_secs(60), "the server answers", || {
+            cluster.sql("select 1").is_ok()
+        })?;
+        round += 1;
+    }
+    eprintln!("{round} ends in {:?}", begun.elapsed());
+    Ok(())
+}
+
+/// Every row's history is in the topic, once or more, in order; what comes again comes with the same UUID.
+fn compare(cluster: &Cluster, broker: &Broker) -> Result<()> {
+    let mut wanted: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
+    for row in cluster.connect()?.query("select id, n from history order by at", &[])? {
+        wanted.entry(row.get::<_, i32>(0).into()).or_default().push(row.get(1));
+    }
+    let mut found: BTreeMap<i64, Vec<(i64, String)>> = BTreeMap::new();
+    let mut doubled = 0;
+    for record in broker.consume("all")? {
+        let event = event(&record)?;
+        let number = |name: &str| event["Columns"][name].as_i64().with_context(|| record.payload.clone());
+        if event["Action"] == "update" {
+            let uuid = event["UUID"].as_str().unwrap_or_default().to_owned();
+            found.entry(number("id")?).or_default().push((number("n")?, uuid));
+        }
+    }
+    ensure!(wanted.values().map(Vec::len).sum::<usize>() > 100, "little was written");
+    for (id, numbers) in &wanted {
+        ensure!(numbers.iter().copied().eq(1..=numbers.len() as i64), "the table's own history of {id}");
+        let got = found.get(id).with_context(|| format!("nothing of {id}"))?;
+        let mut uuids = BTreeMap::new();
+        let mut next = 1;
+        for (n, uuid) in got {
+            let known = uuids.insert(*n, uuid.clone());
+            ensure!(known.as_ref().is_none_or(|known| known == uuid), "row {id} number {n} has two UUIDs");
+            doubled += usize::from(known.is_some());
+            // What has come may come again from any point on, but nothing is left out.
+            ensure!(*n <= next, "row {id}: {n} came before {next}");
+            next = next.max(*n + 1);
+        }
+        ensure!(next == numbers.len() as i64 + 1, "row {id}: {} of {} came", next - 1, numbers.len());
+    }
+    eprintln!("{doubled} came twice");
+    Ok(())
+}
+
+#[test]
+fn events_of_a_topic_go_on_to_sinks_and_what_is_no_event_is_kept_aside() -> Result<()> {
+    if no_broker() {
+        return Ok(());
+    }
+    let broker = Broker::start("stream-source")?;
+    broker.create_topic("in", 2)?;
+    let cluster = start("stream-source", &[])?;
+    let path = crate::stream::file(&cluster, "passed.jsonl");
+    cluster.sql(&format!(
+        "select postern.create_source('broker', 'kafka', '{{\"hosts\":\"{}\",\"topics\":[\"in\"],\"groupID\":\"g\"}}');
+         select postern.create_sink('lines', 'file', '{{\"path\":\"{}\",\"sync\":\"50ms\"}}');
+         select postern.create_stream('broker to lines', 'broker', 'lines')",
+        broker.address(),
+        path.display()
+    ))?;
+    running(&cluster, "broker to lines")?;
+    let event = |n: i64| format!(r#"{{"Table":"t","UUID":"u{n}","Columns":{{"n":{n}}}}}"#);
+    broker.produce("in", Some("k"), &event(i64::MAX))?;
+    broker.produce("in", Some("k"), "no event")?;
+    broker.produce("in", Some("k"), &event(2))?;
+    let lines = || std::fs::read_to_string(&path).unwrap_or_default();
+    wait::until("both events are passed on", || lines().lines().count() == 2)
+        .with_context(|| cluster.log_tail())?;
+    ensure!(lines() == format!("{}\n{}\n", event(i64::MAX), event(2)), "{}", lines());
+    wait::until("what is no event is kept aside", || {
+        cluster
+            .sql("select source, topic, convert_from(payload, 'UTF8'), reason from postern.rejected_messages")
+            .is_ok_and(|kept| kept == "broker|in|no event|is no JSON object")
+    })?;
+    // What every sink has is committed: after a restart nothing comes again, and what is new comes.
+    cluster.restart(Stop::Fast)?;
+    broker.produce("in", Some("k"), &event(3))?;
+    wait::until("the next one is passed on", || lines().lines().count() > 2)
+        .with_context(|| cluster.log_tail())?;
+    ensure!(lines().lines().count() == 3 && lines().ends_with(&format!("{}\n", event(3))), "{}", lines());
+    Ok(())
+}

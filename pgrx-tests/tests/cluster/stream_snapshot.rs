@@ -1,0 +1,128 @@
+//! What is there before a stream begins comes first, and fits what comes after it.
+
+use crate::stream::{delivered, events, file, start};
+use anyhow::{Context, Result, ensure};
+use pgrx_tests::cluster::Cluster;
+use pgrx_tests::process::signal_pid;
+use pgrx_tests::wait;
+use rustix::process::Signal;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+/// Tables `a`, `b` and `c` with rows, while somebody writes.
+fn tables(cluster: &Cluster) -> Result<()> {
+    for table in ["a", "b", "c"] {
+        cluster.sql(&format!(
+            "create table {table} (id int primary key, n int, v text); insert into {table} select i, 0, repeat('x', 100) from generate_series(1, 5000) i"
+        ))?;
+    }
+    Ok(())
+}
+
+fn stream(cluster: &Cluster, options: &str) -> Result<PathBuf> {
+    let path = file(cluster, "events.jsonl");
+    cluster.sql(&format!(
+        "select postern.create_source('shop', 'postgres', '{options}');
+         select postern.create_sink('lines', 'file', '{{\"path\":\"{}\",\"rotate_size\":\"1GB\",\"sync\":\"100ms\"}}');
+         select postern.create_stream('shop to lines', 'shop', 'lines')",
+        path.display()
+    ))?;
+    Ok(path)
+}
+
+fn write(cluster: &Cluster, stop: &AtomicBool) {
+    let mut round = 0;
+    while !stop.load(Relaxed) {
+        let Ok(mut client) = cluster.connect() else { continue };
+        while !stop.load(Relaxed) {
+            round += 1;
+            let (table, id) = (["a", "b", "c"][round % 3], round * 31 % 5000 + 1);
+            let sql = format!(
+                "update {table} set n = n + 1 where id = {id}; delete from {table} where id = {}; insert into {table} values ({}, 0, 'new')",
+                (id * 7) % 5000 + 1,
+                10_000 + round
+            );
+            if client.batch_execute(&sql).is_err() {
+                break;
+            }
+        }
+    }
+}
+
+/// What somebody has who applies the events, beside what the tables have.
+fn compare(cluster: &Cluster, path: &PathBuf) -> Result<()> {
+    let mut copies: BTreeMap<String, BTreeMap<i64, i64>> = BTreeMap::new();
+    for event in events(path)? {
+        let text = |name: &str| event[name].as_str().unwrap_or_default().to_owned();
+        let copy = copies.entry(text("Table")).or_default();
+        let id = event["Columns"]["id"].as_i64().context("no id")?;
+        match &text("Action")[..] {
+            "delete" => drop(copy.remove(&id)),
+            _ => drop(copy.insert(id, event["Columns"]["n"].as_i64().context("no n")?)),
+        }
+    }
+    for table in ["a", "b", "c"] {
+        let rows = cluster.connect()?.query(&format!("select id, n from {table} order by id"), &[])?;
+        let wanted: BTreeMap<i64, i64> =
+            rows.iter().map(|row| (row.get::<_, i32>(0).into(), row.get::<_, i32>(1).into())).collect();
+        let copy = copies.remove(table).unwrap_or_default();
+        let differs = wanted.iter().find(|(id, n)| copy.get(id) != Some(n));
+        ensure!(copy == wanted, "{table}: {} rows for {}; {differs:?}", copy.len(), wanted.len());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_snapshot_and_the_changes_after_it_make_the_tables() -> Result<()> {
+    let cluster = start("stream-snapshot", &[])?;
+    tables(&cluster)?;
+    let stop = AtomicBool::new(false);
+    let path = std::thread::scope(|scope| {
+        scope.spawn(|| write(&cluster, &stop));
+        let path = stream(&cluster, r#"{"snapshot":true}"#);
+        let streams = wait::until("the snapshot is done", || {
+            cluster.sql("select snapshot_done from postern.source_states").is_ok_and(|done| done == "t")
+        });
+        stop.store(true, Relaxed);
+        streams.with_context(|| cluster.log_tail()).and(path)
+    })?;
+    delivered(&cluster)?;
+    compare(&cluster, &path)?;
+    // A row that was there and was never changed has come once.
+    let untouched =
+        events(&path)?.iter().filter(|event| event["Table"] == "a" && event["Columns"]["id"] == 4999).count();
+    ensure!(untouched >= 1);
+    ensure!(
+        cluster.sql("select count(*) from pg_replication_slots")? == "1",
+        "the snapshots' own slots are gone"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_snapshot_that_is_interrupted_goes_on_with_the_next_table() -> Result<()> {
+    let cluster = start("stream-snapshot-again", &[("postern.stream_buffer_size", "1MB")])?;
+    tables(&cluster)?;
+    let stop = AtomicBool::new(false);
+    let path = std::thread::scope(|scope| {
+        scope.spawn(|| write(&cluster, &stop));
+        let path = stream(&cluster, r#"{"snapshot":true,"retry":"100ms"}"#);
+        let ended = (|| {
+            let done = || cluster.sql("select count(*) from postern.snapshot_tables where delivered");
+            wait::until("a table is done", || done().is_ok_and(|done| done != "0"))?;
+            let pid: i32 = cluster.sql("select worker_pid from postern.sources")?.parse()?;
+            signal_pid(pid, Signal::TERM)?;
+            wait::until("the snapshot is done", || {
+                cluster.sql("select snapshot_done from postern.source_states").is_ok_and(|done| done == "t")
+            })
+        })();
+        stop.store(true, Relaxed);
+        ended.with_context(|| cluster.log_tail()).and(path)
+    })?;
+    delivered(&cluster)?;
+    compare(&cluster, &path)?;
+    let said = cluster.log().matches("snapshot of table \"public\".\"a\"").count();
+    ensure!(said == 1, "a table that was delivered is read again: {said}");
+    Ok(())
+}

@@ -1,0 +1,133 @@
+//! The worker of a source that is not this server's WAL: its engine's thread takes messages from elsewhere and gives them to sinks; main
+//! keeps aside what was no event, writes log lines, and sees when it is over. A stream worker's main thread.
+
+use super::super::signals;
+use super::super::worker::{Latch, cancels_nothing};
+use super::catalog::{self, SourceDefinition, Wanted};
+use super::launcher::now;
+use super::worker::{End, LINES, Lines, feed, said, wait, write};
+use crate::stream::engine::consumer::{Consumer, Shared as Consumers};
+use crate::stream::engine::{Outcome, StreamReport};
+use crate::stream::shared::{Shared, Source, SourceState};
+use crate::stream::source::{self, Setting};
+use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
+use pgrx::prelude::*;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::*;
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
+
+/// Pause before it is started again after an error.
+pub(super) const RETRY: Duration = Duration::from_secs(5);
+
+/// How often main looks, when nothing wakes it: milliseconds.
+const TICK: i64 = 1_000;
+
+pub(super) fn serve(
+    shared: Shared,
+    number: usize,
+    at: &'static Source,
+    definition: &SourceDefinition,
+) -> End {
+    if definition.streams.iter().any(|stream| stream.state != Wanted::Running) {
+        // What one stream lacks could not be kept for it.
+        at.set_state(SourceState::Stopped);
+        return End::Told;
+    }
+    let (line, lines) = sync_channel(LINES);
+    let size = super::super::guc::stream_buffer_size() / 2;
+    let each = size / definition.streams.len().max(1);
+    let log = {
+        let line = line.clone();
+        Arc::new(move |text| drop(line.try_send(text)))
+    };
+    // The source and the sinks start threads of their own: every signal is blocked before.
+    signals::block_all();
+    let setting = Setting { last_serial: 0, buffer_size: size, stream: definition.name.clone(), log };
+    let made = source::make(&definition.kind, &definition.options, &setting);
+    let streams = definition
+        .streams
+        .iter()
+        .map(|stream| feed(shared, number, stream, StreamReport::default(), each, &line, RETRY));
+    let started = match (made, streams.collect::<Result<Vec<_>, End>>()) {
+        (Err(error), _) => Err(End::Blocked(error.to_string())),
+        (_, Err(end)) => Err(end),
+        (Ok(made), Ok(streams)) => {
+            // SAFETY: set for every process of the server.
+            let latch = Latch(unsafe { pg_sys::MyLatch });
+            let consumers = Arc::new(Consumers::new(move || latch.set()));
+            let consumer = Consumer::new(Arc::clone(&consumers), made, streams);
+            let thread = std::thread::Builder::new().name("postern stream".to_owned());
+            match thread.spawn(move || consumer.run()) {
+                Ok(thread) => Ok((consumers, thread)),
+                Err(error) => Err(End::Failed(format!("could not start its thread: {error}"))),
+            }
+        }
+    };
+    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
+    let (consumers, thread) = match started {
+        Ok(started) => started,
+        Err(end) => return end,
+    };
+    at.set_state(SourceState::Streaming);
+    let look = AssertUnwindSafe(|| look(at, definition, &consumers, &lines));
+    let ended = PgTryBuilder::new(look).catch_others(|error| End::Failed(said(&error))).execute();
+    consumers.stop();
+    let panicked = thread.join().is_err();
+    lines.write(&definition.name);
+    match (panicked, consumers.outcome()) {
+        (true, _) => End::Failed("its engine has panicked".to_owned()),
+        (_, Some(Outcome::Again)) => End::Again,
+        (_, Some(Outcome::Broken(error))) => End::Failed(error),
+        (_, None) => ended,
+    }
+}
+
+/// Until it is over.
+fn look(
+    at: &'static Source,
+    definition: &SourceDefinition,
+    consumers: &Consumers,
+    lines: &std::sync::mpsc::Receiver<String>,
+) -> End {
+    loop {
+        cancels_nothing();
+        check_for_interrupts!();
+        if BackgroundWorker::sighup_received() {
+            // SAFETY: on main, outside a transaction.
+            unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
+        }
+        lines.write(&definition.name);
+        let rejected = consumers.rejected();
+        if let Some(last) = rejected.last().map(|one| one.serial) {
+            let kept =
+                write(|| rejected.iter().try_for_each(|one| catalog::keep_aside(&definition.name, one)));
+            if let Err(error) = kept {
+                return End::Failed(format!("could not keep aside what was no event: {error}"));
+            }
+            at.errors.fetch_add(rejected.len() as u64, Relaxed);
+            if let Some(one) = rejected.last() {
+                at.error.set(&format!(
+                    "the message at offset {} of partition {} of topic \"{}\" {}",
+                    one.place.offset, one.place.partition, one.place.topic, one.why
+                ));
+                at.error_at.store(now(), Relaxed);
+            }
+            consumers.keep(last);
+            continue;
+        }
+        if let Some(trouble) = consumers.trouble() {
+            at.error.set(&trouble);
+            at.error_at.store(now(), Relaxed);
+        }
+        let over = BackgroundWorker::sigterm_received()
+            || at.stop.load(Acquire) == 1
+            || at.definition.load(Acquire) != definition.digest
+            || consumers.outcome().is_some();
+        if over {
+            return End::Told;
+        }
+        wait(TICK);
+    }
+}

@@ -1,0 +1,157 @@
+//! What is there before a stream begins: each table of the publication is read once, under a snapshot whose place in the WAL is known, and
+//! its rows go to the engine as inserts. Changes of a table up to its snapshot are left out afterwards. A table that is delivered is
+//! written down, so what is interrupted goes on with the next one. A stream worker's main thread.
+
+use super::decoding;
+use crate::stream::position::Lsn;
+use pgrx::prelude::*;
+use pgrx::spi::SpiError;
+
+/// The schema of the extension, whose tables a publication for all tables has too: they are nobody's changes.
+const OWN_SCHEMA: &str = "postern";
+
+/// A table of a publication.
+#[derive(Debug, Clone)]
+pub(super) struct Table {
+    pub oid: u32,
+    pub schema: String,
+    pub name: String,
+    /// `pg_class.relreplident`.
+    identity: u8,
+    columns: Vec<Column>,
+    /// The publication's WHERE.
+    filter: Option<String>,
+}
+
+#[derive(Debug, Clone)]
+struct Column {
+    name: String,
+    type_oid: u32,
+    modifier: i32,
+    key: bool,
+}
+
+/// The tables of a publication, in the order of their names. In a transaction, with a snapshot.
+///
+/// # Errors
+/// As SPI's.
+pub(super) fn tables(publication: &str) -> Result<Vec<Table>, SpiError> {
+    Spi::connect(|client| {
+        let rows = client.select(
+            "SELECT c.oid, p.schemaname::text, p.tablename::text, c.relreplident::text, p.rowfilter,
+                    a.attname::text, a.atttypid, a.atttypmod,
+                    c.relreplident = 'f' OR coalesce(a.attnum = ANY (i.indkey), false)
+             FROM pg_catalog.pg_publication_tables p
+             JOIN pg_catalog.pg_namespace n ON n.nspname = p.schemaname
+             JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename
+             JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = ANY (p.attnames)
+             LEFT JOIN pg_catalog.pg_index i
+                ON i.indrelid = c.oid AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END
+             WHERE p.pubname = $1 AND p.schemaname <> $2
+             ORDER BY p.schemaname, p.tablename, a.attnum",
+            None,
+            &[publication.into(), OWN_SCHEMA.into()],
+        )?;
+        let mut tables: Vec<Table> = Vec::new();
+        for row in rows {
+            let oid = row.get::<pg_sys::Oid>(1)?.unwrap_or(pg_sys::InvalidOid).to_u32();
+            if tables.last().is_none_or(|table| table.oid != oid) {
+                let identity: String = row.get(4)?.unwrap_or_default();
+                tables.push(Table {
+                    oid,
+                    schema: row.get(2)?.unwrap_or_default(),
+                    name: row.get(3)?.unwrap_or_default(),
+                    identity: identity.bytes().next().unwrap_or(b'd'),
+                    columns: Vec::new(),
+                    filter: row.get(5)?,
+                });
+            }
+            let column = Column {
+                name: row.get(6)?.unwrap_or_default(),
+                type_oid: row.get::<pg_sys::Oid>(7)?.unwrap_or(pg_sys::InvalidOid).to_u32(),
+                modifier: row.get(8)?.unwrap_or(-1),
+                key: row.get(9)?.unwrap_or(false),
+            };
+            if let Some(table) = tables.last_mut() {
+                table.columns.push(column);
+            }
+        }
+        Ok(tables)
+    })
+}
+
+impl Table {
+    fn query(&self) -> String {
+        let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
+        let columns: Vec<_> = self.columns.iter().map(|column| quoted(&column.name)).collect();
+        let filter = self.filter.as_ref().map_or_else(String::new, |filter| format!(" WHERE {filter}"));
+        format!("SELECT {} FROM {}.{}{filter}", columns.join(", "), quoted(&self.schema), quoted(&self.name))
+    }
+
+    /// As pgoutput describes it: PostgreSQL's documentation, "Logical Replication Message Formats", Relation.
+    fn description(&self) -> Vec<u8> {
+        let mut out = vec![b'R'];
+        out.extend_from_slice(&self.oid.to_be_bytes());
+        for name in [&self.schema, &self.name] {
+            out.extend_from_slice(name.as_bytes());
+            out.push(0);
+        }
+        out.push(self.identity);
+        out.extend_from_slice(&(self.columns.len() as u16).to_be_bytes());
+        for column in &self.columns {
+            out.push(u8::from(column.key));
+            out.extend_from_slice(column.name.as_bytes());
+            out.push(0);
+            out.extend_from_slice(&column.type_oid.to_be_bytes());
+            out.extend_from_slice(&column.modifier.to_be_bytes());
+        }
+        out
+    }
+
+    /// As pgoutput writes it: Insert.
+    fn row(&self, values: &[Option<&[u8]>], out: &mut Vec<u8>) {
+        out.clear();
+        out.push(b'I');
+        out.extend_from_slice(&self.oid.to_be_bytes());
+        out.push(b'N');
+        out.extend_from_slice(&(values.len() as u16).to_be_bytes());
+        for value in values {
+            match value {
+                None => out.push(b'n'),
+                Some(value) => {
+                    out.push(b't');
+                    out.extend_from_slice(&(value.len() as u32).to_be_bytes());
+                    out.extend_from_slice(value);
+                }
+            }
+        }
+    }
+
+    /// Reads the table; `slot` is a name that no slot has. `begin` hears where the snapshot is before `message` hears the table's
+    /// description and its rows. Outside a transaction. An error of the server's passes through.
+    pub fn copy(&self, slot: &str, begin: impl FnOnce(Lsn), mut message: impl FnMut(&[u8])) -> Lsn {
+        // SAFETY: at the top of a worker, outside a transaction; the snapshot is the transaction's own, taken by the slot.
+        unsafe {
+            pg_sys::SetCurrentStatementStartTimestamp();
+            pg_sys::StartTransactionCommand();
+            let lsn = decoding::take_snapshot(slot);
+            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+            begin(lsn);
+            for column in &self.columns {
+                decoding::tell_type(column.type_oid);
+            }
+            message(&self.description());
+            let mut out = Vec::new();
+            Spi::connect(|_| {
+                decoding::copy_rows(&self.query(), |values| {
+                    self.row(values, &mut out);
+                    message(&out);
+                });
+            });
+            pg_sys::PopActiveSnapshot();
+            pg_sys::CommitTransactionCommand();
+            decoding::drop_slot(slot);
+            lsn
+        }
+    }
+}
