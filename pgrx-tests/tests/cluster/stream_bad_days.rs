@@ -393,9 +393,9 @@ fn a_stopped_source_beyond_the_limit_loses_its_slot_too() -> Result<()> {
         cluster.sql("select count(*) from pg_replication_slots").is_ok_and(|slots| slots == "0")
     })
     .with_context(|| cluster.log_tail())?;
-    let gap = cluster.sql("select gap from postern.sources")?;
-    ensure!(gap.contains("it was dropped"), "{gap}");
-    Ok(())
+    let gap = || cluster.sql("select gap from postern.sources");
+    wait::until("the gap is stated", || gap().is_ok_and(|gap| gap.contains("it was dropped")))
+        .with_context(|| format!("{:?}", gap()))
 }
 
 #[test]

@@ -244,3 +244,23 @@ fn rows_of_one_copy_are_all_there_though_the_worker_ends_amid_them() -> Result<(
     ensure!(places.len() == 1, "one transaction");
     Ok(())
 }
+
+#[test]
+fn a_prepared_transaction_comes_when_it_is_committed_and_not_when_it_is_rolled_back() -> Result<()> {
+    let cluster = start("stream-prepared", &[("max_prepared_transactions", "2")])?;
+    cluster.sql(HISTORY)?;
+    let path = to_file(&cluster, PLACES)?;
+    cluster.sql("begin; insert into history values (1, 1), (1, 2); prepare transaction 'stays'")?;
+    cluster.sql("begin; insert into history values (2, 1); prepare transaction 'goes'")?;
+    cluster.sql("insert into history values (3, 1)")?;
+    delivered(&cluster)?;
+    cluster.restart(Stop::Fast)?;
+    running(&cluster, "shop to lines")?;
+    cluster.sql("commit prepared 'stays'")?;
+    cluster.sql("rollback prepared 'goes'")?;
+    delivered(&cluster)?;
+    ensure!(check(&cluster, &path)? == 0);
+    let sessions: Vec<_> = events(&path)?.iter().map(|event| event["Columns"]["session"].as_i64()).collect();
+    ensure!(sessions == [Some(3), Some(1), Some(1)], "{sessions:?}");
+    Ok(())
+}
