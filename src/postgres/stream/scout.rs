@@ -48,7 +48,9 @@ fn look(shared: Shared, database: u32) {
     let Some(definitions) = definitions else { return };
     for (number, source) in shared.sources_in_use() {
         let here = source.database.load(Relaxed) == database;
-        if here && !definitions.iter().any(|definition| source.name.is(definition.name.as_bytes())) {
+        let defined = definitions.iter().any(|definition| source.name.is(definition.name.as_bytes()));
+        // One that was dropped goes even when another of its name is defined by now: that one waits for its place.
+        if here && (!defined || source.state() == SourceState::Dropped) {
             drop_source(shared, number, source);
         }
     }
