@@ -2,7 +2,8 @@
 
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::{Cluster, Stop};
-use pgrx_tests::wait;
+use pgrx_tests::{process, wait};
+use rustix::process::Signal;
 use serde_json::Value;
 use std::path::PathBuf;
 
@@ -142,5 +143,35 @@ fn a_stream_can_be_stopped_started_paused_rewound_and_dropped() -> Result<()> {
     ensure!(slots()? == "1");
     cluster.sql("select postern.drop_stream('shop to lines'); select postern.drop_source('shop')")?;
     wait::until("its slot is gone", || slots().is_ok_and(|slots| slots == "0"))?;
+    Ok(())
+}
+
+#[test]
+fn a_source_that_is_made_again_before_its_worker_has_ended_runs() -> Result<()> {
+    let cluster = start("stream-again", &[])?;
+    cluster.sql("create table t (id int primary key)")?;
+    to_file(&cluster, "{}")?;
+    let worker = cluster.sql("select worker_pid from postern.sources")?.parse()?;
+    process::signal_pid(worker, Signal::STOP)?;
+    cluster.sql(
+        "select postern.drop_stream('shop to lines'); select postern.drop_source('shop');
+         select postern.drop_sink('lines')",
+    )?;
+    wait::until("it is seen that it was dropped", || {
+        cluster.sql("select state from postern.running_sources()").is_ok_and(|state| state == "dropped")
+    })?;
+    cluster.sql("select postern.create_source('shop')")?;
+    process::signal_pid(worker, Signal::CONT)?;
+    let path = file(&cluster, "again.jsonl");
+    cluster.sql(&format!(
+        "select postern.create_sink('lines', 'file', '{{\"path\":\"{}\"}}');
+         select postern.create_stream('shop to lines', 'shop', 'lines')",
+        path.display()
+    ))?;
+    running(&cluster, "shop to lines")?;
+    cluster.sql("insert into t values (7)")?;
+    delivered(&cluster)?;
+    let events = events(&path)?;
+    ensure!(events.len() == 1 && events[0]["Columns"]["id"] == 7, "{events:?}");
     Ok(())
 }

@@ -49,7 +49,7 @@ fn look(shared: Shared, database: u32) {
     for (number, source) in shared.sources_in_use() {
         let here = source.database.load(Relaxed) == database;
         let defined = definitions.iter().any(|definition| source.name.is(definition.name.as_bytes()));
-        // Another one of the same name may be defined already.
+        // One that was dropped goes even when another of its name is defined by now: that one waits for its place.
         if here && (!defined || source.state() == SourceState::Dropped) {
             drop_source(shared, number, source);
         }
