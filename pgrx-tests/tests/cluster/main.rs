@@ -29,6 +29,7 @@ mod replication;
 mod rig;
 mod state;
 mod stream;
+mod stream_http;
 mod stream_kafka;
 mod threads;
 mod tls;
