@@ -12,7 +12,8 @@ use std::time::Duration;
 pub const BANNER: Kind = 1;
 pub const AGENT: Kind = 2;
 pub const HTTP: Kind = 3;
-pub const STREAM: Kind = 4;
+/// 4 and 5 are the pooler's, whose listeners are in the same view.
+pub const STREAM: Kind = 6;
 
 /// How a kind is called in views and metrics.
 pub fn kind_name(kind: Kind) -> &'static str {
