@@ -49,6 +49,8 @@ pub fn unavailable() -> Option<String> {
 pub struct Options {
     /// `message.max.bytes`, of a batch of records; Kafka's own is 1,048,588.
     pub message_max_bytes: Option<u32>,
+    /// A free one if none is given.
+    pub port: Option<u16>,
     /// Any other settings of the broker; the last word wins.
     pub more: Vec<(String, String)>,
 }
@@ -141,7 +143,7 @@ impl Broker {
         installation::run(Command::new("cp").arg("-a").arg(&distribution.formatted).arg(&data))?;
         let broker = Self {
             name: name.to_owned(),
-            port: ports::free()?,
+            port: options.port.map_or_else(ports::free, Ok)?,
             controller_port: ports::free()?,
             distribution,
             directory,

@@ -6,6 +6,7 @@ mod nodes;
 mod notifying;
 mod pooling;
 mod screen;
+mod streaming;
 mod writer;
 
 use anyhow::{Result, ensure};
@@ -57,7 +58,9 @@ fn run(once: bool) -> Result<()> {
     answers(&nodes)?;
     pooling::show_pooling(&nodes)?;
     notifying::show_notifications(&nodes)?;
+    let broker = streaming::show_streams(&nodes)?;
     fail_over_and_back(&nodes, &haproxy)?;
+    streaming::show_after_failover(&nodes, broker.as_ref())?;
     how_to_connect();
     for node in [&nodes.primary, &nodes.standby] {
         let name = &node.name;
@@ -74,7 +77,9 @@ fn run(once: bool) -> Result<()> {
         println!("\nstopping");
     }
     drop(haproxy);
-    nodes.stop()
+    nodes.stop()?;
+    drop(broker);
+    Ok(())
 }
 
 /// What each part answers.
@@ -162,6 +167,7 @@ fn how_to_connect() {
   node1, through its pooler      psql postgresql://app:app@127.0.0.1:6432/shop
   node2, through its pooler      psql postgresql://app:app@127.0.0.1:6442/shop
   node1, listen-only             psql postgresql://app:app@127.0.0.1:6433/shop    then: LISTEN demo;
+  the events of shop in Kafka    kcat -C -b 127.0.0.1:9092 -t shop    while you write to orders
   the pooler's console           psql postgresql://postgres:postgres@127.0.0.1:6432/postern -c 'SHOW POOLS'
   node1 (primary)                psql postgresql://app:app@127.0.0.1:5500/shop
   node2 (standby)                psql postgresql://app:app@127.0.0.1:5501/shop

@@ -95,6 +95,8 @@ fn settle(node: &Cluster) -> Result<()> {
     node.set("listen_addresses", "localhost")?;
     node.set("fsync", "on")?;
     node.set("max_connections", "120")?;
+    node.set("wal_level", "logical")?;
+    node.set("max_worker_processes", "16")?;
     node.set("postern.status_listen", &format!("localhost:{}", node.banner_port))?;
     node.set("postern.http_listen", &format!("localhost:{}", node.http_port))?;
     node.set("postern.pooler_listen", &format!("localhost:{}", node.pooler_port))?;
@@ -111,7 +113,7 @@ fn set_upstream(node: &Cluster, of: &Cluster) -> Result<()> {
 
 /// The demo's ports are promised, so a taken one is said before anything is built or started.
 pub fn ports_are_free() -> Result<()> {
-    for port in [5400, 5401, 5480, 5481, 5490, 5491, 5500, 5501, 5999, 6432, 6433, 6442, 6443] {
+    for port in [5400, 5401, 5480, 5481, 5490, 5491, 5500, 5501, 5999, 6432, 6433, 6442, 6443, 9092] {
         ensure!(!INTERRUPTED.load(Ordering::SeqCst), "interrupted");
         std::net::TcpListener::bind(("127.0.0.1", port))
             .with_context(|| format!("the demo needs port {port}; what uses it now must end first"))?;
