@@ -18,7 +18,8 @@ pub fn run(bench: &Bench) -> Result<()> {
 fn flat(bench: &Bench, kind: &str, options: &str) -> Result<()> {
     let events = bench.options.events;
     let step = (events / 10).max(ROWS);
-    bench.server.sql("TRUNCATE bench; SELECT pg_create_logical_replication_slot('memory', 'pgoutput')")?;
+    bench.server.sql("TRUNCATE bench")?;
+    bench.server.sql("SELECT pg_create_logical_replication_slot('memory', 'pgoutput')")?;
     bench.stream("memory", kind, options)?;
     let pid = wait::for_value("the worker runs", || {
         let running = "SELECT worker_pid FROM postern.sources WHERE state = 'streaming'";
