@@ -340,8 +340,11 @@ struct Intake {
     news: bool,
     /// The engine was told of everything before this.
     progress: Lsn,
-    /// From the first to the last change for which there was no publication.
+    /// From the first to the last change of a time without a publication.
     unpublished: Option<(Lsn, Lsn)>,
+    /// That time is over, and it has been stated.
+    published_again: bool,
+    stated: bool,
     limit: Limit,
 }
 
@@ -404,6 +407,7 @@ struct Shares(Rc<RefCell<Intake>>);
 impl Receiver for Shares {
     fn message(&mut self, transaction: Replayed, lsn: Lsn, data: &[u8]) {
         let mut intake = self.0.borrow_mut();
+        intake.published_again = true;
         if intake.told != Some(transaction) {
             intake.told = Some(transaction);
             let Replayed { commit_end, commit_time, xid } = transaction;
@@ -423,8 +427,11 @@ impl Receiver for Shares {
 
     fn unpublished(&mut self, lsn: Lsn) {
         let mut intake = self.0.borrow_mut();
-        let (first, _) = intake.unpublished.unwrap_or((lsn, lsn));
+        let another = intake.published_again && intake.stated;
+        let first = intake.unpublished.filter(|_| !another).map_or(lsn, |(first, _)| first);
         intake.unpublished = Some((first, lsn));
+        intake.published_again = false;
+        intake.stated = false;
     }
 
     fn commit(&mut self, transaction: Replayed) {
@@ -500,6 +507,8 @@ impl Work {
             news: false,
             progress: Lsn(0),
             unpublished: None,
+            published_again: false,
+            stated: false,
             limit: Limit::new(&prepared.record.slot, &options),
         };
         Self {
@@ -726,13 +735,14 @@ impl Work {
     /// States which changes were not published, when there was no publication while they were made.
     fn state_missed(&mut self) {
         let missed = self.intake.borrow().unpublished;
+        self.intake.borrow_mut().stated = true;
         let Some((first, last)) = missed.filter(|_| missed != self.missed) else { return };
         let name = &self.prepared.publication;
         let text = format!(
             "there was no publication \"{name}\" from {first} to {last}: changes then were not published"
         );
-        if self.missed.is_none() {
-            self.gap_before = self.prepared.record.gap.take();
+        if self.missed.is_none_or(|(known, _)| known != first) {
+            self.gap_before = self.prepared.record.gap.clone();
             self.source.errors.fetch_add(1, Relaxed);
             warning!("postern: source \"{}\": {text}", self.definition.name);
         }
