@@ -132,14 +132,7 @@ fn the_port_opens_and_closes_on_reload_and_lets_in_whom_the_other_ports_do() -> 
     wait::until("the port is closed", || probe::code(port, "/health") == 0)?;
     assert_eq!(listens()?, "0");
     assert_eq!(probe::code(cluster.http_port, "/health"), 200, "the others stay");
-    // It alone keeps the worker sampling.
-    cluster
-        .set("postern.http_listen", "")?
-        .set("postern.status_listen", "")?
-        .set("postern.agent_listen", "")?
-        .set("postern.stream_listen", &format!("127.0.0.1:{port}"))?
-        .reload()?;
-    wait::until("the port is open", || probe::code(port, "/health") == 200)
+    Ok(())
 }
 
 #[test]
@@ -194,6 +187,39 @@ fn the_status_ports_metrics_have_sources_and_streams_and_promtool_accepts_them()
     }
     assert!(page.body.contains(&format!("postern_stream_up{{{stream}}} 1")), "{}", page.body);
     only_the_old_names_displease_promtool(&page.body)
+}
+
+#[test]
+fn lag_grows_while_a_stream_is_stopped_and_no_other_port_is_open() -> Result<()> {
+    let (cluster, port) = with_port("stream-http-lag")?;
+    cluster.sql("create table t (v text)")?;
+    to_file(&cluster, "{}")?;
+    for other in ["postern.http_listen", "postern.status_listen", "postern.agent_listen"] {
+        cluster.set(other, "")?;
+    }
+    cluster.reload()?;
+    wait::until("the others are closed", || probe::code(cluster.http_port, "/health") == 0)?;
+    let lag = || -> Option<f64> {
+        let text = probe::get(port, "/metrics").ok()?.body;
+        text.lines()
+            .find(|line| line.starts_with("postern_stream_lag_bytes{"))?
+            .rsplit(' ')
+            .next()?
+            .parse()
+            .ok()
+    };
+    wait::until("it keeps up", || lag().is_some_and(|lag| lag < 1e6))?;
+    cluster.sql("select postern.stop_stream('shop to lines')")?;
+    wait::until("its worker has gone", || {
+        cluster.sql("select coalesce(worker_pid, 0) from postern.sources").is_ok_and(|pid| pid == "0")
+    })?;
+    assert_eq!(probe::code(port, "/status"), 200, "what is not to run is not ill");
+    cluster.sql("insert into t select repeat('x', 1000) from generate_series(1, 2000)")?;
+    wait::until("lag is seen", || lag().is_some_and(|lag| lag > 2e6))
+        .with_context(|| format!("{:?}", lag()))?;
+    cluster.sql("select postern.start_stream('shop to lines')")?;
+    delivered(&cluster)?;
+    wait::until("it has caught up", || lag().is_some_and(|lag| lag < 1e6))
 }
 
 /// Their names are as they are; the text around them is right.
