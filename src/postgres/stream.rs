@@ -3,7 +3,11 @@
 //!
 //! - `launcher`: starts the other workers, and starts them again
 //! - `scout`: reads the definitions of one database
-//! - `worker`: a source: decodes, and has its engine deliver
+//! - `worker`: a source's process, from its start to its end
+//! - `prepare`: the publication and the slot
+//! - `work`: decodes, confirms, writes down
+//! - `intake`: takes what is decoded
+//! - `feeds`: what the engine is given
 //! - `snapshot`: what is there before a stream begins
 //! - `consumer`: a source that is not this server's WAL
 //! - `catalog`: the definitions and positions as tables
@@ -14,9 +18,13 @@
 mod catalog;
 mod consumer;
 mod decoding;
+mod feeds;
 mod functions;
+mod intake;
 pub(super) mod launcher;
 mod limit;
+mod prepare;
 mod scout;
 mod snapshot;
+mod work;
 mod worker;

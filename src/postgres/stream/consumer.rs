@@ -4,8 +4,9 @@
 use super::super::signals;
 use super::super::worker::{Latch, cancels_nothing};
 use super::catalog::{self, SourceDefinition, Wanted};
+use super::feeds::{Lines, feed};
 use super::launcher::now;
-use super::worker::{End, LINES, Lines, feed, said, wait, write};
+use super::worker::{End, LINES, said, wait, write};
 use crate::stream::engine::consumer::{Consumer, Shared as Consumers};
 use crate::stream::engine::{Outcome, StreamReport};
 use crate::stream::shared::{Shared, Source, SourceState};

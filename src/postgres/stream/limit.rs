@@ -4,7 +4,7 @@
 use super::catalog::SourceRecord;
 use super::decoding;
 use super::launcher::now;
-use super::worker::record_source;
+use super::prepare::record_source;
 use crate::stream::definition::{AtLimit, PostgresSource};
 use crate::stream::shared::Source;
 use pgrx::bgworkers::BackgroundWorker;

@@ -3,7 +3,7 @@
 
 use super::super::{shim, shmem};
 use super::catalog::{self, SourceDefinition, Wanted};
-use super::{consumer, decoding, launcher, limit, worker};
+use super::{consumer, decoding, launcher, limit, prepare, worker};
 use crate::stream::definition::{AtLimit, PostgresSource};
 use crate::stream::shared::{Shared, Source, SourceState, StreamState};
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
@@ -160,7 +160,7 @@ fn limit_wal(source: &'static Source, definition: &SourceDefinition, options: &P
         return limit::say(source, &error, true);
     }
     if decoding::slot(&state.slot).is_some_and(|slot| slot.active_pid == 0) {
-        match limit::drop_slot(source, &mut state.clone(), &error, &worker::delivered(definition)) {
+        match limit::drop_slot(source, &mut state.clone(), &error, &prepare::delivered(definition)) {
             Ok(error) | Err(error) => source.error.set(&error),
         }
         source.error_at.store(launcher::now(), Relaxed);

@@ -2,10 +2,20 @@
 //! its rows go to the engine as inserts. Changes of a table up to its snapshot are left out afterwards. A table that is delivered is
 //! written down, so what is interrupted goes on with the next one. A stream worker's main thread.
 
+use super::super::worker::cancels_nothing;
+use super::catalog::{self, SnapshotTable};
 use super::decoding;
+use super::feeds::Lines;
+use super::prepare::record_source;
+use super::work::Work;
+use super::worker::{BUSY, wait, write};
+use crate::stream::buffer::Record;
 use crate::stream::position::Lsn;
+use crate::stream::shared::SourceState;
+use pgrx::bgworkers::BackgroundWorker;
 use pgrx::prelude::*;
 use pgrx::spi::SpiError;
+use std::panic::AssertUnwindSafe;
 
 /// The schema of the extension, whose tables a publication for all tables has too: they are nobody's changes.
 const OWN_SCHEMA: &str = "postern";
@@ -153,5 +163,94 @@ impl Table {
             decoding::drop_slot(slot);
             lsn
         }
+    }
+}
+
+impl Work {
+    /// Delivers what is there already, if that is wanted and not done.
+    pub(super) fn snapshot(&mut self, slot: &str) -> Result<(), String> {
+        let source = self.definition.name.clone();
+        let failed = |what: &str| {
+            let what = what.to_owned();
+            move |error| format!("could not {what} its snapshot's tables: {error}")
+        };
+        let load = || catalog::snapshot_tables(&source);
+        let mut done = BackgroundWorker::transaction(AssertUnwindSafe(load)).map_err(failed("read"))?;
+        if !self.prepared.record.snapshot_done {
+            self.source.set_state(SourceState::Snapshot);
+            let publication = self.prepared.publication.clone();
+            let find = || tables(&publication);
+            let tables = BackgroundWorker::transaction(AssertUnwindSafe(find)).map_err(failed("find"))?;
+            let begun = self.engines.report().snapshots;
+            let mut copied = 0;
+            for table in tables {
+                let known = done.iter().position(|one| one.relation == table.oid);
+                if known.is_some_and(|index| done[index].delivered) {
+                    continue;
+                }
+                log!(
+                    "postern: source \"{source}\": snapshot of table \"{}\".\"{}\"",
+                    table.schema,
+                    table.name
+                );
+                if known.is_none() {
+                    write(|| catalog::begin_snapshot_table(&source, table.oid))
+                        .map_err(failed("write down"))?;
+                }
+                let seen = self.copy(&table, slot);
+                // Some of its rows may have come before: what has happened to them since is told too.
+                let lsn = known.map_or(seen, |index| done[index].lsn);
+                copied += 1;
+                if !self.wait_for_snapshots(begun + copied) {
+                    return Ok(());
+                }
+                write(|| catalog::end_snapshot_table(&source, table.oid, lsn))
+                    .map_err(failed("write down"))?;
+                done.retain(|one| one.relation != table.oid);
+                done.push(SnapshotTable { relation: table.oid, lsn, delivered: true });
+            }
+            self.prepared.record.snapshot_done = true;
+            record_source(&source, &self.prepared.record)
+                .map_err(|_| "could not write down its snapshot".to_owned())?;
+            log!("postern: source \"{source}\": the snapshot is delivered");
+        }
+        let mut intake = self.intake.borrow_mut();
+        for SnapshotTable { relation, lsn, .. } in done {
+            intake.push(&Record::Floor { relation, lsn });
+        }
+        Ok(())
+    }
+
+    /// Waits until so many tables are delivered to every stream; false when it is over before. A stream whose sink has failed holds it up
+    /// until that is made again, with a new worker, or somebody sees to it.
+    fn wait_for_snapshots(&self, tables: u64) -> bool {
+        loop {
+            if self.intake.borrow_mut().is_over() {
+                return false;
+            }
+            let report = self.engines.report();
+            if report.snapshots >= tables && !report.lost_one {
+                return true;
+            }
+            wait(BUSY);
+            cancels_nothing();
+            check_for_interrupts!();
+            self.lines.write(&self.definition.name);
+        }
+    }
+
+    fn copy(&self, table: &Table, slot: &str) -> Lsn {
+        // A name that no slot has: a slot's has at most 63 bytes.
+        let slot = format!("{}_snapshot", &slot[..slot.len().min(54)]);
+        let intake = &self.intake;
+        let lsn = table.copy(
+            &slot,
+            |lsn| intake.borrow_mut().push(&Record::Snapshot { lsn }),
+            |message| intake.borrow_mut().push(&Record::Message { lsn: Lsn(0), data: message }),
+        );
+        let mut intake = self.intake.borrow_mut();
+        intake.push(&Record::Commit { commit_end: lsn });
+        intake.hand_over();
+        lsn
     }
 }

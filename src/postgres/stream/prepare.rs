@@ -1,0 +1,134 @@
+//! What decoding begins with: the publication and the slot, made where they are missing, and what is said when the slot is lost. A stream
+//! worker's main thread.
+
+use super::catalog::{self, SourceDefinition, SourceRecord};
+use super::decoding;
+use super::launcher::now;
+use super::worker::{End, write};
+use crate::stream::definition::{LostSlot, PostgresSource};
+use crate::stream::shared::Source;
+use pgrx::bgworkers::BackgroundWorker;
+use pgrx::prelude::*;
+use std::sync::atomic::Ordering::*;
+
+/// What decoding begins with.
+pub(super) struct Prepared {
+    pub record: SourceRecord,
+    pub publication: String,
+}
+
+/// Makes what is missing: the publication, then the slot, in this order, or the decoder would not know the publication.
+pub(super) fn prepare(
+    source: &'static Source,
+    definition: &SourceDefinition,
+    options: &PostgresSource,
+) -> Result<Prepared, End> {
+    let publication = options.publication_name(&definition.name);
+    let made = BackgroundWorker::transaction(|| make_publication(&publication, options));
+    match made {
+        Ok(true) => log!("postern: made publication \"{publication}\" for source \"{}\"", definition.name),
+        Ok(false) => {}
+        Err(error) => {
+            return Err(End::Failed(format!("could not make publication \"{publication}\": {error}")));
+        }
+    }
+    let database = source.database.load(Relaxed);
+    let slot = match &definition.state {
+        Some(state) if options.slot.as_ref().is_none_or(|slot| *slot == state.slot) => state.slot.clone(),
+        _ => options.slot_name(&definition.name, database),
+    };
+    source.slot.set(slot.as_bytes());
+    let known = definition.state.clone().filter(|state| state.slot == slot);
+    let mut lost = None;
+    if let Some(found) = decoding::slot(&slot) {
+        if !found.logical || found.plugin != "pgoutput" {
+            return Err(End::Blocked(format!("replication slot \"{slot}\" is not one of pgoutput")));
+        }
+        if found.database != database {
+            return Err(End::Blocked(format!("replication slot \"{slot}\" is of another database")));
+        }
+        if !found.invalidated {
+            let record = known.unwrap_or(SourceRecord {
+                slot: slot.clone(),
+                made_slot: false,
+                begins: found.confirmed,
+                snapshot_done: !options.snapshot,
+                gap: None,
+            });
+            source.owns_slot.store(u32::from(record.made_slot), Relaxed);
+            record_source(&definition.name, &record).map_err(End::Failed)?;
+            return Ok(Prepared { record, publication });
+        }
+        lost = Some(format!(
+            "replication slot \"{slot}\" was invalidated: WAL that it needed was removed (max_slot_wal_keep_size)"
+        ));
+    } else if known.is_some() {
+        lost = Some(format!("replication slot \"{slot}\" is gone"));
+    }
+    let mut gap = known.as_ref().and_then(|known| known.gap.clone());
+    if let Some(lost) = &lost {
+        if options.lost_slot == LostSlot::Stop {
+            return Err(End::Blocked(format!(
+                "{lost}: changes since {} that were not delivered are lost; set the source's option \"lost_slot\" to \
+                 \"continue\" to go on from now",
+                delivered(definition)
+            )));
+        }
+        if decoding::slot(&slot).is_some() {
+            BackgroundWorker::transaction(|| decoding::drop_slot(&slot));
+        }
+    }
+    source.error.set(&format!(
+        "replication slot \"{slot}\" begins when transactions that are running now have ended"
+    ));
+    source.error_at.store(now(), Relaxed);
+    let begins = BackgroundWorker::transaction(|| decoding::create_slot(&slot, options.failover));
+    source.error.set("");
+    if let Some(lost) = lost {
+        let stated = format!("{lost}; changes from {} to {begins} are lost", delivered(definition));
+        log!("postern: source \"{}\": {stated}", definition.name);
+        source.gap.set(&stated);
+        gap = Some(stated);
+    }
+    log!("postern: made replication slot \"{slot}\" for source \"{}\"", definition.name);
+    source.owns_slot.store(1, Relaxed);
+    let record = SourceRecord { slot, made_slot: true, begins, snapshot_done: !options.snapshot, gap };
+    record_source(&definition.name, &record).map_err(End::Failed)?;
+    Ok(Prepared { record, publication })
+}
+
+/// The least that any of its streams has.
+pub(super) fn delivered(definition: &SourceDefinition) -> String {
+    let least = definition.streams.iter().filter_map(|stream| stream.position).map(|at| at.delivered).min();
+    least.map_or_else(|| "the beginning".to_owned(), |lsn| lsn.to_string())
+}
+
+/// Or why not.
+pub(super) fn record_source(source: &str, record: &SourceRecord) -> Result<(), String> {
+    write(|| catalog::record_source(source, record))
+        .map_err(|error| format!("could not write down its slot: {error}"))
+}
+
+/// Whether there was none.
+fn make_publication(name: &str, options: &PostgresSource) -> Result<bool, pgrx::spi::Error> {
+    let found = Spi::get_one_with_args::<bool>(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = $1)",
+        &[name.into()],
+    )?;
+    if found == Some(true) {
+        return Ok(false);
+    }
+    let tables = if options.tables.is_empty() {
+        "FOR ALL TABLES".to_owned()
+    } else {
+        format!("FOR TABLE {}", options.tables.join(", "))
+    };
+    // The operator's tables need not be qualified.
+    Spi::run("SET LOCAL search_path = pg_catalog, public")?;
+    Spi::run(&format!("CREATE PUBLICATION {} {tables}", quoted(name)))?;
+    Ok(true)
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
