@@ -50,7 +50,8 @@ pub(super) fn prepare(
         if !found.invalidated {
             let record = known.unwrap_or(SourceRecord {
                 slot: slot.clone(),
-                made_slot: false,
+                // One of our own name is left of a source that was dropped a moment ago.
+                made_slot: options.slot.is_none(),
                 begins: found.confirmed,
                 snapshot_done: !options.snapshot,
                 gap: None,
