@@ -413,7 +413,7 @@ CREATE TABLE postern.stream_positions (
 -- interrupted that is before its first row was read: who has seen that row must hear that it was deleted.
 CREATE TABLE postern.source_states (
     source text PRIMARY KEY REFERENCES postern.source_definitions ON DELETE CASCADE,
-    slot name NOT NULL,
+    slot name NOT NULL UNIQUE,
     made_slot boolean NOT NULL,
     begins pg_lsn NOT NULL,
     snapshot_done boolean NOT NULL DEFAULT false,
@@ -655,7 +655,7 @@ BEGIN
     IF NOT EXISTS (SELECT FROM postern.source_definitions d WHERE d.name = rewind_source.name) THEN
         RAISE undefined_object USING MESSAGE = format('source "%s" does not exist', name);
     END IF;
-    FOR its IN SELECT d.name FROM postern.stream_definitions d WHERE d.source = rewind_source.name LOOP
+    FOR its IN SELECT d.name FROM postern.stream_definitions d WHERE d.source = rewind_source.name ORDER BY d.name LOOP
         PERFORM postern.rewind_stream(its, lsn);
         rewound := rewound + 1;
     END LOOP;
@@ -924,6 +924,7 @@ GRANT SELECT ON ALL TABLES IN SCHEMA postern TO pg_monitor;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA postern TO pg_monitor;
 REVOKE EXECUTE ON FUNCTION
     postern.pause, postern.resume, postern.reconnect, postern.disconnect_idle, postern.kill,
+    postern.check_source, postern.check_sink,
     postern.create_source, postern.create_sink, postern.create_stream,
     postern.alter_source, postern.alter_sink, postern.alter_stream,
     postern.drop_source, postern.drop_sink, postern.drop_stream, postern.switch_streams,
@@ -933,6 +934,6 @@ REVOKE EXECUTE ON FUNCTION
     postern.rewind_source, postern.rewind_stream
 FROM pg_monitor;
 -- They hold secrets.
-REVOKE SELECT ON postern.source_definitions, postern.sink_definitions FROM pg_monitor;
+REVOKE SELECT ON postern.source_definitions, postern.sink_definitions, postern.rejected_messages FROM pg_monitor;
 /* </end connected objects> */
 

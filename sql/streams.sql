@@ -44,7 +44,7 @@ CREATE TABLE postern.stream_positions (
 -- interrupted that is before its first row was read: who has seen that row must hear that it was deleted.
 CREATE TABLE postern.source_states (
     source text PRIMARY KEY REFERENCES postern.source_definitions ON DELETE CASCADE,
-    slot name NOT NULL,
+    slot name NOT NULL UNIQUE,
     made_slot boolean NOT NULL,
     begins pg_lsn NOT NULL,
     snapshot_done boolean NOT NULL DEFAULT false,
@@ -286,7 +286,7 @@ BEGIN
     IF NOT EXISTS (SELECT FROM postern.source_definitions d WHERE d.name = rewind_source.name) THEN
         RAISE undefined_object USING MESSAGE = format('source "%s" does not exist', name);
     END IF;
-    FOR its IN SELECT d.name FROM postern.stream_definitions d WHERE d.source = rewind_source.name LOOP
+    FOR its IN SELECT d.name FROM postern.stream_definitions d WHERE d.source = rewind_source.name ORDER BY d.name LOOP
         PERFORM postern.rewind_stream(its, lsn);
         rewound := rewound + 1;
     END LOOP;

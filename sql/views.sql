@@ -154,6 +154,7 @@ GRANT SELECT ON ALL TABLES IN SCHEMA postern TO pg_monitor;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA postern TO pg_monitor;
 REVOKE EXECUTE ON FUNCTION
     postern.pause, postern.resume, postern.reconnect, postern.disconnect_idle, postern.kill,
+    postern.check_source, postern.check_sink,
     postern.create_source, postern.create_sink, postern.create_stream,
     postern.alter_source, postern.alter_sink, postern.alter_stream,
     postern.drop_source, postern.drop_sink, postern.drop_stream, postern.switch_streams,
@@ -163,4 +164,4 @@ REVOKE EXECUTE ON FUNCTION
     postern.rewind_source, postern.rewind_stream
 FROM pg_monitor;
 -- They hold secrets.
-REVOKE SELECT ON postern.source_definitions, postern.sink_definitions FROM pg_monitor;
+REVOKE SELECT ON postern.source_definitions, postern.sink_definitions, postern.rejected_messages FROM pg_monitor;

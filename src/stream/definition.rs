@@ -143,14 +143,21 @@ impl PostgresSource {
                 let c = c.to_ascii_lowercase();
                 if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '_' }
             };
-            let name: String = source.chars().map(plain).take(40).collect();
-            format!("postern_{database}_{name}")
+            let name: String = source.chars().map(plain).take(32).collect();
+            // Two names that look alike in these letters must not share a slot.
+            let differs = if name == source { String::new() } else { format!("_{:08x}", digest(source)) };
+            format!("postern_{database}_{name}{differs}")
         })
     }
 
     pub fn publication_name(&self, source: &str) -> String {
         self.publication.clone().unwrap_or_else(|| format!("postern_{source}"))
     }
+}
+
+/// FNV-1a: the same in every version of Postern.
+fn digest(text: &str) -> u32 {
+    text.bytes().fold(0x811c_9dc5, |digest, byte| (digest ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 #[cfg(test)]
@@ -184,7 +191,11 @@ mod tests {
     #[test]
     fn a_slot_of_no_name_gets_one_that_the_server_takes() {
         let source = source("{}").unwrap();
-        assert_eq!(source.slot_name("Shop-Öl 1", 5), "postern_5_shop__l_1");
+        assert_eq!(source.slot_name("shop_1", 5), "postern_5_shop_1");
+        let odd = source.slot_name("Shop-Öl 1", 5);
+        assert!(odd.starts_with("postern_5_shop__l_1_") && odd.len() == 28, "{odd}");
+        assert_ne!(source.slot_name("Shop", 5), source.slot_name("shop", 5));
+        assert!(source.slot_name(&"x".repeat(63), u32::MAX).len() <= 63);
         assert_eq!(source.publication_name("Shop"), "postern_Shop");
     }
 }

@@ -155,8 +155,13 @@ impl Engine {
 
     /// Runs until it is stopped or cannot go on.
     pub fn run(mut self) {
-        let outcome = self.serve();
-        self.publish();
+        // A panic is said at once: main would wait for room for ever.
+        let served = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let outcome = self.serve();
+            self.publish();
+            outcome
+        }));
+        let outcome = served.unwrap_or_else(|_| Some(Outcome::Broken("its engine has panicked".to_owned())));
         if let Some(outcome) = outcome {
             self.shared.report.lock().outcome = Some(outcome);
             (self.shared.wake)();
@@ -271,6 +276,10 @@ impl Engine {
                 for relation in relations.iter() {
                     let ordinal = self.next();
                     self.event(&message, Some(relation), lsn, ordinal)?;
+                    // Who did not take this one must not be given the next.
+                    if self.shared.stops() {
+                        break;
+                    }
                 }
                 Ok(())
             }
@@ -345,8 +354,14 @@ impl Engine {
                 if begun.elapsed() >= HOLD_UP && fed(&self.feeds) > 1 {
                     self.feeds[index].leave_behind(&self.marks);
                 }
+                let mut another_is_well = false;
                 for other in (0..self.feeds.len()).filter(|other| *other != index) {
                     self.feeds[other].poll(Duration::ZERO);
+                    another_is_well |= self.feeds[other].wants_again();
+                }
+                // It does not wait for this one: the worker begins anew, with both.
+                if another_is_well && begun.elapsed() >= HOLD_UP {
+                    self.feeds[index].leave_behind(&self.marks);
                 }
                 Self::publish_of(&self.shared, &mut self.marks, &mut self.feeds, self.serial);
             }

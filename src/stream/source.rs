@@ -49,6 +49,15 @@ pub struct Place {
 }
 
 impl Received {
+    /// Bytes that it keeps, roughly.
+    pub fn size(&self) -> usize {
+        let (key, payload) = match self {
+            Self::Message(message) => (&message.key, &message.payload),
+            Self::Rejected(rejected) => (&rejected.key, &rejected.payload),
+        };
+        key.as_ref().map_or(0, Vec::len) + payload.len()
+    }
+
     pub fn serial(&self) -> u64 {
         match self {
             Self::Message(message) => message.serial,

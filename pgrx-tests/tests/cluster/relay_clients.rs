@@ -121,10 +121,12 @@ fn a_cancel_of_a_worker_harms_nobody() -> Result<()> {
     let cluster = with_pool("relay_cancel", 2, &[])?;
     let mut client = listener(&cluster, "postgres", "news")?;
     let front = cluster.front_pid()?;
-    let cancel =
-        "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE backend_type LIKE 'postern %'";
+    let workers =
+        "FROM pg_stat_activity WHERE backend_type IN ('postern pooler', 'postern relay', 'postern launcher')";
+    let there = || cluster.sql(&format!("SELECT count(*) {workers}"));
+    wait::until("all three are there", || there().is_ok_and(|there| there == "3"))?;
     for _ in 0..3 {
-        assert_eq!(cluster.sql(cancel)?, "2");
+        assert_eq!(cluster.sql(&format!("SELECT count(pg_cancel_backend(pid)) {workers}"))?, "3");
         cluster.sql("NOTIFY news, 'still'")?;
         client.next(1)?;
     }

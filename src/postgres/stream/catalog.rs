@@ -61,11 +61,39 @@ pub(super) struct SourceRecord {
     pub gap: Option<String>,
 }
 
-/// Whether this database has the tables.
+/// Whether this database has the tables, and they are the extension's: what else has their names is somebody's who wants to be read by a
+/// superuser.
 pub(super) fn is_here() -> bool {
-    let found =
-        Spi::get_one::<bool>("SELECT pg_catalog.to_regclass('postern.source_definitions') IS NOT NULL");
+    let found = Spi::get_one::<bool>(
+        "SELECT count(*) = 4
+         FROM pg_catalog.pg_class c
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace AND n.nspname = 'postern'
+         JOIN pg_catalog.pg_depend d
+            ON d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid AND d.deptype = 'e'
+         JOIN pg_catalog.pg_extension e
+            ON d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass AND d.refobjid = e.oid AND e.extname = 'postern'
+         WHERE c.relkind = 'r'
+            AND c.relname IN ('source_definitions', 'sink_definitions', 'stream_definitions', 'stream_positions')",
+    );
     matches!(found, Ok(Some(true)))
+}
+
+/// Slots of this database that Postern made and that no source has any more.
+///
+/// # Errors
+/// As SPI's.
+pub(super) fn orphans(prefix: &str) -> Result<Vec<String>, SpiError> {
+    Spi::connect(|client| {
+        let rows = client.select(
+            "SELECT r.slot_name::text FROM pg_catalog.pg_replication_slots r
+             WHERE r.database = pg_catalog.current_database() AND NOT r.active AND NOT r.temporary AND r.plugin = 'pgoutput'
+                AND pg_catalog.starts_with(r.slot_name::text, $1)
+                AND NOT EXISTS (SELECT FROM postern.source_states s WHERE s.slot = r.slot_name)",
+            None,
+            &[prefix.into()],
+        )?;
+        rows.map(|row| Ok(row.get::<String>(1)?.unwrap_or_default())).collect()
+    })
 }
 
 /// Every source.
@@ -232,6 +260,30 @@ pub(super) fn end_snapshot_table(source: &str, relation: u32, lsn: Lsn) -> Resul
         "UPDATE postern.snapshot_tables SET lsn = $3::pg_lsn, delivered = true WHERE source = $1 AND relation = $2",
         &[source.into(), pg_sys::Oid::from(relation).into(), lsn.to_string().into()],
     )
+}
+
+/// Another source that has this slot.
+///
+/// # Errors
+/// As SPI's.
+pub(super) fn owner_of_slot(slot: &str, source: &str) -> Result<Option<String>, SpiError> {
+    Spi::connect(|client| {
+        let mut rows = client.select(
+            "SELECT source FROM postern.source_states WHERE slot = $1::name AND source <> $2",
+            None,
+            &[slot.into(), source.into()],
+        )?;
+        rows.next().map_or(Ok(None), |row| row.get(1))
+    })
+}
+
+/// A new slot's snapshot begins with the first table.
+///
+/// # Errors
+/// As SPI's.
+pub(super) fn forget_snapshot(source: &str) -> Result<(), SpiError> {
+    decoding::hide_transaction(true);
+    Spi::run_with_args("DELETE FROM postern.snapshot_tables WHERE source = $1", &[source.into()])
 }
 
 /// Writes down what was made for a source.

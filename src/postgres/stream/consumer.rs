@@ -58,7 +58,7 @@ pub(super) fn serve(
             // SAFETY: set for every process of the server.
             let latch = Latch(unsafe { pg_sys::MyLatch });
             let consumers = Arc::new(Consumers::new(move || latch.set()));
-            let consumer = Consumer::new(Arc::clone(&consumers), made, streams);
+            let consumer = Consumer::new(Arc::clone(&consumers), made, streams, size);
             let thread = std::thread::Builder::new().name("postern stream".to_owned());
             match thread.spawn(move || consumer.run()) {
                 Ok(thread) => Ok((consumers, thread)),

@@ -24,6 +24,7 @@
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
+#include "parser/parser.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "replication/decode.h"
@@ -543,7 +544,7 @@ postern_copy_rows(const char *query, void (*row) (void *context, int columns, co
 			{
 				char	   *value = SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, column + 1);
 
-				values[column] = value ? pg_server_to_any(value, strlen(value), PG_UTF8) : NULL;
+				values[column] = value ? pg_server_to_client(value, strlen(value)) : NULL;
 			}
 			row(context, columns, values);
 			MemoryContextSwitchTo(before);
@@ -554,6 +555,13 @@ postern_copy_rows(const char *query, void (*row) (void *context, int columns, co
 	}
 	SPI_cursor_close(portal);
 	MemoryContextDelete(rows);
+}
+
+/* Whether a text is one statement, and nothing behind it. */
+bool
+postern_is_one_statement(const char *text)
+{
+	return list_length(raw_parser(text, RAW_PARSE_DEFAULT)) == 1;
 }
 
 /* Tells the worker of a type that is not built in, as for a change. */

@@ -50,6 +50,7 @@ guarded! {
     );
     fn postern_tell_type(type_oid: u32);
     fn postern_repeatable_read();
+    fn postern_is_one_statement(text: *const c_char) -> bool;
     fn postern_hide_transaction(hide: bool);
     fn postern_databases(
         found: unsafe extern "C-unwind" fn(*mut c_void, u32, *const c_char),
@@ -151,6 +152,15 @@ pub(super) fn copy_rows(query: &str, mut row: impl FnMut(&[Option<&[u8]>])) {
     let mut context = Row { row: &mut row };
     // SAFETY: a terminated query, and `call` takes what it is given.
     unsafe { postern_copy_rows(query.as_ptr(), call, (&raw mut context).cast()) }
+}
+
+/// Whether a text is one statement of SQL, with nothing behind it. Raises the parser's own errors.
+pub(super) fn is_one_statement(text: &str) -> bool {
+    // A zero byte ends nothing: there is none in what came from the server.
+    CString::new(text).is_ok_and(|text| {
+        // SAFETY: a terminated text, in a transaction.
+        unsafe { postern_is_one_statement(text.as_ptr()) }
+    })
 }
 
 /// The receiver hears what a type is that is not built in.

@@ -9,6 +9,7 @@ use crate::stream::definition::{LostSlot, PostgresSource};
 use crate::stream::shared::Source;
 use pgrx::bgworkers::BackgroundWorker;
 use pgrx::prelude::*;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering::*;
 
 /// What decoding begins with.
@@ -37,9 +38,21 @@ pub(super) fn prepare(
         Some(state) if options.slot.as_ref().is_none_or(|slot| *slot == state.slot) => state.slot.clone(),
         _ => options.slot_name(&definition.name, database),
     };
+    let taken = || catalog::owner_of_slot(&slot, &definition.name);
+    match BackgroundWorker::transaction(AssertUnwindSafe(taken)) {
+        Ok(None) => {}
+        Ok(Some(other)) => {
+            return Err(End::Blocked(format!("replication slot \"{slot}\" is that of source \"{other}\"")));
+        }
+        Err(error) => return Err(End::Failed(format!("could not look for its slot: {error}"))),
+    }
     source.slot.set(slot.as_bytes());
     let known = definition.state.clone().filter(|state| state.slot == slot);
     let mut lost = None;
+    if let Some(before) = definition.state.as_ref().filter(|state| state.slot != slot) {
+        leave(before, database);
+        lost = Some(format!("replication slot \"{slot}\" takes the place of \"{}\"", before.slot));
+    }
     if let Some(found) = decoding::slot(&slot) {
         if !found.logical || found.plugin != "pgoutput" {
             return Err(End::Blocked(format!("replication slot \"{slot}\" is not one of pgoutput")));
@@ -48,14 +61,18 @@ pub(super) fn prepare(
             return Err(End::Blocked(format!("replication slot \"{slot}\" is of another database")));
         }
         if !found.invalidated {
+            let stated = lost.map(|lost| {
+                format!("{lost}; changes from {} to {} are lost", delivered(definition), found.confirmed)
+            });
             let record = known.unwrap_or(SourceRecord {
                 slot: slot.clone(),
                 // One of our own name is left of a source that was dropped a moment ago.
                 made_slot: options.slot.is_none(),
                 begins: found.confirmed,
                 snapshot_done: !options.snapshot,
-                gap: None,
+                gap: stated,
             });
+            source.gap.set(record.gap.as_deref().unwrap_or_default());
             source.owns_slot.store(u32::from(record.made_slot), Relaxed);
             record_source(&definition.name, &record).map_err(End::Failed)?;
             return Ok(Prepared { record, publication });
@@ -66,8 +83,10 @@ pub(super) fn prepare(
     } else if known.is_some() {
         lost = Some(format!("replication slot \"{slot}\" is gone"));
     }
-    let mut gap = known.as_ref().and_then(|known| known.gap.clone());
-    if let Some(lost) = &lost {
+    let mut gap = definition.state.as_ref().and_then(|known| known.gap.clone());
+    if let Some(lost) = &lost
+        && known.is_some()
+    {
         if options.lost_slot == LostSlot::Stop {
             return Err(End::Blocked(format!(
                 "{lost}: changes since {} that were not delivered are lost; set the source's option \"lost_slot\" to \
@@ -93,9 +112,20 @@ pub(super) fn prepare(
     }
     log!("postern: made replication slot \"{slot}\" for source \"{}\"", definition.name);
     source.owns_slot.store(1, Relaxed);
+    write(|| catalog::forget_snapshot(&definition.name))
+        .map_err(|error| End::Failed(format!("could not begin its snapshot: {error}")))?;
     let record = SourceRecord { slot, made_slot: true, begins, snapshot_done: !options.snapshot, gap };
     record_source(&definition.name, &record).map_err(End::Failed)?;
     Ok(Prepared { record, publication })
+}
+
+/// Another slot is used from now on: one that Postern has made goes.
+fn leave(before: &SourceRecord, database: u32) {
+    let found = decoding::slot(&before.slot).filter(|slot| slot.database == database && slot.active_pid == 0);
+    if before.made_slot && found.is_some() {
+        BackgroundWorker::transaction(|| decoding::drop_slot(&before.slot));
+        log!("postern: dropped replication slot \"{}\", in whose place there is another", before.slot);
+    }
 }
 
 /// The least that any of its streams has.
@@ -126,7 +156,15 @@ fn make_publication(name: &str, options: &PostgresSource) -> Result<bool, pgrx::
     };
     // The operator's tables need not be qualified.
     Spi::run("SET LOCAL search_path = pg_catalog, public")?;
-    Spi::run(&format!("CREATE PUBLICATION {} {tables}", quoted(name)))?;
+    let statement = format!("CREATE PUBLICATION {} {tables}", quoted(name));
+    if !decoding::is_one_statement(&statement) {
+        ereport!(
+            PgLogLevel::ERROR,
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            "option \"tables\" must be tables as SQL has them after FOR TABLE"
+        );
+    }
+    Spi::run(&statement)?;
     Ok(true)
 }
 

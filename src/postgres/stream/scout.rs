@@ -33,6 +33,7 @@ fn look(shared: Shared, database: u32) {
     unsafe {
         pg_sys::BackgroundWorkerInitializeConnectionByOid(pg_sys::Oid::from(database), pg_sys::InvalidOid, 0);
     }
+    BackgroundWorker::transaction(worker::speak_plainly);
     let definitions = BackgroundWorker::transaction(|| {
         if !catalog::is_here() {
             return Some(Vec::new());
@@ -58,6 +59,28 @@ fn look(shared: Shared, database: u32) {
     for definition in &definitions {
         note(shared, (database, &database_name), definition);
     }
+    drop_orphans(shared, database, &definitions);
+}
+
+/// Slots that were left when the server ended before they could be dropped with their sources.
+fn drop_orphans(shared: Shared, database: u32, definitions: &[SourceDefinition]) {
+    let prefix = format!("postern_{database}_");
+    let orphans = BackgroundWorker::transaction(|| match catalog::is_here() {
+        true => catalog::orphans(&prefix).unwrap_or_default(),
+        false => Vec::new(),
+    });
+    for slot in orphans {
+        let wanted = definitions.iter().any(|definition| {
+            PostgresSource::new(&definition.options)
+                .is_ok_and(|options| options.slot_name(&definition.name, database) == slot)
+        });
+        // A worker that has made it may not have written that down yet.
+        let known = shared.sources_in_use().any(|(_, source)| source.slot.is(slot.as_bytes()));
+        if !wanted && !known {
+            BackgroundWorker::transaction(|| decoding::drop_slot(&slot));
+            log!("postern: dropped replication slot \"{slot}\", which no source has any more");
+        }
+    }
 }
 
 /// A source that is no longer defined: its worker ends, then its slot goes, then its place is free.
@@ -78,6 +101,11 @@ fn drop_source(shared: Shared, number: usize, source: &'static Source) {
         && let Some(found) = decoding::slot(&slot)
     {
         if found.active_pid != 0 {
+            return;
+        }
+        if found.database != source.database.load(Relaxed) {
+            // A copy of a database has its definitions, and not its slots.
+            launcher::free(shared, number, source);
             return;
         }
         BackgroundWorker::transaction(|| decoding::drop_slot(&slot));
@@ -159,7 +187,8 @@ fn limit_wal(source: &'static Source, definition: &SourceDefinition, options: &P
     if options.at_limit == AtLimit::Keep {
         return limit::say(source, &error, true);
     }
-    if decoding::slot(&state.slot).is_some_and(|slot| slot.active_pid == 0) {
+    let database = source.database.load(Relaxed);
+    if decoding::slot(&state.slot).is_some_and(|slot| slot.active_pid == 0 && slot.database == database) {
         match limit::drop_slot(source, &mut state.clone(), &error, &prepare::delivered(definition)) {
             Ok(error) | Err(error) => source.error.set(&error),
         }

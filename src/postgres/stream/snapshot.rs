@@ -3,9 +3,10 @@
 //! written down, so what is interrupted goes on with the next one. A stream worker's main thread.
 
 use super::super::worker::cancels_nothing;
-use super::catalog::{self, SnapshotTable};
+use super::catalog::{self, SnapshotTable, Wanted};
 use super::decoding;
 use super::feeds::Lines;
+use super::launcher::now;
 use super::prepare::record_source;
 use super::work::Work;
 use super::worker::{BUSY, wait, write};
@@ -16,6 +17,7 @@ use pgrx::bgworkers::BackgroundWorker;
 use pgrx::prelude::*;
 use pgrx::spi::SpiError;
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// The schema of the extension, whose tables a publication for all tables has too: they are nobody's changes.
 const OWN_SCHEMA: &str = "postern";
@@ -28,6 +30,8 @@ pub(super) struct Table {
     pub name: String,
     /// `pg_class.relreplident`.
     identity: u8,
+    /// It has its rows in partitions, which are not read by themselves.
+    partitioned: bool,
     columns: Vec<Column>,
     /// The publication's WHERE.
     filter: Option<String>,
@@ -48,7 +52,7 @@ struct Column {
 pub(super) fn tables(publication: &str) -> Result<Vec<Table>, SpiError> {
     Spi::connect(|client| {
         let rows = client.select(
-            "SELECT c.oid, p.schemaname::text, p.tablename::text, c.relreplident::text, p.rowfilter,
+            "SELECT c.oid, p.schemaname::text, p.tablename::text, c.relreplident::text || c.relkind::text, p.rowfilter,
                     a.attname::text, a.atttypid, a.atttypmod,
                     c.relreplident = 'f' OR coalesce(a.attnum = ANY (i.indkey), false)
              FROM pg_catalog.pg_publication_tables p
@@ -72,6 +76,7 @@ pub(super) fn tables(publication: &str) -> Result<Vec<Table>, SpiError> {
                     schema: row.get(2)?.unwrap_or_default(),
                     name: row.get(3)?.unwrap_or_default(),
                     identity: identity.bytes().next().unwrap_or(b'd'),
+                    partitioned: identity.ends_with('p'),
                     columns: Vec::new(),
                     filter: row.get(5)?,
                 });
@@ -95,7 +100,10 @@ impl Table {
         let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
         let columns: Vec<_> = self.columns.iter().map(|column| quoted(&column.name)).collect();
         let filter = self.filter.as_ref().map_or_else(String::new, |filter| format!(" WHERE {filter}"));
-        format!("SELECT {} FROM {}.{}{filter}", columns.join(", "), quoted(&self.schema), quoted(&self.name))
+        // Who inherits is a table of its own.
+        let only = if self.partitioned { "" } else { "ONLY " };
+        let name = format!("{}.{}", quoted(&self.schema), quoted(&self.name));
+        format!("SELECT {} FROM {only}{name}{filter}", columns.join(", "))
     }
 
     /// As pgoutput describes it: PostgreSQL's documentation, "Logical Replication Message Formats", Relation.
@@ -178,6 +186,17 @@ impl Work {
         let mut done = BackgroundWorker::transaction(AssertUnwindSafe(load)).map_err(failed("read"))?;
         if !self.prepared.record.snapshot_done {
             self.source.set_state(SourceState::Snapshot);
+            if self.definition.streams.iter().any(|stream| stream.state != Wanted::Running) {
+                // Whoever is away would lack the rows, and the changes that are in them.
+                self.source.error.set("the snapshot begins when all streams of the source are to run");
+                self.source.error_at.store(now(), Relaxed);
+                while !self.intake.borrow_mut().is_over() {
+                    wait(1_000);
+                    cancels_nothing();
+                    check_for_interrupts!();
+                }
+                return Ok(());
+            }
             let publication = self.prepared.publication.clone();
             let find = || tables(&publication);
             let tables = BackgroundWorker::transaction(AssertUnwindSafe(find)).map_err(failed("find"))?;

@@ -115,32 +115,32 @@ impl Work {
 
     pub(super) fn run(mut self) -> End {
         let slot = self.prepared.record.slot.clone();
-        let messages = self.options.event.messages;
         let receiver = Box::new(Shares(Rc::clone(&self.intake)));
         decoding::receive(receiver);
         let confirmed = decoding::slot(&slot).map_or(self.prepared.record.begins, |slot| slot.confirmed);
         self.source.confirmed.store(confirmed.0, Relaxed);
-        let streams = match self.streams(confirmed) {
-            Ok(streams) => streams,
-            Err(end) => return end,
-        };
         let encoder = Encoder::new(self.event_options(), self.seed());
-        let engine = Engine::new(Arc::clone(&self.engines), encoder, streams, confirmed);
-        // Every signal is blocked before the thread exists.
+        // The sinks may start threads too: every signal is blocked before any exists.
         signals::block_all();
-        let thread =
-            std::thread::Builder::new().name("postern stream".to_owned()).spawn(move || engine.run());
+        let thread = self.streams(confirmed).and_then(|streams| {
+            let engine = Engine::new(Arc::clone(&self.engines), encoder, streams, confirmed);
+            let thread = std::thread::Builder::new().name("postern stream".to_owned());
+            thread
+                .spawn(move || engine.run())
+                .map_err(|error| End::Failed(format!("could not start its thread: {error}")))
+        });
         BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
         let thread = match thread {
             Ok(thread) => thread,
-            Err(error) => return End::Failed(format!("could not start its thread: {error}")),
+            Err(end) => return end,
         };
         let serve = AssertUnwindSafe(|| {
             self.snapshot(&slot)?;
             if self.intake.borrow_mut().is_over() {
                 return Ok(());
             }
-            decoding::begin(&slot, &self.prepared.publication, messages);
+            // Messages are asked for whether they are wanted or not: they count, so that a change keeps its number.
+            decoding::begin(&slot, &self.prepared.publication, true);
             self.source.set_state(SourceState::Streaming);
             self.serve()
         });

@@ -125,7 +125,10 @@ fn serve(shared: Shared, number: usize, source: &'static Source) -> End {
     // The server looks for the conversion between the encodings, which it does in transactions only.
     BackgroundWorker::transaction(speak_plainly);
     let name = source.name.text();
-    let load = || catalog::load().map(|all| all.into_iter().find(|one| one.name == name));
+    let load = || match catalog::is_here() {
+        true => catalog::load().map(|all| all.into_iter().find(|one| one.name == name)),
+        false => Ok(None),
+    };
     let definition = match BackgroundWorker::transaction(load) {
         Ok(Some(definition)) => definition,
         Ok(None) => return End::Told,
@@ -150,11 +153,11 @@ fn serve(shared: Shared, number: usize, source: &'static Source) -> End {
     Work::begin(shared, number, source, definition, options, prepared).run()
 }
 
-/// What pgoutput writes is the same whatever the server's own settings are.
-fn speak_plainly() {
+/// What pgoutput writes is the same whatever the server's own settings are, and what is run as a superuser means what it says.
+pub(super) fn speak_plainly() {
     // SAFETY: a word of this process. In SQL_ASCII nothing is converted, but what is not UTF-8 would be an error for ever.
     let any = unsafe { pg_sys::GetDatabaseEncoding() } == pg_sys::pg_enc::PG_SQL_ASCII as c_int;
-    let settings: [(&CStr, &CStr); 7] = [
+    let settings: [(&CStr, &CStr); 8] = [
         (c"client_encoding", if any { c"SQL_ASCII" } else { c"UTF8" }),
         (c"datestyle", c"ISO, YMD"),
         (c"intervalstyle", c"postgres"),
@@ -162,6 +165,7 @@ fn speak_plainly() {
         (c"bytea_output", c"hex"),
         (c"extra_float_digits", c"1"),
         (c"search_path", c"pg_catalog, pg_temp"),
+        (c"default_transaction_read_only", c"off"),
     ];
     for (name, value) in settings {
         // SAFETY: terminated strings, at the top of a worker; these may be set by a session.

@@ -17,6 +17,9 @@ const AHEAD: usize = 1_000;
 /// What was no event and is not kept aside yet.
 const REJECTED: usize = 100;
 
+/// Messages that are taken at once: their size is known only when they are there.
+const BATCH: usize = 50;
+
 /// What both threads hold.
 pub struct Shared {
     rejected: Mutex<VecDeque<Rejected>>,
@@ -73,6 +76,9 @@ pub struct Consumer {
     source: Box<dyn Source>,
     feeds: Vec<Feed>,
     waiting: VecDeque<Received>,
+    /// Bytes of those that wait, and how many there may be.
+    bytes: usize,
+    buffer_size: usize,
     /// How many feeds have the first of those that wait.
     served: usize,
     /// Serial numbers: of the last message that every feed was given, and of the last that was rejected.
@@ -81,15 +87,28 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    /// Serial numbers begin with 1.
-    pub fn new(shared: Arc<Shared>, source: Box<dyn Source>, streams: Vec<From>) -> Self {
+    /// Serial numbers begin with 1. `buffer_size`: bytes of messages beyond which no more are taken before these are gone.
+    pub fn new(shared: Arc<Shared>, source: Box<dyn Source>, streams: Vec<From>, buffer_size: usize) -> Self {
         let feeds = streams.into_iter().map(Feed::new).collect();
-        Self { shared, source, feeds, waiting: VecDeque::new(), served: 0, handled: 0, rejected: 0 }
+        Self {
+            shared,
+            source,
+            feeds,
+            waiting: VecDeque::new(),
+            bytes: 0,
+            buffer_size,
+            served: 0,
+            handled: 0,
+            rejected: 0,
+        }
     }
 
     /// Runs until it is stopped or cannot go on.
     pub fn run(mut self) {
-        if let Some(outcome) = self.serve() {
+        // A panic is said at once: main would not look for another reason.
+        let served = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.serve()));
+        let broken = |_| Some(Outcome::Broken("its engine has panicked".to_owned()));
+        if let Some(outcome) = served.unwrap_or_else(broken) {
             *self.shared.outcome.lock() = Some(outcome);
             (self.shared.wake)();
         }
@@ -127,9 +146,11 @@ impl Consumer {
     }
 
     fn take(&mut self) -> Result<(), Failure> {
-        let room = if self.all_are_fed() { AHEAD.saturating_sub(self.waiting.len()) } else { 0 };
+        let has_room = self.all_are_fed() && self.bytes < self.buffer_size;
+        let room = if has_room { AHEAD.saturating_sub(self.waiting.len()).min(BATCH) } else { 0 };
         let out = self.feeds.iter().any(Feed::is_out) || !self.waiting.is_empty();
         let received = self.source.poll(room, if out { NEWS } else { IDLE })?;
+        self.bytes += received.iter().map(Received::size).sum::<usize>();
         self.waiting.extend(received);
         let trouble = self.source.trouble();
         let mut shown = self.shared.trouble.lock();
@@ -172,6 +193,7 @@ impl Consumer {
             }
             self.served = 0;
             self.handled = first.serial();
+            self.bytes -= first.size();
             self.waiting.pop_front();
         }
     }

@@ -56,23 +56,31 @@ pub(super) fn make(
     setting: Option<&Setting>,
 ) -> Result<Option<Box<dyn Sink>>, OptionError> {
     let plan = Plan::read(options)?;
-    Ok(setting.map(|setting| -> Box<dyn Sink> { Box::new(File::new(plan, setting)) }))
+    let Some(setting) = setting else { return Ok(None) };
+    // Only now: a definition must be as right on another machine, to which a dump of it goes.
+    plan.look()?;
+    Ok(Some(Box::new(File::new(plan, setting))))
 }
 
 impl Plan {
+    /// Whether the file can be where it is to be.
+    fn look(&self) -> Result<(), OptionError> {
+        if !self.directory.is_dir() {
+            let why = format!("is in \"{}\", which is no directory", self.directory.display());
+            return Err(OptionError::new("path", why));
+        }
+        if self.path.exists() && !self.path.is_file() {
+            return Err(OptionError::new("path", "names something that is no file"));
+        }
+        Ok(())
+    }
+
     fn read(options: &mut Options) -> Result<Self, OptionError> {
         let path = PathBuf::from(options.required("path")?);
         let directory = match (path.is_absolute(), path.parent(), path.file_name()) {
             (true, Some(directory), Some(_)) => directory.to_owned(),
             _ => return Err(OptionError::new("path", "must be the absolute path of a file")),
         };
-        if !directory.is_dir() {
-            let why = format!("is in \"{}\", which is no directory", directory.display());
-            return Err(OptionError::new("path", why));
-        }
-        if path.exists() && !path.is_file() {
-            return Err(OptionError::new("path", "names something that is no file"));
-        }
         let mode = options.text("mode")?.unwrap_or_else(|| "0600".to_owned());
         let mode = u32::from_str_radix(&mode, 8).ok().filter(|mode| mode & !0o666 == 0 && mode & 0o200 != 0);
         Ok(Self {

@@ -148,7 +148,8 @@ fn a_pooler_that_starts_with_a_broken_pg_hba_conf_lets_nobody_in_until_it_is_men
     pgrx_tests::process::signal_pid(worker, rustix::process::Signal::TERM)?;
     cluster.wait_log("could not load pg_hba.conf")?;
     let client = at(cluster.pooler_port, "postgres", "postgres");
-    wait::until("the pooler listens again", || said(&client).contains("28000"))?;
+    wait::until("the pooler listens again", || said(&client).contains("28000"))
+        .with_context(|| format!("{}; {}", said(&client), cluster.log_tail()))?;
     assert_eq!(said(&at(cluster.port, "postgres", "postgres")), "in as postgres to postgres");
     cluster.set_hba("local all all trust\nhost all all 127.0.0.1/32 trust\n")?;
     cluster.reload()?;

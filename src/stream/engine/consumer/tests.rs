@@ -89,8 +89,12 @@ fn rig(sinks: &[&Arc<Mutex<Taken>>], messages: Vec<Received>) -> Rig {
         shown: Box::leak(Box::<Stream>::default()),
         retry: Duration::from_millis(10),
     });
-    let consumer =
-        Consumer::new(Arc::clone(&shared), Box::new(HeldSource(Arc::clone(&source))), streams.collect());
+    let consumer = Consumer::new(
+        Arc::clone(&shared),
+        Box::new(HeldSource(Arc::clone(&source))),
+        streams.collect(),
+        1 << 20,
+    );
     let thread = Some(std::thread::spawn(move || consumer.run()));
     Rig { shared, source, thread }
 }
