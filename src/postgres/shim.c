@@ -993,6 +993,10 @@ typedef struct
 	char		text[512];		/* the line as it is written */
 } PosternVerdict;
 
+/* Whether this process has read pg_hba.conf and pg_ident.conf; until then nobody gets in by them. */
+static bool hba_loaded = false;
+static bool ident_loaded = false;
+
 /*
  * The server's own verdict. host_name: the client's, confirmed, or null when it has none; no name is looked up here. replication: 0 none, 1 physical, 2 of a database, as the startup packet asks for it.
  */
@@ -1005,6 +1009,12 @@ postern_hba(const char *database, const char *role, int family, const uint32 *ad
 
 	memset(&port, 0, sizeof(port));
 	memset(out, 0, sizeof(*out));
+	if (!hba_loaded)
+	{
+		/* What hba.c still points to are the postmaster's lines, whose memory is no more. */
+		out->method = 2;
+		return;
+	}
 	port.sock = PGINVALID_SOCKET;
 	port.database_name = unconstify(char *, database);
 	port.user_name = unconstify(char *, role);
@@ -1063,6 +1073,8 @@ postern_hba(const char *database, const char *role, int family, const uint32 *ad
 bool
 postern_map_allows(const char *map, const char *role, const char *outside)
 {
+	if (map[0] && !ident_loaded)
+		return false;
 	return check_usermap(map[0] ? map : NULL, role, outside, false) == STATUS_OK;
 }
 
@@ -1095,23 +1107,29 @@ postern_first_load(bool *hba, bool *ident)
 	PostmasterContext = AllocSetContextCreate(TopMemoryContext, "Postern HBA", ALLOCSET_DEFAULT_SIZES);
 	for (i = 0; i < FILLERS; i++)
 		(void) AllocSetContextCreate(PostmasterContext, "postern filler", ALLOCSET_SMALL_SIZES);
-	*hba = load_hba();
+	*hba = hba_loaded = load_hba();
 	if (*hba && count_fillers() != FILLERS - 1)
 		return false;
-	*ident = load_ident();
+	*ident = ident_loaded = load_ident();
 	return !*ident || !*hba || count_fillers() == FILLERS - 2;
 }
 
 bool
 postern_load_hba(void)
 {
-	return load_hba();
+	bool		loaded = load_hba();
+
+	hba_loaded |= loaded;
+	return loaded;
 }
 
 bool
 postern_load_ident(void)
 {
-	return load_ident();
+	bool		loaded = load_ident();
+
+	ident_loaded |= loaded;
+	return loaded;
 }
 
 /* --- tables of the session --------------------------------------------------------------------------------------- */
