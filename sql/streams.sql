@@ -85,18 +85,26 @@ CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON postern.s
     FOR EACH STATEMENT EXECUTE FUNCTION postern.definitions_changed();
 
 CREATE FUNCTION postern.create_source(name text, kind text DEFAULT 'postgres', options jsonb DEFAULT '{}') RETURNS void
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF EXISTS (SELECT FROM postern.source_definitions d WHERE d.name = create_source.name) THEN
+        RAISE duplicate_object USING MESSAGE = format('source "%s" already exists', name);
+    END IF;
     INSERT INTO postern.source_definitions (name, kind, options)
     VALUES (create_source.name, create_source.kind, create_source.options);
-END;
+END $$;
 
 CREATE FUNCTION postern.create_sink(name text, kind text, options jsonb DEFAULT '{}') RETURNS void
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF EXISTS (SELECT FROM postern.sink_definitions d WHERE d.name = create_sink.name) THEN
+        RAISE duplicate_object USING MESSAGE = format('sink "%s" already exists', name);
+    END IF;
     INSERT INTO postern.sink_definitions (name, kind, options)
     VALUES (create_sink.name, create_sink.kind, create_sink.options);
-END;
+END $$;
 
 CREATE FUNCTION postern.create_stream(name text, source text, sink text, start boolean DEFAULT true) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -107,6 +115,13 @@ BEGIN
     END IF;
     IF NOT EXISTS (SELECT FROM postern.sink_definitions d WHERE d.name = create_stream.sink) THEN
         RAISE undefined_object USING MESSAGE = format('sink "%s" does not exist', sink);
+    END IF;
+    IF EXISTS (SELECT FROM postern.stream_definitions d WHERE d.name = create_stream.name) THEN
+        RAISE duplicate_object USING MESSAGE = format('stream "%s" already exists', name);
+    END IF;
+    IF EXISTS (SELECT FROM postern.stream_definitions d
+               WHERE (d.source, d.sink) = (create_stream.source, create_stream.sink)) THEN
+        RAISE duplicate_object USING MESSAGE = format('source "%s" feeds sink "%s" already', source, sink);
     END IF;
     INSERT INTO postern.stream_definitions (name, source, sink)
     VALUES (create_stream.name, create_stream.source, create_stream.sink);
@@ -250,6 +265,11 @@ DECLARE
 BEGIN
     IF NOT EXISTS (SELECT FROM postern.stream_definitions d WHERE d.name = rewind_stream.name) THEN
         RAISE undefined_object USING MESSAGE = format('stream "%s" does not exist', name);
+    END IF;
+    IF EXISTS (SELECT FROM postern.stream_definitions d JOIN postern.source_definitions o ON o.name = d.source
+               WHERE d.name = rewind_stream.name AND o.kind <> 'postgres') THEN
+        RAISE object_not_in_prerequisite_state USING
+            MESSAGE = format('stream "%s" cannot be rewound: its source is not this server''s WAL', name);
     END IF;
     SELECT s.slot, p.commit_lsn INTO its_slot, reached
     FROM postern.stream_positions p

@@ -287,6 +287,8 @@ pub struct Stream {
     pub bytes: AtomicU64,
     pub skipped: AtomicU64,
     pub errors: AtomicU64,
+    /// Failures of its sink since that last delivered anything.
+    pub failures: AtomicU32,
     /// How long it took to hand its events over, waiting for room in the sink included.
     pub timings: Timings,
     /// Of the last delivered event: end of its transaction's commit record, number in the transaction.
@@ -341,6 +343,7 @@ impl Stream {
             time.store(0, Relaxed);
         }
         self.timings.clear();
+        self.failures.store(0, Relaxed);
         self.error.set("");
     }
 }

@@ -61,7 +61,11 @@ fn mistakes_name_the_option_or_the_name() -> Result<()> {
     for (sql, wanted) in [
         ("select postern.drop_source('shop')", "2BP01 source \"shop\" feeds streams Streams \"s\" use it."),
         ("select postern.drop_sink('lines')", "2BP01 sink \"lines\" is fed by streams Streams \"s\" use it."),
-        ("select postern.create_source('shop')", "23505"),
+        ("select postern.create_source('shop')", "42710 source \"shop\" already exists"),
+        (
+            "select postern.create_stream('t', 'shop', 'lines')",
+            "42710 source \"shop\" feeds sink \"lines\" already",
+        ),
         (
             "select postern.rewind_stream('s', '0/1')",
             "22023 stream \"s\" cannot go back to 0/1 Changes are kept from",

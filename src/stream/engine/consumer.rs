@@ -3,6 +3,7 @@
 
 use super::feed::{Feed, From};
 use super::{IDLE, NEWS, Outcome};
+use crate::stream::shared::StreamState;
 use crate::stream::sink::{Event, Failure};
 use crate::stream::source::{Received, Rejected, Source};
 use parking_lot::Mutex;
@@ -155,8 +156,11 @@ impl Consumer {
         let trouble = self.source.trouble();
         let mut shown = self.shared.trouble.lock();
         if *shown != trouble {
+            let state = if trouble.is_some() { StreamState::Trouble } else { StreamState::Running };
             *shown = trouble;
             drop(shown);
+            // Nothing comes to them, and whoever watches them is to see it.
+            self.feeds.iter().filter(|feed| feed.is_fed()).for_each(|feed| feed.shown().set_state(state));
             (self.shared.wake)();
         }
         Ok(())

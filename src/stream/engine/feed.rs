@@ -11,6 +11,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// From 1970 to 2000, in microseconds: PostgreSQL counts from there.
 const EPOCH: i64 = 946_684_800_000_000;
 
+/// The pause before a failed sink is made again is doubled so many times at most.
+const MOST_DOUBLINGS: u32 = 5;
+
 /// A stream as it is to be fed.
 pub struct From {
     pub sink: Sort,
@@ -146,6 +149,7 @@ impl Feed {
             Ok(progress) => {
                 if progress.delivered > self.has {
                     self.has = progress.delivered;
+                    self.shown.failures.store(0, Relaxed);
                     self.shown.delivered_at.store(now(), Relaxed);
                 }
                 let before = std::mem::replace(&mut self.skipped, progress.skipped);
@@ -181,7 +185,9 @@ impl Feed {
             self.course = Course::Off;
         } else {
             self.shown.set_state(StreamState::Failed);
-            self.course = Course::Behind(Some(Instant::now() + self.retry));
+            // Each try costs the other streams of its source a new beginning: it is tried less and less often.
+            let failures = self.shown.failures.fetch_add(1, Relaxed).min(MOST_DOUBLINGS);
+            self.course = Course::Behind(Some(Instant::now() + self.retry * (1 << failures)));
         }
     }
 

@@ -176,6 +176,9 @@ impl File {
         self.write()?;
         if let Some(segment) = &mut self.segment {
             segment.sync()?;
+            if segment.has_gone() {
+                self.segment = None;
+            }
         }
         self.delivered = self.taken;
         self.unsafe_since = None;

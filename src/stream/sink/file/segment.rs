@@ -4,7 +4,7 @@ use super::{Plan, at};
 use std::fs::{self, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 /// So much is read at once in search of the last newline.
@@ -13,6 +13,7 @@ const PIECE: usize = 64 * 1024;
 /// An open file that ends in a whole line.
 pub struct Segment {
     file: fs::File,
+    path: PathBuf,
     length: u64,
     /// Up to here it is on disk.
     safe: u64,
@@ -52,7 +53,8 @@ impl Segment {
         sync_directory(directory)?;
         let born = metadata.created().or_else(|_| metadata.modified());
         let born = if whole == 0 { SystemTime::now() } else { born.unwrap_or_else(|_| SystemTime::now()) };
-        Ok((Self { file, length: whole, safe: whole, born }, length - whole))
+        let path = path.clone();
+        Ok((Self { file, path, length: whole, safe: whole, born }, length - whole))
     }
 
     /// # Errors
@@ -64,13 +66,23 @@ impl Segment {
     }
 
     /// # Errors
-    /// As the system says; what is not safe by then may never be, whatever a second attempt says.
+    /// As the system says; what is not safe by then may never be, whatever a second attempt says. And when somebody has removed the file:
+    /// what was written into it since is nowhere.
     pub fn sync(&mut self) -> io::Result<()> {
         if self.safe < self.length {
+            if self.file.metadata()?.nlink() == 0 {
+                return Err(io::Error::other("somebody has removed it while it was written"));
+            }
             self.file.sync_data()?;
             self.safe = self.length;
         }
         Ok(())
+    }
+
+    /// Somebody has renamed or removed it: what comes now belongs into another.
+    pub fn has_gone(&self) -> bool {
+        let there = self.file.metadata().ok().zip(fs::metadata(&self.path).ok());
+        there.is_none_or(|(ours, found)| (ours.dev(), ours.ino()) != (found.dev(), found.ino()))
     }
 
     /// Best effort: what stays is delivered twice.

@@ -214,6 +214,26 @@ fn a_directory_that_goes_away_is_a_failure_that_names_the_path() {
 }
 
 #[test]
+fn a_file_that_is_renamed_keeps_its_lines_and_one_that_is_removed_is_no_delivery() {
+    let place = Place::new();
+    let mut sink = place.sink(json!({}));
+    give(&mut sink, 1, "{}").unwrap();
+    sink.poll(Duration::ZERO).unwrap();
+    let elsewhere = place.0.join("elsewhere");
+    fs::rename(place.path(), &elsewhere).unwrap();
+    give(&mut sink, 2, "{}").unwrap();
+    assert_eq!(sink.poll(Duration::ZERO).unwrap().delivered, 2);
+    give(&mut sink, 3, "{}").unwrap();
+    assert_eq!(sink.poll(Duration::ZERO).unwrap().delivered, 3);
+    let lines = |path: &std::path::Path| fs::read_to_string(path).unwrap().lines().count();
+    assert_eq!((lines(&elsewhere), lines(&place.path())), (2, 1));
+    fs::remove_file(place.path()).unwrap();
+    let failed = give(&mut sink, 4, "{}").and_then(|_| sink.poll(Duration::ZERO).map(|_| Given::Taken));
+    let failure = failed.unwrap_err();
+    assert!(!failure.lasting && failure.message.contains("removed"), "{failure}");
+}
+
+#[test]
 fn each_mistake_names_its_option() {
     let place = Place::new();
     let check = |options: Value| sink::check("file", options.as_object().unwrap()).unwrap_err().to_string();
