@@ -453,6 +453,20 @@ CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON postern.s
 CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON postern.stream_states
     FOR EACH STATEMENT EXECUTE FUNCTION postern.definitions_changed();
 
+-- Raises an error unless there is a source, a sink or a stream of that name.
+CREATE FUNCTION postern.expect_defined(what text, name text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT FROM postern.source_definitions d WHERE what = 'source' AND d.name = expect_defined.name
+        UNION ALL SELECT FROM postern.sink_definitions d WHERE what = 'sink' AND d.name = expect_defined.name
+        UNION ALL SELECT FROM postern.stream_definitions d WHERE what = 'stream' AND d.name = expect_defined.name
+    ) THEN
+        RAISE undefined_object USING MESSAGE = format('%s "%s" does not exist', what, name);
+    END IF;
+END $$;
+
 CREATE FUNCTION postern.create_source(name text, kind text DEFAULT 'postgres', options jsonb DEFAULT '{}') RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -479,12 +493,8 @@ CREATE FUNCTION postern.create_stream(name text, source text, sink text, start b
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF NOT EXISTS (SELECT FROM postern.source_definitions d WHERE d.name = create_stream.source) THEN
-        RAISE undefined_object USING MESSAGE = format('source "%s" does not exist', source);
-    END IF;
-    IF NOT EXISTS (SELECT FROM postern.sink_definitions d WHERE d.name = create_stream.sink) THEN
-        RAISE undefined_object USING MESSAGE = format('sink "%s" does not exist', sink);
-    END IF;
+    PERFORM postern.expect_defined('source', source);
+    PERFORM postern.expect_defined('sink', sink);
     IF EXISTS (SELECT FROM postern.stream_definitions d WHERE d.name = create_stream.name) THEN
         RAISE duplicate_object USING MESSAGE = format('stream "%s" already exists', name);
     END IF;
@@ -502,35 +512,27 @@ CREATE FUNCTION postern.alter_source(name text, options jsonb) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM postern.expect_defined('source', name);
     UPDATE postern.source_definitions d SET options = jsonb_strip_nulls(d.options || alter_source.options)
     WHERE d.name = alter_source.name;
-    IF NOT FOUND THEN
-        RAISE undefined_object USING MESSAGE = format('source "%s" does not exist', name);
-    END IF;
 END $$;
 
 CREATE FUNCTION postern.alter_sink(name text, options jsonb) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM postern.expect_defined('sink', name);
     UPDATE postern.sink_definitions d SET options = jsonb_strip_nulls(d.options || alter_sink.options)
     WHERE d.name = alter_sink.name;
-    IF NOT FOUND THEN
-        RAISE undefined_object USING MESSAGE = format('sink "%s" does not exist', name);
-    END IF;
 END $$;
 
 CREATE FUNCTION postern.alter_stream(name text, sink text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF NOT EXISTS (SELECT FROM postern.sink_definitions d WHERE d.name = alter_stream.sink) THEN
-        RAISE undefined_object USING MESSAGE = format('sink "%s" does not exist', sink);
-    END IF;
+    PERFORM postern.expect_defined('stream', name);
+    PERFORM postern.expect_defined('sink', sink);
     UPDATE postern.stream_definitions d SET sink = alter_stream.sink WHERE d.name = alter_stream.name;
-    IF NOT FOUND THEN
-        RAISE undefined_object USING MESSAGE = format('stream "%s" does not exist', name);
-    END IF;
 END $$;
 
 CREATE FUNCTION postern.drop_source(name text) RETURNS void
@@ -539,6 +541,7 @@ AS $$
 DECLARE
     its text;
 BEGIN
+    PERFORM postern.expect_defined('source', name);
     SELECT string_agg(format('"%s"', d.name), ', ') INTO its
     FROM postern.stream_definitions d WHERE d.source = drop_source.name;
     IF its IS NOT NULL THEN
@@ -548,9 +551,6 @@ BEGIN
             HINT = 'Drop them first, by postern.drop_stream().';
     END IF;
     DELETE FROM postern.source_definitions d WHERE d.name = drop_source.name;
-    IF NOT FOUND THEN
-        RAISE undefined_object USING MESSAGE = format('source "%s" does not exist', name);
-    END IF;
 END $$;
 
 CREATE FUNCTION postern.drop_sink(name text) RETURNS void
@@ -559,6 +559,7 @@ AS $$
 DECLARE
     its text;
 BEGIN
+    PERFORM postern.expect_defined('sink', name);
     SELECT string_agg(format('"%s"', d.name), ', ') INTO its
     FROM postern.stream_definitions d WHERE d.sink = drop_sink.name;
     IF its IS NOT NULL THEN
@@ -568,19 +569,14 @@ BEGIN
             HINT = 'Drop them first, by postern.drop_stream().';
     END IF;
     DELETE FROM postern.sink_definitions d WHERE d.name = drop_sink.name;
-    IF NOT FOUND THEN
-        RAISE undefined_object USING MESSAGE = format('sink "%s" does not exist', name);
-    END IF;
 END $$;
 
 CREATE FUNCTION postern.drop_stream(name text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM postern.expect_defined('stream', name);
     DELETE FROM postern.stream_definitions d WHERE d.name = drop_stream.name;
-    IF NOT FOUND THEN
-        RAISE undefined_object USING MESSAGE = format('stream "%s" does not exist', name);
-    END IF;
 END $$;
 
 -- For the nine below: which names there are, what they shall do, how many streams that is.
@@ -590,13 +586,7 @@ AS $$
 DECLARE
     switched integer;
 BEGIN
-    IF NOT EXISTS (
-        SELECT FROM postern.source_definitions d WHERE what = 'source' AND d.name = switch_streams.name
-        UNION ALL SELECT FROM postern.sink_definitions d WHERE what = 'sink' AND d.name = switch_streams.name
-        UNION ALL SELECT FROM postern.stream_definitions d WHERE what = 'stream' AND d.name = switch_streams.name
-    ) THEN
-        RAISE undefined_object USING MESSAGE = format('%s "%s" does not exist', what, name);
-    END IF;
+    PERFORM postern.expect_defined(what, name);
     INSERT INTO postern.stream_states AS s (stream, state)
     SELECT d.name, switch_streams.state FROM postern.stream_definitions d
     WHERE switch_streams.name = CASE what WHEN 'source' THEN d.source WHEN 'sink' THEN d.sink ELSE d.name END
@@ -632,9 +622,7 @@ DECLARE
     kept pg_lsn;
     reached pg_lsn;
 BEGIN
-    IF NOT EXISTS (SELECT FROM postern.stream_definitions d WHERE d.name = rewind_stream.name) THEN
-        RAISE undefined_object USING MESSAGE = format('stream "%s" does not exist', name);
-    END IF;
+    PERFORM postern.expect_defined('stream', name);
     IF EXISTS (SELECT FROM postern.stream_definitions d JOIN postern.source_definitions o ON o.name = d.source
                WHERE d.name = rewind_stream.name AND o.kind <> 'postgres') THEN
         RAISE object_not_in_prerequisite_state USING
@@ -672,9 +660,7 @@ DECLARE
     rewound integer := 0;
     its text;
 BEGIN
-    IF NOT EXISTS (SELECT FROM postern.source_definitions d WHERE d.name = rewind_source.name) THEN
-        RAISE undefined_object USING MESSAGE = format('source "%s" does not exist', name);
-    END IF;
+    PERFORM postern.expect_defined('source', name);
     FOR its IN SELECT d.name FROM postern.stream_definitions d WHERE d.source = rewind_source.name ORDER BY d.name LOOP
         PERFORM postern.rewind_stream(its, lsn);
         rewound := rewound + 1;
@@ -947,7 +933,7 @@ REVOKE EXECUTE ON FUNCTION
     postern.check_source, postern.check_sink,
     postern.create_source, postern.create_sink, postern.create_stream,
     postern.alter_source, postern.alter_sink, postern.alter_stream,
-    postern.drop_source, postern.drop_sink, postern.drop_stream, postern.switch_streams,
+    postern.drop_source, postern.drop_sink, postern.drop_stream, postern.switch_streams, postern.expect_defined,
     postern.start_source, postern.start_sink, postern.start_stream,
     postern.pause_source, postern.pause_sink, postern.pause_stream,
     postern.stop_source, postern.stop_sink, postern.stop_stream,
