@@ -455,6 +455,4 @@ fn value<'a>(tuple: Tuple<'a>, place: Option<&Place>) -> Value<'a> {
 const KEPT: usize = 1 << 20;
 
 #[cfg(test)]
-mod speed;
-#[cfg(test)]
 mod tests;
