@@ -32,6 +32,7 @@ mod state;
 mod stream;
 mod stream_bad_days;
 mod stream_events;
+mod stream_guards;
 mod stream_http;
 mod stream_kafka;
 mod stream_large;

@@ -1,0 +1,192 @@
+//! Change streams keep to what is theirs: what is read as a superuser, slots, options that become SQL, snapshots of streams that are away.
+
+use crate::stream::{delivered, events, file, running, start};
+use anyhow::{Context, Result, ensure};
+use pgrx_tests::cluster::{Cluster, Stop};
+use pgrx_tests::wait;
+
+/// What a source shows, by the text of a query.
+fn wait_for(cluster: &Cluster, sql: &str, wanted: &str) -> Result<()> {
+    let shown = || cluster.sql(sql);
+    wait::until(&format!("{sql} gives {wanted}"), || shown().is_ok_and(|shown| shown.contains(wanted)))
+        .with_context(|| format!("{:?}; {}", shown(), cluster.log_tail()))
+}
+
+#[test]
+fn tables_of_the_extensions_names_that_are_somebody_elses_are_not_read() -> Result<()> {
+    let cluster = start("stream-trap", &[])?;
+    for sql in ["create role mallory login", "create database trap owner mallory", "create database later"] {
+        cluster.sql(sql)?;
+    }
+    let mut trap = cluster.config().user("mallory").dbname("trap").connect(postgres::NoTls)?;
+    trap.batch_execute(
+        "create schema postern;
+         create function postern.spring() returns text language plpgsql as
+            $$ begin execute 'alter role mallory superuser'; return 'x'; end $$;
+         create view postern.source_definitions as select postern.spring() as name, 'postgres'::text as kind, '{}'::jsonb as options;
+         create view postern.sink_definitions as select 'x'::text as name, 'stub_discard'::text as kind, '{}'::jsonb as options;
+         create view postern.stream_definitions as select 'x'::text as name, 'x'::text as source, 'x'::text as sink;
+         create view postern.source_states as select 'x'::text as source, 's'::name as slot, true as made_slot, '0/0'::pg_lsn as begins,
+            true as snapshot_done, null::text as gap;
+         create view postern.stream_states as select 'x'::text as stream, 'running'::text as state, 0::bigint as started;
+         create view postern.stream_positions as select 'x'::text as stream, '0/0'::pg_lsn as commit_lsn, 0::bigint as ordinal,
+            '0/0'::pg_lsn as delivered_lsn, 0::bigint as rewound",
+    )?;
+    drop(trap);
+    // A database that is looked at after that one.
+    let mut later = cluster.config().dbname("later").connect(postgres::NoTls)?;
+    later.batch_execute(
+        "create extension postern; select postern.create_source('s'); select postern.create_sink('d', 'stub_discard');
+         select postern.create_stream('s', 's', 'd')",
+    )?;
+    drop(later);
+    cluster.restart(Stop::Fast)?;
+    wait::until("the later database's stream runs", || {
+        cluster.config().dbname("later").connect(postgres::NoTls).is_ok_and(|mut later| {
+            later
+                .query_one("select state from postern.streams", &[])
+                .is_ok_and(|row| row.get::<_, String>(0) == "running")
+        })
+    })
+    .with_context(|| cluster.log_tail())?;
+    ensure!(cluster.sql("select rolsuper from pg_roles where rolname = 'mallory'")? == "f");
+    Ok(())
+}
+
+#[test]
+fn the_option_tables_is_tables_and_nothing_behind_them() -> Result<()> {
+    let cluster = start("stream-tables", &[])?;
+    cluster.sql("create table t (id int primary key); create role bob login; select postern.create_sink('d', 'stub_discard')")?;
+    cluster.sql(
+        r#"select postern.create_source('s', 'postgres', '{"tables": ["t; alter role bob superuser"], "retry": "1h"}');
+           select postern.create_stream('s', 's', 'd')"#,
+    )?;
+    wait_for(&cluster, "select state || ' ' || last_error from postern.sources", "failed")?;
+    let said = cluster.sql("select last_error from postern.sources")?;
+    ensure!(said.contains("option \"tables\" must be tables as SQL has them"), "{said}");
+    ensure!(cluster.sql("select rolsuper from pg_roles where rolname = 'bob'")? == "f");
+    cluster.sql(r#"select postern.alter_source('s', '{"tables": ["t"]}')"#)?;
+    running(&cluster, "s")
+}
+
+#[test]
+fn a_slot_is_one_sources() -> Result<()> {
+    let cluster = start("stream-one-slot", &[])?;
+    cluster.sql(
+        "select postern.create_sink('d', 'stub_discard'); select postern.create_sink('e', 'stub_discard')",
+    )?;
+    cluster.sql(
+        r#"select postern.create_source('one', 'postgres', '{"slot": "same"}'); select postern.create_stream('one', 'one', 'd')"#,
+    )?;
+    running(&cluster, "one")?;
+    cluster.sql(
+        r#"select postern.create_source('two', 'postgres', '{"slot": "same"}'); select postern.create_stream('two', 'two', 'e')"#,
+    )?;
+    let said = "select state || ': ' || last_error from postern.sources where name = 'two'";
+    wait_for(&cluster, said, "blocked: replication slot \"same\" is that of source \"one\"")?;
+    // Dropping it leaves the slot to the one that has it.
+    cluster.sql("select postern.drop_stream('two'); select postern.drop_source('two')")?;
+    wait::until("it is gone", || {
+        cluster.sql("select count(*) from postern.running_sources()").is_ok_and(|n| n == "1")
+    })?;
+    ensure!(cluster.sql("select count(*) from pg_replication_slots where active")? == "1");
+    // Names that look alike in a slot's letters have slots of their own.
+    cluster.sql("select postern.create_source('Shop'); select postern.create_source('shop')")?;
+    cluster.sql(
+        "select postern.create_stream('A', 'Shop', 'd'); select postern.create_stream('a', 'shop', 'd')",
+    )?;
+    running(&cluster, "A")?;
+    running(&cluster, "a")?;
+    ensure!(cluster.sql("select count(*) from pg_replication_slots where active")? == "3");
+    Ok(())
+}
+
+#[test]
+fn another_slot_is_a_stated_gap_and_the_old_one_goes() -> Result<()> {
+    let cluster = start("stream-other-slot", &[])?;
+    cluster.sql(
+        "select postern.create_source('s'); select postern.create_sink('d', 'stub_discard'); select postern.create_stream('s', 's', 'd')",
+    )?;
+    running(&cluster, "s")?;
+    cluster.sql(r#"select postern.alter_source('s', '{"slot": "another"}')"#)?;
+    wait_for(&cluster, "select gap from postern.sources", "replication slot \"another\" takes the place of")?;
+    running(&cluster, "s")?;
+    ensure!(cluster.sql("select string_agg(slot_name, ',') from pg_replication_slots")? == "another");
+    Ok(())
+}
+
+#[test]
+fn a_copy_of_a_database_leaves_the_originals_slot_alone() -> Result<()> {
+    let cluster = start("stream-template", &[])?;
+    cluster.sql("create database shop")?;
+    let in_database = |name: &str, sql: &str| -> Result<String> {
+        let mut client = cluster
+            .config()
+            .dbname(name)
+            .application_name(pgrx_tests::cluster::PASSING)
+            .connect(postgres::NoTls)?;
+        let mut last = String::new();
+        for message in client.simple_query(sql)? {
+            if let postgres::SimpleQueryMessage::Row(row) = message {
+                last = row.get(0).unwrap_or_default().to_owned();
+            }
+        }
+        Ok(last)
+    };
+    in_database(
+        "shop",
+        "create extension postern; select postern.create_source('s'); select postern.create_sink('d', 'stub_discard');
+         select postern.create_stream('s', 's', 'd')",
+    )?;
+    let running =
+        || in_database("shop", "select state from postern.streams").is_ok_and(|state| state == "running");
+    wait::until("it runs", running)?;
+    in_database("shop", "select postern.stop_source('s')")?;
+    wait::until("it has stopped", || {
+        in_database("shop", "select count(*) from postern.sources where worker_pid is null")
+            .is_ok_and(|n| n == "1")
+    })?;
+    wait::until("a copy can be made", || cluster.sql("create database copy template shop").is_ok())?;
+    // The scout of the copy learns of it, and then of its end.
+    in_database("copy", "select postern.stop_source('s')")?;
+    wait::until("the copy is known", || {
+        in_database("copy", "select count(*) from postern.running_sources()").is_ok_and(|n| n == "1")
+    })?;
+    in_database("copy", "select postern.drop_stream('s'); select postern.drop_source('s')")?;
+    wait::until("the copy is forgotten", || {
+        in_database("copy", "select count(*) from postern.running_sources()").is_ok_and(|n| n == "0")
+    })?;
+    in_database("shop", "select postern.start_source('s')")?;
+    wait::until("the original runs on", running)?;
+    ensure!(in_database("shop", "select coalesce(gap, '-') from postern.streams")? == "-");
+    ensure!(cluster.sql("select count(*) from pg_replication_slots")? == "1");
+    Ok(())
+}
+
+#[test]
+fn a_snapshot_waits_for_streams_that_are_away() -> Result<()> {
+    let cluster = start("stream-snapshot-paused", &[])?;
+    cluster.sql("create table t (id int primary key); insert into t values (1), (2)")?;
+    let (one, two) = (file(&cluster, "one.jsonl"), file(&cluster, "two.jsonl"));
+    for (name, path) in [("one", &one), ("two", &two)] {
+        cluster.sql(&format!(
+            "select postern.create_sink('{name}', 'file', '{{\"path\":\"{}\"}}')",
+            path.display()
+        ))?;
+    }
+    cluster.sql(
+        r#"select postern.create_source('s', 'postgres', '{"snapshot": true}');
+           select postern.create_stream('one', 's', 'one'); select postern.create_stream('two', 's', 'two', false)"#,
+    )?;
+    wait_for(&cluster, "select last_error from postern.sources", "the snapshot begins when all streams")?;
+    cluster.sql("insert into t values (3)")?;
+    cluster.sql("select postern.start_stream('two')")?;
+    running(&cluster, "one")?;
+    running(&cluster, "two")?;
+    delivered(&cluster)?;
+    for path in [&one, &two] {
+        let ids: Vec<_> = events(path)?.iter().map(|event| event["Columns"]["id"].as_i64()).collect();
+        ensure!(ids == [Some(1), Some(2), Some(3)], "{}: {ids:?}", path.display());
+    }
+    Ok(())
+}
