@@ -89,7 +89,7 @@ impl Listens {
 
     fn act(&mut self, level: c_int, what: What) {
         self.actions.push(Action { level, what });
-        // SAFETY: a flag of shim.c, on the only thread.
+        // SAFETY: a flag of the shim, on the only thread.
         unsafe { shim::postern_seen.acts = true };
     }
 
@@ -321,7 +321,7 @@ impl Agent {
         listens.outcome = Outcome::default();
         listens.asked = false;
         listens.notifies = false;
-        // SAFETY: flags of shim.c, on the only thread.
+        // SAFETY: flags of the shim, on the only thread.
         unsafe {
             shim::postern_seen.acts = false;
             shim::postern_seen.listens = true;
@@ -337,7 +337,7 @@ impl Agent {
     pub(super) fn begin_listening(&mut self, seat: Seat) {
         let listens = self.listens.reader.listens(seat.slot);
         self.listens.sent = 0;
-        // SAFETY: a flag of shim.c, on the only thread.
+        // SAFETY: a flag of the shim, on the only thread.
         unsafe { shim::postern_seen.listens = listens };
     }
 
@@ -368,7 +368,7 @@ impl Agent {
             listens.ask(front, false, |request| Word::Unlisten { slot: seat.slot, listen, request });
         }
         if !listens.reader.listens(seat.slot) {
-            // SAFETY: a flag of shim.c, on the only thread.
+            // SAFETY: a flag of the shim, on the only thread.
             unsafe { shim::postern_seen.listens = false };
             return;
         }
