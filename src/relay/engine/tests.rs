@@ -146,6 +146,26 @@ async fn who_lacks_what_was_overwritten_before_it_was_looked_at_is_found() {
 }
 
 #[tokio::test]
+async fn who_is_not_finished_with_in_one_pass_is_in_the_next_once_however_much_has_come() {
+    let (shared, engine, ..) = scene(1 << 16);
+    let clients: Arc<dyn Clients> = Arc::new(Noted { greedy: Some(shared), ..Noted::default() });
+    for (client, channel) in [(1, "a"), (2, "a"), (1, "b")] {
+        listen(&engine, &clients, client, 5, channel);
+    }
+    relay(shared);
+    engine.confirm();
+    let mut pass = pass(&engine, &clients);
+    fill(shared, 1 << 16);
+    for _ in 0..3 {
+        Ring::new(shared).append(1, &shared.channels[1], b"another channel's");
+        engine.behind(1);
+        pass.run().await;
+        let due = engine.inner.lock().due.clone();
+        assert!((1..=2).contains(&due.len()), "{due:?} lack something");
+    }
+}
+
+#[tokio::test]
 async fn what_a_client_listened_to_stays_its_own_until_it_has_gone_also_when_the_relay_has_ended() {
     let (shared, engine, _, clients) = scene(64);
     listen(&engine, &clients, 1, 5, "a");
