@@ -19,8 +19,8 @@ impl Engine {
         let mut batch = Batch::default();
         let collected = Reader::new(self.shared).collect(client, BATCH.max(sent), &mut batch);
         if collected == Collected::TooLate || batch.bytes.len() < sent {
-            // What it has a part of is gone.
-            self.shared.header.counters.too_slow.fetch_add(1, Relaxed);
+            // What it has a part of is gone, and words cannot follow a part.
+            drop(self.too_slow(&**clients, client));
             return clients.end(client);
         }
         let rest = batch.bytes.split_off(sent);
@@ -100,7 +100,7 @@ impl Engine {
         }
     }
 
-    /// The last words of a client that is too slow; it is counted.
+    /// The last words of a client that is too slow; it is counted and noted.
     pub fn too_slow(&self, clients: &dyn Clients, client: u32) -> Vec<u8> {
         clients.note_slow(client);
         self.shared.header.counters.too_slow.fetch_add(1, Relaxed);

@@ -12,6 +12,7 @@ use crate::relay::shared::ChannelState;
 struct Noted {
     sent: Mutex<HashMap<u32, Vec<u8>>>,
     lost: Mutex<Vec<u32>>,
+    slow: Mutex<Vec<u32>>,
     /// Whether everybody takes everything at once, without ever having it all.
     greedy: Option<Shared>,
 }
@@ -55,6 +56,12 @@ impl Clients for Noted {
     }
 
     fn wake(&self, _: i32) {}
+
+    fn note_slow(&self, client: u32) {
+        self.slow.lock().push(client);
+    }
+
+    fn note_end(&self, _: &str, _: usize) {}
 
     fn spawn(&self, task: Wait<()>) {
         tokio::spawn(task);
@@ -163,6 +170,17 @@ async fn who_is_not_finished_with_in_one_pass_is_in_the_next_once_however_much_h
         let due = engine.inner.lock().due.clone();
         assert!((1..=2).contains(&due.len()), "{due:?} lack something");
     }
+}
+
+#[tokio::test]
+async fn a_client_that_has_a_part_of_what_is_gone_is_counted_and_noted_as_too_slow() {
+    let (shared, engine, noted, clients) = scene(1 << 10);
+    listen(&engine, &clients, 1, 5, "a");
+    relay(shared);
+    engine.confirm();
+    fill(shared, 1 << 16);
+    engine.finish(&clients, 1, 100);
+    assert_eq!((&noted.slow.lock()[..], shared.header.counters.too_slow.load(Relaxed)), (&[1][..], 1));
 }
 
 #[tokio::test]
