@@ -5,6 +5,7 @@ use super::clients::Clients;
 use super::engine::{BATCH, Engine, TICK};
 use super::reader::{Batch, Collected, Reader};
 use super::refusal::too_slow;
+use super::ring::Ring;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
 use std::time::{Duration, Instant};
@@ -35,12 +36,14 @@ impl Engine {
         rest: Vec<u8>,
         late: bool,
     ) {
-        self.note_backlog(client, Some(rest.len() as u64));
+        let ring = Ring::new(self.shared);
+        let behind = Reader::new(self.shared).backlog(client).unwrap_or_else(|_| ring.size());
+        self.note_backlog(client, Some(behind));
         self.write_on(&*clients, client, rest, late).await;
         self.note_backlog(client, None);
     }
 
-    /// How far a client is behind that does not take all that it is sent; `None` once that is over.
+    /// How far a client is behind in the ring that does not take all that it is sent; `None` once that is over.
     fn note_backlog(&self, client: u32, bytes: Option<u64>) {
         let behind = &mut self.inner.lock().behind;
         match bytes {
@@ -87,7 +90,7 @@ impl Engine {
                 let most = self.most_behind.load(Relaxed);
                 too_late = match reader.backlog(client) {
                     Ok(behind) => {
-                        self.note_backlog(client, Some(behind + rest.len() as u64));
+                        self.note_backlog(client, Some(behind));
                         most != 0 && behind > most
                     }
                     Err(_) => true,

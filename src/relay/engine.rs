@@ -47,7 +47,7 @@ pub(super) struct Inner {
     pub(super) lost: HashSet<u32>,
     /// Since when sources have had no listener.
     pub(super) unused: HashMap<u32, Instant>,
-    /// Clients that have not taken all that they were sent, and by how many bytes they are behind.
+    /// Clients that have not taken all that they were sent, and by how many bytes of the ring they are behind.
     pub(super) behind: HashMap<u32, u64>,
 }
 

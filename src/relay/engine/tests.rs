@@ -15,6 +15,8 @@ struct Noted {
     slow: Mutex<Vec<u32>>,
     /// Whether everybody takes everything at once, without ever having it all.
     greedy: Option<Shared>,
+    /// Whether nobody takes anything.
+    deaf: bool,
 }
 
 impl Clients for Noted {
@@ -23,6 +25,9 @@ impl Clients for Noted {
     }
 
     fn send(&self, client: u32, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.deaf {
+            return Err(std::io::ErrorKind::WouldBlock.into());
+        }
         self.sent.lock().entry(client).or_default().extend(bytes);
         if let Some(shared) = self.greedy {
             // As much comes meanwhile.
@@ -181,6 +186,27 @@ async fn a_client_that_has_a_part_of_what_is_gone_is_counted_and_noted_as_too_sl
     fill(shared, 1 << 16);
     engine.finish(&clients, 1, 100);
     assert_eq!((&noted.slow.lock()[..], shared.header.counters.too_slow.load(Relaxed)), (&[1][..], 1));
+}
+
+#[tokio::test]
+async fn what_has_been_taken_out_of_the_ring_for_a_client_is_no_backlog_of_the_rings() {
+    let (shared, engine, ..) = scene(1 << 10);
+    let clients: Arc<dyn Clients> = Arc::new(Noted { deaf: true, ..Noted::default() });
+    listen(&engine, &clients, 1, 5, "a");
+    relay(shared);
+    engine.confirm();
+    fill(shared, 2000);
+    engine.finish(&clients, 1, 100);
+    let shown = || (shared.header.behind.load(Relaxed), shared.header.backlog.load(Relaxed));
+    while shown().0 == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(shown(), (1, 0));
+    fill(shared, 3000);
+    let ring = Reader::new(shared).backlog(1).unwrap();
+    while shown() != (1, ring) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 #[tokio::test]
