@@ -218,6 +218,7 @@ impl Engine {
         let sources = &self.shared.header.sources;
         let changes = !inner.waiting.is_empty()
             || !inner.unused.is_empty()
+            || inner.book.is_leaving()
             || sources.iter().any(|source| source.state() == SourceState::Starting);
         if changes { TICK } else { LINGER }
     }

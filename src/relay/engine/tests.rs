@@ -210,6 +210,24 @@ async fn what_has_been_taken_out_of_the_ring_for_a_client_is_no_backlog_of_the_r
 }
 
 #[tokio::test]
+async fn what_nobody_listens_to_any_more_is_looked_after_at_once_until_it_is_free() {
+    let (shared, engine, _, clients) = scene(64);
+    listen(&engine, &clients, 1, 5, "a");
+    relay(shared);
+    engine.confirm();
+    assert_eq!(engine.pause(), LINGER, "nothing is to be done");
+    let has_news = || tokio::time::timeout(Duration::ZERO, engine.news.notified());
+    while has_news().await.is_ok() {}
+    engine.unlisten_all(&*clients, 1);
+    assert!(has_news().await.is_ok(), "the engine sleeps on");
+    assert_eq!(engine.pause(), TICK);
+    relay(shared);
+    engine.tick(&clients);
+    assert_eq!(shared.header.channels.load(Relaxed), 0);
+    assert_eq!(engine.pause(), TICK, "the relay itself is to go");
+}
+
+#[tokio::test]
 async fn what_a_client_listened_to_stays_its_own_until_it_has_gone_also_when_the_relay_has_ended() {
     let (shared, engine, _, clients) = scene(64);
     listen(&engine, &clients, 1, 5, "a");
