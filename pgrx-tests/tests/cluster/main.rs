@@ -23,6 +23,7 @@ mod protocol;
 mod raw;
 mod relay;
 mod relay_clients;
+mod relay_encodings;
 mod relay_limits;
 mod relay_load;
 mod relay_port;

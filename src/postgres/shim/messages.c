@@ -117,6 +117,7 @@ void
 postern_send_converted(const char *bytes, size_t length)
 {
 	size_t		at = 0;
+	bool		rested = resting;
 
 	while (at + 9 <= length)
 	{
@@ -129,6 +130,8 @@ postern_send_converted(const char *bytes, size_t length)
 		NotifyMyFrontEnd(channel, channel + strlen(channel) + 1, (int32) pg_ntoh32(pid));
 		at += 1 + pg_ntoh32(size);
 	}
+	/* The session is as idle as before. */
+	resting = rested;
 }
 
 int
