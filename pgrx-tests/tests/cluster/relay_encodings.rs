@@ -3,7 +3,7 @@
 use crate::pooling::with_pool;
 use crate::relay::Client;
 use anyhow::{Result, ensure};
-use pgrx_tests::script::connection::Target;
+use pgrx_tests::script::connection::{Received, Target};
 use pgrx_tests::script::frontend::Message;
 use pgrx_tests::wait;
 
@@ -47,5 +47,57 @@ fn a_flush_of_a_client_of_another_encoding_leaves_it_hearing() -> Result<()> {
         cluster.sql(&format!("NOTIFY a, 'behind {number}'"))?;
         ensure!(client.next(1)?[0].2 == format!("behind {number}"));
     }
+    Ok(())
+}
+
+/// The tags of what comes until the channel's end is heard, and the payloads.
+fn heard(client: &mut Client) -> Result<(String, Vec<String>)> {
+    let (mut tags, mut payloads) = (String::new(), Vec::new());
+    while payloads.last().is_none_or(|last| last != "end") {
+        match client.connection.receive(wait::LIMIT)? {
+            Received::Message { tag, body } => {
+                tags.push(tag as char);
+                let text = String::from_utf8_lossy(&body).into_owned();
+                match tag {
+                    b'A' => payloads.push(text.split('\0').rev().nth(1).unwrap_or_default().to_owned()),
+                    _ => ensure!(tag == b'N' && text.contains("22P05"), "{} {text}", tag as char),
+                }
+            }
+            other => anyhow::bail!("{other:?} after {tags}"),
+        }
+    }
+    Ok((tags, payloads))
+}
+
+const THREE: &str = "NOTIFY a, 'one'; SELECT pg_notify('a', 'not ' || chr(8364)); NOTIFY a, 'end'";
+
+#[test]
+fn a_notification_that_a_clients_encoding_cannot_say_is_left_out_alone_and_the_client_warned() -> Result<()> {
+    let cluster = with_pool("relay_lacks", 2, &[])?;
+    let mut client = Client::through(&cluster)?;
+    client.query("SET client_encoding = 'LATIN1'; LISTEN a")?;
+    let pid = cluster.sql("SELECT pid FROM pg_stat_activity WHERE query LIKE 'SET client_encoding%'")?;
+    for _ in 0..3 {
+        // While it waits.
+        cluster.sql(THREE)?;
+        let (tags, payloads) = heard(&mut client)?;
+        ensure!(tags == "ANA" && payloads == ["one", "end"], "{tags} {payloads:?}");
+        // By its own command.
+        let (tags, error) = client.try_query(THREE)?;
+        ensure!(error.is_none(), "{error:?}");
+        ensure!(tags == "CTDCCANAZ", "{tags}");
+        ensure!(client.notifications.drain(..).map(|(_, _, text)| text).eq(["one", "end"]));
+        // Several in a row, of which the same text is one.
+        client.connection.send(&Message::flush().bytes, None);
+        client.query("LISTEN more")?;
+        cluster.sql("SELECT pg_notify('a', chr(8364)) FROM generate_series(1, 3); NOTIFY a, 'end'")?;
+        let (tags, payloads) = heard(&mut client)?;
+        ensure!(tags == "NA" && payloads == ["end"], "{tags} {payloads:?}");
+    }
+    let now = cluster.sql("SELECT pid FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")?;
+    ensure!(now == pid, "another backend serves it");
+    // It may be ended while it waits, and cancelled without being so.
+    cluster.sql(&format!("SELECT pg_cancel_backend({pid})"))?;
+    client.query("SELECT 1")?;
     Ok(())
 }

@@ -4,11 +4,13 @@
  */
 #include "postgres.h"
 
+#include "commands/async.h"
 #include "libpq/libpq.h"
 #include "libpq/pqformat.h"
-#include "commands/async.h"
-#include "utils/guc.h"
+#include "miscadmin.h"
 #include "port/pg_bswap.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
 
 #include "shim.h"
 
@@ -112,13 +114,56 @@ postern_send(const char *bytes, size_t length)
 	}
 }
 
+/*
+ * A notification in the client's encoding. One with a character which that encoding lacks is left out, and the client is warned: a
+ * session of its own would end by it, which is no way to treat one that others share. Whatever else goes wrong is raised.
+ */
+static void
+send_converted(const char *channel, const char *payload, int32 pid)
+{
+	MemoryContext context = CurrentMemoryContext;
+	/* An error resets them, and this one is over with at once. */
+	uint32		held_cancels = QueryCancelHoldoffCount;
+	uint32		held = InterruptHoldoffCount;
+
+	PG_TRY();
+	{
+		NotifyMyFrontEnd(channel, payload, pid);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		if (error->sqlerrcode != ERRCODE_UNTRANSLATABLE_CHARACTER &&
+			error->sqlerrcode != ERRCODE_CHARACTER_NOT_IN_REPERTOIRE)
+			PG_RE_THROW();
+		FlushErrorState();
+		QueryCancelHoldoffCount = held_cancels;
+		InterruptHoldoffCount = held;
+		ereport(WARNING,
+				(errcode(error->sqlerrcode),
+				 errmsg("a notification has been left out: %s", error->message)));
+	}
+	PG_END_TRY();
+}
+
 /* Notifications, which are in the database's encoding, in the client's: as the server itself sends them. */
 void
 postern_send_converted(const char *bytes, size_t length)
 {
+	static MemoryContext messages = NULL;
+	MemoryContext before;
 	size_t		at = 0;
 	bool		rested = resting;
 
+	/* What of a message was put together before an error is in here. */
+	if (messages == NULL)
+		messages = AllocSetContextCreate(TopMemoryContext, "postern notifications", ALLOCSET_DEFAULT_SIZES);
+	before = MemoryContextSwitchTo(messages);
+	/* A warning is flushed at once, and that flush is not the end of a command. */
+	resting = false;
 	while (at + 9 <= length)
 	{
 		uint32		size;
@@ -127,11 +172,13 @@ postern_send_converted(const char *bytes, size_t length)
 
 		memcpy(&size, bytes + at + 1, 4);
 		memcpy(&pid, bytes + at + 5, 4);
-		NotifyMyFrontEnd(channel, channel + strlen(channel) + 1, (int32) pg_ntoh32(pid));
+		send_converted(channel, channel + strlen(channel) + 1, (int32) pg_ntoh32(pid));
 		at += 1 + pg_ntoh32(size);
 	}
 	/* The session is as idle as before. */
 	resting = rested;
+	MemoryContextSwitchTo(before);
+	MemoryContextReset(messages);
 }
 
 int
