@@ -3,6 +3,7 @@
 use crate::pooling::with_pool;
 use crate::relay::Client;
 use anyhow::{Result, ensure};
+use pgrx_tests::cluster::Cluster;
 use pgrx_tests::script::connection::{Received, Target};
 use pgrx_tests::script::frontend::Message;
 use pgrx_tests::wait;
@@ -100,4 +101,23 @@ fn a_notification_that_a_clients_encoding_cannot_say_is_left_out_alone_and_the_c
     cluster.sql(&format!("SELECT pg_cancel_backend({pid})"))?;
     client.query("SELECT 1")?;
     Ok(())
+}
+
+/// Two clients of one server connection: neither is held by it, so that the other is served.
+fn share(cluster: &Cluster, database: &str, encoding: &str) -> Result<()> {
+    let open = || Client::open(&Target::tcp(cluster.pooler_port), "postgres", database);
+    let (mut one, mut other) = (open()?, open()?);
+    one.query(&format!("SET client_encoding = '{encoding}'; LISTEN a"))?;
+    other.query("SELECT pg_notify('a', 'heard')")?;
+    ensure!(one.next(1)?[0].2 == "heard");
+    Ok(())
+}
+
+#[test]
+fn who_listens_without_a_conversion_holds_no_backend() -> Result<()> {
+    let cluster = with_pool("relay_ascii", 1, &[])?;
+    cluster
+        .sql("CREATE DATABASE plain ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")?;
+    share(&cluster, "postgres", "SQL_ASCII")?;
+    share(&cluster, "plain", "UTF8")
 }

@@ -461,10 +461,13 @@ impl Agent {
     }
 }
 
-/// Whether what the client is sent has another encoding than the database.
+/// Whether what the client is sent is converted. Nothing is from or to SQL_ASCII, which is no encoding (mbutils.c,
+/// PrepareClientEncoding()).
 pub(super) fn converts() -> bool {
+    const NONE: c_int = pg_sys::pg_enc::PG_SQL_ASCII as c_int;
     // SAFETY: words of the session.
-    unsafe { pg_sys::pg_get_client_encoding() != pg_sys::GetDatabaseEncoding() }
+    let (client, database) = unsafe { (pg_sys::pg_get_client_encoding(), pg_sys::GetDatabaseEncoding()) };
+    client != database && client != NONE && database != NONE
 }
 
 /// Raises the report as an error of the transaction.
