@@ -254,6 +254,8 @@ impl Agent {
             listens.sequence += 1;
         }
         listens.act(level, What::Notify);
+        // Also when the database has no relay: one may begin to hear before this transaction commits, for another client or for a
+        // LISTEN that comes later in it; and what is queued at the commit would stand behind what it announces.
         let words = format!("{} {} {}", Shared::client_pid(seat.slot), self.number, listens.sequence);
         if let Ok(payload) = CString::new(words) {
             // SAFETY: in a transaction, as its caller; terminated strings. The same once more is not queued again.
