@@ -1,7 +1,7 @@
 //! A source of this server's WAL at work: decodes round after round, confirms what all streams have, writes down where each is, and ends
 //! in order whatever ends it. A stream worker's main thread; the engine has the other one.
 
-use super::super::worker::{Latch, cancels_nothing};
+use super::super::worker::Latch;
 use super::super::{guc, signals};
 use super::catalog::{self, SourceDefinition};
 use super::decoding;
@@ -25,7 +25,7 @@ use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
-use std::sync::mpsc::{Receiver as Waiting, SyncSender, sync_channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -52,7 +52,6 @@ pub(super) struct Work {
     pub(super) prepared: Prepared,
     pub(super) engines: Arc<Engines>,
     pub(super) intake: Rc<RefCell<Intake>>,
-    pub(super) lines: Waiting<String>,
     pub(super) line: SyncSender<String>,
     pub(super) shared: Shared,
     pub(super) number: usize,
@@ -93,6 +92,7 @@ impl Work {
             published_again: false,
             stated: false,
             limit: Limit::new(&prepared.record.slot, &options),
+            lines,
         };
         Self {
             shared,
@@ -105,7 +105,6 @@ impl Work {
             prepared,
             engines,
             intake: Rc::new(RefCell::new(intake)),
-            lines,
             line,
             recorded_at: Instant::now(),
             missed: None,
@@ -152,15 +151,7 @@ impl Work {
     fn serve(&mut self) -> Result<(), String> {
         let mut changed = Instant::now();
         loop {
-            cancels_nothing();
-            check_for_interrupts!();
-            if BackgroundWorker::sighup_received() {
-                // SAFETY: on main, outside a transaction.
-                unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
-            }
-            self.lines.write(&self.definition.name);
-            self.intake.borrow_mut().limit.look(self.source);
-            if self.intake.borrow_mut().is_over() {
+            if self.look() {
                 return Ok(());
             }
             let (lsn, more) = decoding::step(STEP);
@@ -182,6 +173,11 @@ impl Work {
                 wait(if changed.elapsed() < RECENT { BUSY } else { QUIET });
             }
         }
+    }
+
+    /// See [`Intake::look`].
+    pub(super) fn look(&self) -> bool {
+        self.intake.borrow_mut().look()
     }
 
     /// What all streams have is never wanted again, but for what is retained.
@@ -263,7 +259,7 @@ impl Work {
         }
         self.engines.stop();
         let panicked = thread.join().is_err();
-        self.lines.write(&self.definition.name);
+        self.intake.borrow().lines.write(&self.definition.name);
         let over = self.intake.borrow_mut().is_over();
         let settled = AssertUnwindSafe(|| {
             self.confirm();
