@@ -4,6 +4,7 @@
 use super::super::worker::Latch;
 use super::super::{guc, signals};
 use super::catalog::{self, SourceDefinition};
+use super::confirming::Confirming;
 use super::decoding;
 use super::feeds::Lines;
 use super::intake::{Intake, Shares};
@@ -19,6 +20,7 @@ use crate::stream::position::Lsn;
 use crate::stream::shared::{Shared, Source, SourceState};
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
 use pgrx::prelude::*;
+use pgrx::spi::SpiError;
 use std::cell::RefCell;
 use std::ffi::c_int;
 use std::panic::AssertUnwindSafe;
@@ -38,9 +40,6 @@ const STEP: i32 = 1_000;
 /// How often positions are written down while they change.
 const RECORD: Duration = Duration::from_secs(1);
 
-/// Bytes of WAL without an event for a stream after which its position is written down all the same.
-const FAR: u64 = 16 << 20;
-
 /// Bytes of an older gap's words that a newer one leaves.
 const GAP: usize = 1024;
 
@@ -55,10 +54,11 @@ pub(super) struct Work {
     pub(super) line: SyncSender<String>,
     pub(super) shared: Shared,
     pub(super) number: usize,
+    /// Where each stream is, as far as that is written down, and what its sink had then.
     pub(super) recorded: Vec<Option<StreamReport>>,
-    /// Events that each had been given then.
-    pub(super) given: Vec<u64>,
+    pub(super) has: Vec<u64>,
     pub(super) recorded_at: Instant,
+    pub(super) confirming: Confirming,
     /// Changes for which there was no publication, as far as that is written down, and the gap that was stated before.
     pub(super) missed: Option<(Lsn, Lsn)>,
     pub(super) gap_before: Option<String>,
@@ -99,7 +99,8 @@ impl Work {
             number,
             source,
             recorded: vec![None; definition.streams.len()],
-            given: vec![0; definition.streams.len()],
+            has: Vec::new(),
+            confirming: Confirming::new(prepared.record.confirmed.unwrap_or(prepared.record.begins)),
             definition,
             options,
             prepared,
@@ -180,47 +181,64 @@ impl Work {
         self.intake.borrow_mut().look()
     }
 
-    /// What all streams have is never wanted again, but for what is retained.
+    /// What all streams have is never wanted again, but for what is retained. It is written down by now.
     fn confirm(&mut self) {
-        let delivered = self.engines.report().delivered;
-        let lsn = Lsn(delivered.0.saturating_sub(self.options.retain));
-        if lsn > decoding::confirmed() {
+        if let Some(lsn) = self.confirming.due() {
             decoding::confirm(lsn);
             self.source.confirmed.store(lsn.0, Relaxed);
         }
     }
 
-    /// Writes down where the streams are, as far as that has changed.
+    /// Writes down where the streams are and what the slot may confirm, when events have been delivered since, or the WAL has gone on far
+    /// without any.
     fn record(&mut self, at_end: bool) {
         self.recorded_at = Instant::now();
         let report = self.engines.report();
-        let mut due = Vec::new();
-        for (index, (stream, at)) in self.definition.streams.iter().zip(&report.streams).enumerate() {
-            let news = self.recorded[index].is_none_or(|known| {
-                // That the WAL has gone on without it is not worth a transaction every second.
-                let ahead = at.position.commit.0.saturating_sub(known.position.commit.0);
-                let given = self.shared.stream(self.number, stream.name.as_bytes());
-                let given = given.map_or(0, |shown| shown.events.load(Relaxed));
-                known != *at && (at_end || given != self.given[index] || ahead >= FAR)
-            });
-            if news {
-                let given = self.shared.stream(self.number, stream.name.as_bytes());
-                self.given[index] = given.map_or(0, |shown| shown.events.load(Relaxed));
-                due.push((index, stream.name.clone(), stream.rewound, *at));
-            }
-        }
-        if due.is_empty() {
+        let lsn =
+            Lsn(report.delivered.0.saturating_sub(self.options.retain)).max(self.confirming.confirmed());
+        let delivered = report.has != self.has || self.recorded.iter().any(Option::is_none);
+        if !(delivered || at_end || self.confirming.is_due(lsn)) {
             return;
         }
-        let written = BackgroundWorker::transaction(AssertUnwindSafe(|| {
-            // A crash may lose the last of it: then some events come twice.
+        let streams = self.definition.streams.iter().zip(&report.streams).enumerate();
+        let due: Vec<_> = streams
+            .filter(|(index, (_, at))| self.recorded[*index] != Some(**at))
+            .map(|(index, (stream, at))| (index, stream, *at))
+            .collect();
+        if due.is_empty() && lsn == self.confirming.confirmed() {
+            return;
+        }
+        let (source, rewound) = (&self.definition.name, self.prepared.record.rewound);
+        let write = || {
+            // A crash may lose the last of it: then some events come twice. Nothing waits for a standby.
+            let level = if at_end {
+                pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_LOCAL_FLUSH
+            } else {
+                pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF
+            };
             // SAFETY: a setting of this process, for this transaction's commit.
-            unsafe { pg_sys::synchronous_commit = pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF as c_int };
-            due.iter().try_for_each(|(_, name, rewound, at)| catalog::record_position(name, *rewound, at))
-        }));
-        decoding::hide_transaction(false);
+            unsafe { pg_sys::synchronous_commit = level as c_int };
+            // First, as who rewinds does: it locks the source.
+            let allowed = catalog::record_confirmed(source, rewound, lsn)?;
+            if allowed.is_none() {
+                return Ok(None);
+            }
+            due.iter()
+                .try_for_each(|(_, stream, at)| catalog::record_position(&stream.name, stream.rewound, at))?;
+            Ok::<_, SpiError>(allowed)
+        };
+        let written = self.confirming.write(lsn, || {
+            let written = BackgroundWorker::transaction(AssertUnwindSafe(write));
+            decoding::hide_transaction(false);
+            written
+        });
         match written {
-            Ok(()) => due.into_iter().for_each(|(index, _, _, at)| self.recorded[index] = Some(at)),
+            Ok(false) => {}
+            Ok(true) => {
+                due.into_iter().for_each(|(index, _, at)| self.recorded[index] = Some(at));
+                self.has = report.has;
+                self.prepared.record.confirmed = Some(self.confirming.confirmed());
+            }
             Err(error) => warning!("postern: could not write down where streams are: {error}"),
         }
     }
@@ -262,8 +280,8 @@ impl Work {
         self.intake.borrow().lines.write(&self.definition.name);
         let over = self.intake.borrow_mut().is_over();
         let settled = AssertUnwindSafe(|| {
-            self.confirm();
             self.record(true);
+            self.confirm();
             self.state_missed();
             decoding::end();
             Ok(())
