@@ -155,7 +155,52 @@ fn the_limit_of_wal_counts_while_a_snapshot_waits() -> Result<()> {
         cluster.sql("insert into filler values (1)")?;
         cluster.sql("select pg_switch_wal()")?;
     }
-    shows(&cluster, STATE, "it was dropped; changes after")
+    shows(&cluster, STATE, "it was dropped; changes after")?;
+    shows(&cluster, STATE, "set the source's option \"lost_slot\" to \"continue\"")
+}
+
+#[test]
+fn too_much_wal_is_warned_of_once_also_of_a_source_that_is_stopped() -> Result<()> {
+    let cluster = start("operator-warned", &[])?;
+    to_file(&cluster, r#"{"wal_limit":"20MB"}"#)?;
+    stopped(&cluster)?;
+    cluster.sql("create table filler (v int)")?;
+    for _ in 0..3 {
+        cluster.sql("insert into filler values (1)")?;
+        cluster.sql("select pg_switch_wal()")?;
+    }
+    let at = || cluster.sql("select coalesce(last_error_at::text, '-') from postern.sources");
+    shows(&cluster, "select last_error from postern.sources", "more than its wal_limit")?;
+    let first = at()?;
+    // It is looked at again, and found the same.
+    wait::until("it is looked at again", || {
+        cluster.sql("select postern.pause_source('shop')").is_ok() && at().is_ok_and(|at| at != first)
+    })?;
+    let warned = cluster.log().matches("WARNING:  postern: source \"shop\"").count();
+    ensure!(warned == 1, "{warned}: {}", cluster.log_tail());
+    Ok(())
+}
+
+#[test]
+fn an_operators_slot_that_was_invalidated_is_left_alone_and_waits() -> Result<()> {
+    let cluster =
+        start("operator-invalidated", &[("max_slot_wal_keep_size", "16MB"), ("wal_keep_size", "0")])?;
+    make_slot(&cluster, "theirs", false)?;
+    cluster.sql("create table filler (v int)")?;
+    for _ in 0..4 {
+        cluster.sql("insert into filler values (1)")?;
+        cluster.sql("select pg_switch_wal()")?;
+    }
+    cluster.sql("checkpoint")?;
+    cluster.sql(
+        r#"select postern.create_source('shop', 'postgres', '{"slot": "theirs", "lost_slot": "continue"}');
+           select postern.create_sink('d', 'stub_discard'); select postern.create_stream('s', 'shop', 'd')"#,
+    )?;
+    shows(&cluster, STATE, "blocked: replication slot \"theirs\" was invalidated")?;
+    cluster.sql(r#"select postern.alter_source('shop', '{"slot": "another"}')"#)?;
+    running(&cluster, "s")?;
+    ensure!(cluster.sql("select count(*) from pg_replication_slots where slot_name = 'theirs'")? == "1");
+    Ok(())
 }
 
 #[test]

@@ -174,7 +174,7 @@ impl Table {
 
 impl Work {
     /// Delivers what is there already, if that is wanted and not done.
-    pub(super) fn snapshot(&mut self, slot: &str) -> Result<(), String> {
+    pub(super) fn snapshot(&mut self) -> Result<(), String> {
         let source = self.definition.name.clone();
         let failed = |what: &str| {
             let what = what.to_owned();
@@ -212,7 +212,7 @@ impl Work {
                     write(|| catalog::begin_snapshot_table(&source, table.oid))
                         .map_err(failed("write down"))?;
                 }
-                let seen = self.copy(&table, slot);
+                let seen = self.copy(&table);
                 // Some of its rows may have come before: what has happened to them since is told too.
                 let lsn = known.map_or(seen, |index| done[index].lsn);
                 copied += 1;
@@ -249,9 +249,9 @@ impl Work {
         false
     }
 
-    fn copy(&self, table: &Table, slot: &str) -> Lsn {
-        // A name that no slot has: a slot's has at most 63 bytes.
-        let slot = format!("{}_snapshot", &slot[..slot.len().min(54)]);
+    fn copy(&self, table: &Table) -> Lsn {
+        // No other process makes one of this name.
+        let slot = format!("postern_snapshot_{}", std::process::id());
         let intake = &self.intake;
         let lsn = table.copy(
             &slot,

@@ -135,7 +135,7 @@ impl Work {
             Err(end) => return end,
         };
         let serve = AssertUnwindSafe(|| {
-            self.snapshot(&slot)?;
+            self.snapshot()?;
             if self.intake.borrow_mut().is_over() {
                 return Ok(());
             }
@@ -309,7 +309,7 @@ impl Work {
     fn give_up(&self, error: String) -> End {
         let mut record = self.prepared.record.clone();
         let delivered = self.engines.report().delivered.to_string();
-        match limit::drop_slot(self.source, &mut record, &error, &delivered) {
+        match limit::drop_slot(self.source, &mut record, &error, &delivered, self.options.lost_slot) {
             Err(error) => End::Failed(error),
             // A new slot is made at the next start, and the gap stated.
             Ok(error) if self.options.lost_slot == LostSlot::Continue => End::Failed(error),
