@@ -37,6 +37,7 @@ mod stream_guards;
 mod stream_http;
 mod stream_kafka;
 mod stream_large;
+mod stream_operator;
 mod stream_order;
 mod stream_snapshot;
 mod stream_sql;
