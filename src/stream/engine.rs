@@ -134,6 +134,8 @@ struct Open {
     ordinal: u64,
     /// Rows of a snapshot: everybody wants them.
     snapshot: bool,
+    /// Nothing was made of it, and nobody was missing who might want it: it needs no mark.
+    void: bool,
 }
 
 impl Engine {
@@ -216,13 +218,14 @@ impl Engine {
             match record {
                 Record::Transaction { commit_end, commit_time, xid } => {
                     let told = Transaction { xid, commit_end, commit_time_micros: commit_time };
-                    self.transaction =
-                        Some(Open { told, base: self.serial + 1, ordinal: 0, snapshot: false });
+                    let base = self.serial + 1;
+                    self.transaction = Some(Open { told, base, ordinal: 0, snapshot: false, void: true });
                     self.marks.begin(self.serial + 1, commit_end, commit_time);
                 }
                 Record::Snapshot { lsn } => {
                     let told = Transaction { xid: 0, commit_end: lsn, commit_time_micros: 0 };
-                    self.transaction = Some(Open { told, base: self.serial + 1, ordinal: 0, snapshot: true });
+                    let base = self.serial + 1;
+                    self.transaction = Some(Open { told, base, ordinal: 0, snapshot: true, void: false });
                     self.marks.begin_snapshot(self.serial + 1);
                 }
                 Record::Floor { relation, lsn } => {
@@ -303,11 +306,13 @@ impl Engine {
         lsn: Lsn,
         ordinal: u64,
     ) -> Result<(), Error> {
-        let Some(open) = &self.transaction else { return Ok(()) };
+        let Some(open) = &mut self.transaction else { return Ok(()) };
         let serial = open.base + ordinal;
         let position = Position { commit: open.told.commit_end, ordinal };
         let wants = |feed: &Feed| if open.snapshot { feed.is_fed() } else { feed.wants(position) };
         if !self.feeds.iter().any(wants) {
+            // Who is behind may want it, and is not asked.
+            open.void = false;
             return Ok(());
         }
         if !open.snapshot
@@ -332,6 +337,7 @@ impl Engine {
         if !written {
             return Ok(());
         }
+        open.void = false;
         let event = Event {
             serial,
             schema: relation.map_or("", |relation| &relation.schema),
@@ -379,6 +385,10 @@ impl Engine {
 
     fn commit(&mut self, commit_end: Lsn) {
         match self.transaction.take() {
+            Some(open) if open.void => {
+                self.marks.withdraw();
+                self.marks.reach(commit_end);
+            }
             Some(open) => {
                 self.serial = open.base + open.ordinal + 1;
                 self.marks.end(self.serial);

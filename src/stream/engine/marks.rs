@@ -20,7 +20,8 @@ struct Mark {
     snapshot: bool,
 }
 
-/// See the file. As long as there are transactions that are not delivered by all.
+/// See the file. As long as there are transactions that are not delivered by all and had an event that was written: the sinks, which keep
+/// that event, bound their number.
 #[derive(Debug, Clone)]
 pub(super) struct Marks {
     marks: VecDeque<Mark>,
@@ -49,6 +50,13 @@ impl Marks {
     /// Tables of a snapshot that everybody has.
     pub fn snapshots(&self) -> u64 {
         self.snapshots
+    }
+
+    /// The transaction that is replayed had nothing for anybody.
+    pub fn withdraw(&mut self) {
+        if self.marks.back().is_some_and(|mark| mark.last.is_none()) {
+            self.marks.pop_back();
+        }
     }
 
     /// It has ended with this number.
