@@ -61,8 +61,6 @@ pub struct PostgresSource {
     pub lost_slot: LostSlot,
     /// Kept on a standby that follows by a slot: PostgreSQL 17 and later.
     pub failover: bool,
-    /// Each event is written to the log as well.
-    pub verbose: bool,
     /// What events have; the host and the database are put in by the worker where they are empty.
     pub event: EventOptions,
 }
@@ -111,7 +109,6 @@ impl PostgresSource {
                 LostSlot::Stop,
             )?,
             failover: o.flag("failover", true)?,
-            verbose: o.flag("verbose", false)?,
             event: EventOptions {
                 host: o.text("host")?.unwrap_or_default(),
                 database: o.text("database")?.unwrap_or_default(),
