@@ -2,6 +2,7 @@
 //! table. What a source and its streams are called is written by the scout of its database (one at a time in the server); what its worker
 //! does, by that worker; whether there is one, by the launcher.
 
+use super::clock::now;
 use super::timings::Timings;
 use crate::bridge::Name;
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering::*};
@@ -56,7 +57,8 @@ pub struct Header {
     pub scan_all: AtomicU32,
     /// 1: the postmaster had no place for the launcher.
     pub no_worker_slot: AtomicU32,
-    /// Sources and streams that found no place in the tables below.
+    /// Sources and streams that found no place in the tables below, each time that it was looked for, and when one did last: microseconds
+    /// since 1970.
     pub refused: AtomicU64,
     /// 1: every worker logs each event that it hands over. Written on the port of `postern.stream_listen`.
     pub debug: AtomicU32,
@@ -231,6 +233,12 @@ pub enum StreamState {
     Failed = 6,
     /// As failed, but it waits for the operator.
     Blocked = 7,
+
+    /// What has gone wrong, and when: now. Nothing: all is well again.
+    pub fn say(&self, error: &str) {
+        self.error.set(error);
+        self.error_at.store(if error.is_empty() { 0 } else { now() }, Relaxed);
+    }
 }
 
 impl StreamState {
@@ -331,6 +339,12 @@ impl Stream {
         for count in [
             &self.events,
             &self.bytes,
+    /// What has gone wrong, and when: now. Nothing: all is well again.
+    pub fn say(&self, error: &str) {
+        self.error.set(error);
+        self.error_at.store(if error.is_empty() { 0 } else { now() }, Relaxed);
+    }
+
             &self.skipped,
             &self.errors,
             &self.commit,
@@ -339,12 +353,12 @@ impl Stream {
         ] {
             count.store(0, Relaxed);
         }
-        for time in [&self.behind_since, &self.delivered_at, &self.error_at] {
+        for time in [&self.behind_since, &self.delivered_at] {
             time.store(0, Relaxed);
         }
         self.timings.clear();
         self.failures.store(0, Relaxed);
-        self.error.set("");
+        self.say("");
     }
 }
 
@@ -401,3 +415,15 @@ mod tests {
         assert_eq!(found, (1..=SCANS as u32).collect::<Vec<_>>());
     }
 }
+    #[test]
+    fn an_error_that_is_over_leaves_no_time() {
+        let (source, stream) = (Source::default(), Stream::default());
+        source.say("no");
+        stream.say("no");
+        assert!(source.error_at.load(Relaxed) > 0 && stream.error_at.load(Relaxed) > 0);
+        source.say("");
+        stream.say("");
+        assert_eq!((source.error.get(), source.error_at.load(Relaxed)), (None, 0));
+        assert_eq!((stream.error.get(), stream.error_at.load(Relaxed)), (None, 0));
+    }
+

@@ -6,6 +6,7 @@ use super::catalog::{StreamDefinition, Wanted};
 use super::work::Work;
 use super::worker::{End, LINES, database_name};
 use crate::stream::engine::{From, Sort, StreamReport};
+use crate::stream::event;
 use crate::stream::position::{Lsn, Position};
 use crate::stream::shared::{Shared, Stream};
 use crate::stream::sink::{self, Failure, Setting};

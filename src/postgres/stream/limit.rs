@@ -3,7 +3,6 @@
 
 use super::catalog::SourceRecord;
 use super::decoding;
-use super::launcher::now;
 use super::prepare::record_source;
 use crate::stream::definition::{AtLimit, PostgresSource};
 use crate::stream::shared::Source;
@@ -67,8 +66,7 @@ pub(super) fn beyond(slot: &str, limit: Option<u64>) -> Option<String> {
 }
 
 pub(super) fn say(source: &Source, error: &str, loudly: bool) {
-    source.error.set(error);
-    source.error_at.store(now(), Relaxed);
+    source.say(error);
     if loudly {
         source.errors.fetch_add(1, Relaxed);
         warning!("postern: source \"{}\": {error}", source.name.text());

@@ -175,7 +175,7 @@ fn note(shared: Shared, (database, database_name): (u32, &str), definition: &Sou
         && (changed || source.state() == SourceState::Free)
     {
         source.retry_at.store(0, Relaxed);
-        source.error.set("");
+        source.say("");
         source.set_state(if definition.runs() { SourceState::Waiting } else { SourceState::Stopped });
     }
 }
@@ -190,9 +190,8 @@ fn limit_wal(source: &'static Source, definition: &SourceDefinition, options: &P
     let database = source.database.load(Relaxed);
     if decoding::slot(&state.slot).is_some_and(|slot| slot.active_pid == 0 && slot.database == database) {
         match limit::drop_slot(source, &mut state.clone(), &error, &prepare::delivered(definition)) {
-            Ok(error) | Err(error) => source.error.set(&error),
+            Ok(error) | Err(error) => source.say(&error),
         }
-        source.error_at.store(launcher::now(), Relaxed);
     }
 }
 
@@ -213,9 +212,8 @@ fn claim(source: &Source, database: u32, name: &[u8]) {
         count.store(0, Relaxed);
     }
     source.timings.clear();
-    source.error.set("");
+    source.say("");
     source.gap.set("");
-    source.error_at.store(0, Relaxed);
 }
 
 /// The places of its streams.
