@@ -10,6 +10,7 @@ pub use feed::{From, Sort};
 pub use watch::Watch;
 
 use super::buffer::{Buffer, Chunk, Record};
+use super::clock::{EPOCH, now};
 use super::error::Error;
 use super::event::{Encoded, Encoder, Transaction};
 use super::pgoutput::Message;
@@ -217,16 +218,19 @@ impl Engine {
         for record in chunk.records() {
             match record {
                 Record::Transaction { commit_end, commit_time, xid } => {
-                    let told = Transaction { xid, commit_end, commit_time_micros: commit_time };
+                    // A logical message outside a transaction has no number of one, and no time: it was read just now.
+                    let commit_time_micros = (xid != 0).then_some(commit_time);
+                    let commit_time = commit_time_micros.unwrap_or_else(|| now() - EPOCH);
+                    let told = Transaction { xid, commit_end, commit_time_micros };
                     let base = self.serial + 1;
                     self.transaction = Some(Open { told, base, ordinal: 0, snapshot: false, void: true });
                     self.marks.begin(self.serial + 1, commit_end, commit_time);
                 }
                 Record::Snapshot { lsn } => {
-                    let told = Transaction { xid: 0, commit_end: lsn, commit_time_micros: 0 };
+                    let told = Transaction { xid: 0, commit_end: lsn, commit_time_micros: None };
                     let base = self.serial + 1;
                     self.transaction = Some(Open { told, base, ordinal: 0, snapshot: true, void: false });
-                    self.marks.begin_snapshot(self.serial + 1);
+                    self.marks.begin_snapshot(self.serial + 1, now() - EPOCH);
                 }
                 Record::Floor { relation, lsn } => {
                     self.floors.insert(relation, lsn);

@@ -16,7 +16,7 @@ fuzz_target!(|input: &[u8]| {
     let (types, mut relations, mut out) = (Types::default(), Relations::default(), Encoded::default());
     let mut encoders = [options(None, KeyForm::PrimaryKey), options(Some("?"), KeyForm::PsqlStreamer)]
         .map(|options| Encoder::new(options, 1));
-    let transaction = Transaction { xid: 1, commit_end: Lsn(2), commit_time_micros: 3 };
+    let transaction = Transaction { xid: 1, commit_end: Lsn(2), commit_time_micros: Some(3) };
     let mut rest = input;
     while let Some((length, more)) = rest.split_first_chunk::<2>() {
         let (bytes, after) = more.split_at(more.len().min(u16::from_le_bytes(*length).into()));

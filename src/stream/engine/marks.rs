@@ -41,10 +41,10 @@ impl Marks {
         self.marks.push_back(Mark { base, last: None, commit: lsn, lsn, time, snapshot: false });
     }
 
-    /// The rows of a table begin, with this serial number.
-    pub fn begin_snapshot(&mut self, base: u64) {
+    /// The rows of a table begin, with this serial number, at this time: as in a commit.
+    pub fn begin_snapshot(&mut self, base: u64, time: i64) {
         let lsn = self.reached;
-        self.marks.push_back(Mark { base, last: None, commit: lsn, lsn, time: 0, snapshot: true });
+        self.marks.push_back(Mark { base, last: None, commit: lsn, lsn, time, snapshot: true });
     }
 
     /// Tables of a snapshot that everybody has.

@@ -171,6 +171,28 @@ fn only_what_every_sink_has_may_be_confirmed() {
 }
 
 #[test]
+fn what_was_not_committed_has_no_time_of_a_commit_and_is_not_behind_since_2000() {
+    let hand = Arc::new(Mutex::new(Hand { holds: Some(0), ..Hand::default() }));
+    let mut engine = engine(&[(&hand, at(100, u64::MAX))]);
+    engine.encoder = Encoder::new(EventOptions { commit_timestamp: true, ..options() }, 1);
+    let begun = now();
+    let mut chunk = Chunk::default();
+    chunk.push(&Record::Transaction { commit_end: Lsn(200), commit_time: 0, xid: 0 });
+    chunk.push(&Record::Message { lsn: Lsn(199), data: &written::message("p", b"x") });
+    chunk.push(&Record::Commit { commit_end: Lsn(200) });
+    chunk.push(&Record::Transaction { commit_end: Lsn(300), commit_time: 0, xid: 7 });
+    chunk.push(&Record::Message { lsn: Lsn(299), data: &written::message("p", b"x") });
+    chunk.push(&Record::Commit { commit_end: Lsn(300) });
+    engine.work(&chunk).unwrap();
+    engine.publish();
+    let taken = hand.lock().taken.clone();
+    assert!(taken[0].1.contains("\"CommitTimestamp\":null"), "{taken:?}");
+    assert!(taken[1].1.contains("\"CommitTimestamp\":\"2000-01-01T00:00:00Z\""), "{taken:?}");
+    let shown = engine.feeds[0].shown();
+    assert!(shown.behind_since.load(Relaxed) >= begun, "{}", shown.behind_since.load(Relaxed));
+}
+
+#[test]
 fn each_stream_goes_on_where_it_was_amid_a_transaction_too() {
     let (one, two) = (Arc::new(Mutex::new(Hand::default())), Arc::new(Mutex::new(Hand::default())));
     let mut rig = Rig::new(&[(&one, at(200, 2)), (&two, at(200, u64::MAX))]);

@@ -38,7 +38,7 @@ fn two() -> Relation {
 }
 
 const TRANSACTION: Transaction =
-    Transaction { xid: 731, commit_end: Lsn(0x16_B374_D848), commit_time_micros: 820_638_245_678_901 };
+    Transaction { xid: 731, commit_end: Lsn(0x16_B374_D848), commit_time_micros: Some(820_638_245_678_901) };
 
 fn encode(
     options: &EventOptions,
