@@ -361,6 +361,16 @@ impl Encoded {
     }
 }
 
+/// The seed of a source's encoder, from the server's system identifier, the database's OID and the source's name: the same in every version
+/// of Postern, so that an event keeps its UUID.
+pub fn seed(system: u64, database: u32, source: &str) -> u128 {
+    let mut hash = SipHasher13::new();
+    hash.write(&system.to_le_bytes());
+    hash.write(&database.to_le_bytes());
+    hash.write(source.as_bytes());
+    u128::from_le_bytes(hash.finish128().as_bytes())
+}
+
 /// A UUID as random as SipHash-1-3 is.
 fn uuid(seed: &[u8; 16], words: [u64; 3]) -> Uuid {
     let mut hash = SipHasher13::new_with_key(seed);
