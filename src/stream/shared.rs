@@ -6,9 +6,13 @@ use super::clock::now;
 use super::timings::Timings;
 use crate::bridge::Name;
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering::*};
+use std::time::Duration;
 
 /// Databases whose definitions are to be looked at, at once; beyond it all databases are looked at.
 pub const SCANS: usize = 64;
+
+/// For so long something counts as refused that was refused.
+pub const REFUSED: Duration = Duration::from_mins(1);
 
 /// Bytes of an error that are shown.
 const TEXT: usize = 512;
@@ -60,6 +64,7 @@ pub struct Header {
     /// Sources and streams that found no place in the tables below, each time that it was looked for, and when one did last: microseconds
     /// since 1970.
     pub refused: AtomicU64,
+    pub refused_at: AtomicI64,
     /// 1: every worker logs each event that it hands over. Written on the port of `postern.stream_listen`.
     pub debug: AtomicU32,
     /// Lines of workers' threads for the log that found the queue full.
@@ -75,6 +80,7 @@ impl Default for Header {
             scan_all: AtomicU32::new(0),
             no_worker_slot: AtomicU32::new(0),
             refused: AtomicU64::new(0),
+            refused_at: AtomicI64::new(0),
             debug: AtomicU32::new(0),
             lines_dropped: AtomicU64::new(0),
         }
@@ -90,6 +96,18 @@ impl Header {
         if !taken {
             self.scan_all.store(1, Release);
         }
+    }
+
+    /// A source or stream has found no place. While that lasts it is looked for again at least every [`REFUSED`].
+    pub fn refuse(&self) {
+        self.refused.fetch_add(1, Relaxed);
+        self.refused_at.store(now(), Relaxed);
+    }
+
+    /// One finds no place at the moment.
+    pub fn is_refusing(&self) -> bool {
+        now().saturating_sub(self.refused_at.load(Relaxed))
+            < i64::try_from(REFUSED.as_micros()).unwrap_or(i64::MAX)
     }
 
     /// The next database that somebody asked for.
@@ -215,6 +233,12 @@ impl Source {
     pub fn set_state(&self, state: SourceState) {
         self.state.store(state as u32, Release);
     }
+
+    /// What has gone wrong, and when: now. Nothing: all is well again.
+    pub fn say(&self, error: &str) {
+        self.error.set(error);
+        self.error_at.store(if error.is_empty() { 0 } else { now() }, Relaxed);
+    }
 }
 
 /// What a stream does.
@@ -233,12 +257,6 @@ pub enum StreamState {
     Failed = 6,
     /// As failed, but it waits for the operator.
     Blocked = 7,
-
-    /// What has gone wrong, and when: now. Nothing: all is well again.
-    pub fn say(&self, error: &str) {
-        self.error.set(error);
-        self.error_at.store(if error.is_empty() { 0 } else { now() }, Relaxed);
-    }
 }
 
 impl StreamState {
@@ -321,6 +339,12 @@ impl Stream {
         self.state.store(state as u32, Release);
     }
 
+    /// What has gone wrong, and when: now. Nothing: all is well again.
+    pub fn say(&self, error: &str) {
+        self.error.set(error);
+        self.error_at.store(if error.is_empty() { 0 } else { now() }, Relaxed);
+    }
+
     pub fn source(&self) -> Option<usize> {
         self.source.load(Acquire).checked_sub(1).map(|number| number as usize)
     }
@@ -339,12 +363,6 @@ impl Stream {
         for count in [
             &self.events,
             &self.bytes,
-    /// What has gone wrong, and when: now. Nothing: all is well again.
-    pub fn say(&self, error: &str) {
-        self.error.set(error);
-        self.error_at.store(if error.is_empty() { 0 } else { now() }, Relaxed);
-    }
-
             &self.skipped,
             &self.errors,
             &self.commit,
@@ -401,6 +419,18 @@ mod tests {
     }
 
     #[test]
+    fn an_error_that_is_over_leaves_no_time() {
+        let (source, stream) = (Source::default(), Stream::default());
+        source.say("no");
+        stream.say("no");
+        assert!(source.error_at.load(Relaxed) > 0 && stream.error_at.load(Relaxed) > 0);
+        source.say("");
+        stream.say("");
+        assert_eq!((source.error.get(), source.error_at.load(Relaxed)), (None, 0));
+        assert_eq!((stream.error.get(), stream.error_at.load(Relaxed)), (None, 0));
+    }
+
+    #[test]
     fn scans_beyond_the_table_are_scans_of_all() {
         let header = Header::default();
         for database in 1..=SCANS as u32 {
@@ -415,15 +445,3 @@ mod tests {
         assert_eq!(found, (1..=SCANS as u32).collect::<Vec<_>>());
     }
 }
-    #[test]
-    fn an_error_that_is_over_leaves_no_time() {
-        let (source, stream) = (Source::default(), Stream::default());
-        source.say("no");
-        stream.say("no");
-        assert!(source.error_at.load(Relaxed) > 0 && stream.error_at.load(Relaxed) > 0);
-        source.say("");
-        stream.say("");
-        assert_eq!((source.error.get(), source.error_at.load(Relaxed)), (None, 0));
-        assert_eq!((stream.error.get(), stream.error_at.load(Relaxed)), (None, 0));
-    }
-

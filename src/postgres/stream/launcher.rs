@@ -108,6 +108,10 @@ impl Launcher {
             let databases: Vec<_> =
                 self.shared.sources_in_use().map(|(_, source)| source.database.load(Relaxed)).collect();
             databases.into_iter().for_each(|database| self.look_at(database));
+            if header.is_refusing() {
+                // There may be a place by now, for one in whatever database.
+                self.look_at_all();
+            }
         }
         while let Some(database) = header.next_scan() {
             self.look_at(database);

@@ -130,7 +130,7 @@ fn note(shared: Shared, (database, database_name): (u32, &str), definition: &Sou
             let free =
                 shared.sources.iter().enumerate().find(|(_, source)| source.state() == SourceState::Free);
             let Some((number, source)) = free else {
-                shared.header.refused.fetch_add(1, Relaxed);
+                shared.header.refuse();
                 warning!(
                     "postern: no place for source \"{}\": raise postern.max_streams and restart the server",
                     definition.name
@@ -228,7 +228,7 @@ fn streams(shared: Shared, number: usize, definition: &SourceDefinition) {
         let place =
             found.or_else(|| shared.streams.iter().find(|stream| stream.state() == StreamState::Free));
         let Some(stream) = place else {
-            shared.header.refused.fetch_add(1, Relaxed);
+            shared.header.refuse();
             warning!(
                 "postern: no place for stream \"{}\": raise postern.max_streams and restart the server",
                 one.name
