@@ -3,8 +3,8 @@
 
 use super::catalog::SourceRecord;
 use super::decoding;
-use super::launcher::now;
 use super::prepare::{GO_ON, record_source};
+use crate::stream::clock::now;
 use crate::stream::definition::{AtLimit, LostSlot, PostgresSource};
 use crate::stream::shared::Source;
 use pgrx::bgworkers::BackgroundWorker;
@@ -66,8 +66,7 @@ pub(super) fn beyond(slot: &str, limit: Option<u64>) -> Option<String> {
 /// Shows it; the log has it when it becomes too much, and from time to time while it is.
 pub(super) fn warn(source: &Source, error: &str) {
     let now = now();
-    source.error.set(error);
-    source.error_at.store(now, Relaxed);
+    source.say(error);
     let before = source.warned_at.load(Relaxed);
     if before == 0 || now.saturating_sub(before) >= WARN.as_micros() as i64 {
         source.warned_at.store(now, Relaxed);

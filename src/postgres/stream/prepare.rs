@@ -3,7 +3,6 @@
 
 use super::catalog::{self, SourceDefinition, SourceRecord};
 use super::decoding::{self, Slot};
-use super::launcher::now;
 use super::worker::{End, write};
 use crate::stream::definition::{LostSlot, PostgresSource};
 use crate::stream::position::Lsn;
@@ -111,12 +110,11 @@ pub(super) fn prepare(
     if found.is_some() {
         BackgroundWorker::transaction(|| decoding::drop_slot(&slot));
     }
-    source.error.set(&format!(
+    source.say(&format!(
         "replication slot \"{slot}\" begins when transactions that are running now have ended"
     ));
-    source.error_at.store(now(), Relaxed);
     let begins = BackgroundWorker::transaction(|| decoding::create_slot(&slot, options.failover));
-    source.error.set("");
+    source.say("");
     if let Some(lost) = lost {
         let stated = format!("{lost}; changes from {} to {begins} are lost", delivered(definition));
         log!("postern: source \"{}\": {stated}", definition.name);
@@ -228,6 +226,7 @@ fn make_publication(name: &str, options: &PostgresSource) -> Result<bool, pgrx::
     Ok(true)
 }
 
-fn quoted(name: &str) -> String {
+/// An identifier, as SQL has it.
+pub(super) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }

@@ -4,8 +4,7 @@
 
 use super::catalog::{self, SnapshotTable, Wanted};
 use super::decoding;
-use super::launcher::now;
-use super::prepare::record_source;
+use super::prepare::{quoted, record_source};
 use super::work::Work;
 use super::worker::{BUSY, wait, write};
 use crate::stream::buffer::Record;
@@ -15,7 +14,6 @@ use pgrx::bgworkers::BackgroundWorker;
 use pgrx::prelude::*;
 use pgrx::spi::SpiError;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::Ordering::Relaxed;
 
 /// The schema of the extension, whose tables a publication for all tables has too: they are nobody's changes.
 const OWN_SCHEMA: &str = "postern";
@@ -95,7 +93,6 @@ pub(super) fn tables(publication: &str) -> Result<Vec<Table>, SpiError> {
 
 impl Table {
     fn query(&self) -> String {
-        let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
         let columns: Vec<_> = self.columns.iter().map(|column| quoted(&column.name)).collect();
         let filter = self.filter.as_ref().map_or_else(String::new, |filter| format!(" WHERE {filter}"));
         // Who inherits is a table of its own.
@@ -186,8 +183,7 @@ impl Work {
             self.source.set_state(SourceState::Snapshot);
             if self.definition.streams.iter().any(|stream| stream.state != Wanted::Running) {
                 // Whoever is away would lack the rows, and the changes that are in them.
-                self.source.error.set("the snapshot begins when all streams of the source are to run");
-                self.source.error_at.store(now(), Relaxed);
+                self.source.say("the snapshot begins when all streams of the source are to run");
                 while !self.look() {
                     wait(1_000);
                 }

@@ -8,7 +8,6 @@ use super::confirming::Confirming;
 use super::decoding;
 use super::feeds::Lines;
 use super::intake::{Intake, Shares};
-use super::launcher::now;
 use super::limit::{self, Limit};
 use super::prepare::{Prepared, record_source};
 use super::worker::{BUSY, End, LINES, QUIET, said, wait};
@@ -258,8 +257,7 @@ impl Work {
             warning!("postern: source \"{}\": {text}", self.definition.name);
         }
         self.missed = missed;
-        self.source.error.set(&text);
-        self.source.error_at.store(now(), Relaxed);
+        self.source.say(&text);
         let gap = match &self.gap_before {
             Some(before) if before.len() < GAP => format!("{before}; {text}"),
             _ => text,
