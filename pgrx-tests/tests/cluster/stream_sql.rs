@@ -83,7 +83,7 @@ fn secrets_are_for_superusers_and_changes_for_whom_they_are_granted_to() -> Resu
     let cluster = start("stream-secrets", &[])?;
     cluster.sql(
         "create role watcher login in role pg_monitor; create role operator login; create role nobody_special login;
-         grant usage on schema postern to operator; grant execute on function postern.stop_stream, postern.switch_streams to operator",
+         grant usage on schema postern to operator; grant execute on function postern.stop_stream to operator",
     )?;
     let options = r#"{"hosts":"127.0.0.1:1","topicFallback":"t","properties":{"sasl.username":"u","sasl.password":"very secret",
                       "ssl.key.password":"very secret","ssl.keystore.password":"very secret"}}"#;
@@ -118,7 +118,21 @@ fn secrets_are_for_superusers_and_changes_for_whom_they_are_granted_to() -> Resu
     ] {
         ensure!(anybody.batch_execute(sql).is_err(), "{sql} is allowed");
     }
-    of("operator")?.batch_execute("select postern.stop_stream('s')")?;
+    let mut operator = of("operator")?;
+    operator.batch_execute("select postern.stop_stream('s')")?;
+    ensure!(cluster.sql("select state from postern.streams")? == "stopped");
+    // That one and no other.
+    for sql in [
+        "select postern.start_stream('s')",
+        "select postern.stop_source('shop')",
+        "select postern.switch_streams('stream', 's', 'running')",
+    ] {
+        let refused = operator.batch_execute(sql).err().with_context(|| format!("{sql} is allowed"))?;
+        ensure!(
+            refused.code() == Some(&postgres::error::SqlState::INSUFFICIENT_PRIVILEGE),
+            "{sql}: {refused}"
+        );
+    }
     ensure!(cluster.sql("select state from postern.streams")? == "stopped");
     ensure!(!cluster.log().contains("very secret"), "in the log");
     Ok(())
