@@ -4,7 +4,7 @@ use crate::stream::{delivered, running, start};
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::{Cluster, Stop};
 use pgrx_tests::kafka::{self, Broker, Options, Record};
-use pgrx_tests::process::signal_pid;
+use pgrx_tests::process::{self, signal_pid};
 use pgrx_tests::wait;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -223,22 +223,21 @@ fn write(cluster: &Cluster, stop: &AtomicBool, writer: usize) {
 
 fn end_things(cluster: &Cluster, broker: &Broker) -> Result<()> {
     let begun = Instant::now();
-    let pid = || -> Option<i32> { cluster.sql("select worker_pid from postern.sources").ok()?.parse().ok() };
+    let end_worker = |signal: Signal| -> Result<()> {
+        let pid = wait::for_value("the source has a worker", || {
+            Ok(cluster.sql("select worker_pid from postern.sources")?.parse()?)
+        })?;
+        signal_pid(pid, signal)?;
+        wait::until("that worker is gone", || !process::is_running(pid))
+    };
     let mut round = 0;
-    while begun.elapsed() < chaos() {
+    // Each of them at least once.
+    while round < ENDS.len() || begun.elapsed() < chaos() {
         // A moment in which something is delivered; how long differs.
         std::thread::sleep(Duration::from_millis(300 + (round as u64 * 397) % 900));
         match ENDS[round % ENDS.len()] {
-            "terminate the worker" => {
-                if let Some(pid) = pid() {
-                    let _ = signal_pid(pid, Signal::TERM);
-                }
-            }
-            "kill -9 the worker" => {
-                if let Some(pid) = pid() {
-                    let _ = signal_pid(pid, Signal::KILL);
-                }
-            }
+            "terminate the worker" => end_worker(Signal::TERM)?,
+            "kill -9 the worker" => end_worker(Signal::KILL)?,
             "kill -9 the broker" => {
                 broker.kill()?;
                 broker.start_again()?;
@@ -249,7 +248,9 @@ fn end_things(cluster: &Cluster, broker: &Broker) -> Result<()> {
                 cluster.start_again()?;
             }
             _ => {
-                let _ = cluster.sql("select postern.stop_stream('shop to topics')");
+                wait::until("it is stopped", || {
+                    cluster.sql("select postern.stop_stream('shop to topics')").is_ok()
+                })?;
                 wait::until("it can be started again", || {
                     cluster.sql("select postern.start_stream('shop to topics')").is_ok()
                 })?;
