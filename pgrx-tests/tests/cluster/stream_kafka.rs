@@ -3,7 +3,7 @@
 use crate::stream::{delivered, running, start};
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::{Cluster, Stop};
-use pgrx_tests::kafka::{self, Broker, Options, Record};
+use pgrx_tests::kafka::{Broker, Options, Record, no_broker};
 use pgrx_tests::process::{self, signal_pid};
 use pgrx_tests::wait;
 use rustix::process::Signal;
@@ -12,11 +12,6 @@ use std::collections::{BTreeMap, HashSet};
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
-
-/// Whether there is nothing to test with; says why.
-fn no_broker() -> bool {
-    kafka::unavailable().inspect(|why| eprintln!("no Kafka broker to test with: {why}")).is_some()
-}
 
 /// A source `shop` that feeds a Kafka sink.
 fn to_kafka(cluster: &Cluster, source: &str, sink: &str) -> Result<()> {
