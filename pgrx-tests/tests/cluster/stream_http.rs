@@ -4,8 +4,6 @@ use crate::stream::{delivered, file, running, start, to_file};
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::{Cluster, Ports};
 use pgrx_tests::{probe, wait};
-use std::io::Write;
-use std::process::{Command, Stdio};
 
 /// A server with a stream into a file, and the port.
 fn with_port(name: &str) -> Result<(Cluster, u16)> {
@@ -103,9 +101,7 @@ fn a_sink_in_trouble_is_an_error_of_status_until_it_is_well_again() -> Result<()
     assert_eq!(probe::code(port, "/health"), 200);
     let metrics = probe::get(cluster.http_port, "/metrics")?.body;
     let errors = "postern_stream_errors_total{database=\"postgres\",sink=\"lines\",source=\"shop\",stream=\"shop to lines\"} ";
-    let count =
-        metrics.lines().find_map(|line| line.strip_prefix(errors)).with_context(|| metrics.clone())?;
-    assert_ne!(count, "0");
+    assert!(probe::metric(&metrics, errors)? > 0.0, "{metrics}");
     move_away(&away, &here)?;
     // Blocked is for the operator, retrying mends itself.
     cluster.sql("select postern.start_stream('shop to lines')")?;
@@ -159,13 +155,7 @@ fn the_status_ports_metrics_have_sources_and_streams_and_promtool_accepts_them()
     ] {
         assert!(has_line(&text, &line), "{line} in\n{text}");
     }
-    let number = |name: &str| -> Result<f64> {
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix(name))
-            .with_context(|| format!("{name} in\n{text}"))?;
-        Ok(line.rsplit(' ').next().unwrap_or_default().parse()?)
-    };
+    let number = |name: &str| probe::metric(&text, name);
     let delivered_to = number("postern_stream_delivered_bytes{")?;
     assert!(delivered_to > 0.0 && delivered_to <= number("postern_source_received_bytes{")?, "{text}");
     assert!(number("postern_stream_lag_bytes{")? < 16e6, "{text}");
@@ -199,40 +189,24 @@ fn lag_grows_while_a_stream_is_stopped_and_no_other_port_is_open() -> Result<()>
     }
     cluster.reload()?;
     wait::until("the others are closed", || probe::code(cluster.http_port, "/health") == 0)?;
-    let lag = || -> Option<f64> {
-        let text = probe::get(port, "/metrics").ok()?.body;
-        text.lines()
-            .find(|line| line.starts_with("postern_stream_lag_bytes{"))?
-            .rsplit(' ')
-            .next()?
-            .parse()
-            .ok()
-    };
-    wait::until("it keeps up", || lag().is_some_and(|lag| lag < 1e6))?;
+    let lag = || probe::metric(&probe::get(port, "/metrics")?.body, "postern_stream_lag_bytes{");
+    wait::until("it keeps up", || lag().is_ok_and(|lag| lag < 1e6))?;
     cluster.sql("select postern.stop_stream('shop to lines')")?;
     wait::until("its worker has gone", || {
         cluster.sql("select coalesce(worker_pid, 0) from postern.sources").is_ok_and(|pid| pid == "0")
     })?;
     assert_eq!(probe::code(port, "/status"), 200, "what is not to run is not ill");
     cluster.sql("insert into t select repeat('x', 1000) from generate_series(1, 2000)")?;
-    wait::until("lag is seen", || lag().is_some_and(|lag| lag > 2e6))
+    wait::until("lag is seen", || lag().is_ok_and(|lag| lag > 2e6))
         .with_context(|| format!("{:?}", lag()))?;
     cluster.sql("select postern.start_stream('shop to lines')")?;
     delivered(&cluster)?;
-    wait::until("it has caught up", || lag().is_some_and(|lag| lag < 1e6))
+    wait::until("it has caught up", || lag().is_ok_and(|lag| lag < 1e6))
 }
 
 /// Their names are as they are; the text around them is right.
 fn only_the_old_names_displease_promtool(text: &str) -> Result<()> {
-    let mut promtool = Command::new("promtool")
-        .args(["check", "metrics"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("promtool (package prometheus) is not installed")?;
-    promtool.stdin.take().context("stdin")?.write_all(text.as_bytes())?;
-    let said = String::from_utf8(promtool.wait_with_output()?.stderr)?;
+    let said = probe::promtool(text)?;
     let names = ["source_events ", "source_errors ", "sink_events ", "sink_errors "];
     let times = ["source_event_processing_time_sec ", "sink_event_processing_time_sec "];
     for line in said.lines() {

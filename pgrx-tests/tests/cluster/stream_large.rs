@@ -3,15 +3,12 @@
 use crate::stream::{delivered, events, file, running, start, to_file};
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::Cluster;
-use pgrx_tests::wait;
+use pgrx_tests::{process, wait};
 use std::io::{BufRead, BufReader};
 
 /// The most memory that the source's worker has ever had: kB.
 fn most_memory(cluster: &Cluster) -> Result<u64> {
-    let pid = cluster.sql("select worker_pid from postern.sources")?;
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
+    process::most_resident(cluster.sql("select worker_pid from postern.sources")?.parse()?)
 }
 
 #[test]
@@ -57,7 +54,7 @@ fn a_row_of_100_mb_passes_and_its_memory_is_given_back() -> Result<()> {
     // Its text in the server, in the buffer, as an event and in the sink.
     ensure!(after < 1_200 * 1024, "{after} kB");
     let pid: i32 = cluster.sql("select worker_pid from postern.sources")?.parse()?;
-    let resident = || pgrx_tests::process::resident(pid);
+    let resident = || process::resident(pid);
     wait::until("it is given back", || resident().is_ok_and(|now| now < 250 * 1024))
         .with_context(|| format!("{:?} kB", resident()))
 }
@@ -68,8 +65,7 @@ fn an_idle_database_confirms_while_another_one_writes() -> Result<()> {
     cluster.sql("create table t (id int primary key); create table unpublished (id int)")?;
     to_file(&cluster, r#"{"tables":["t"]}"#)?;
     cluster.sql("create database busy")?;
-    let mut session = cluster.config().dbname("busy").connect(postgres::NoTls)?;
-    session.batch_execute("create table noise (v text)")?;
+    cluster.sql_in("busy", "create table noise (v text)")?;
     let confirms = |cluster: &Cluster| -> Result<()> {
         let now = cluster.sql("select pg_current_wal_insert_lsn()")?;
         let confirmed =
@@ -77,7 +73,7 @@ fn an_idle_database_confirms_while_another_one_writes() -> Result<()> {
         wait::until("it confirms", || confirmed().is_ok_and(|confirmed| confirmed == "t"))
     };
     for _ in 0..3 {
-        session.batch_execute("insert into noise select repeat('x', 1000) from generate_series(1, 1000)")?;
+        cluster.sql_in("busy", "insert into noise select repeat('x', 1000) from generate_series(1, 1000)")?;
         confirms(&cluster)?;
     }
     cluster.sql("insert into unpublished select generate_series(1, 1000)")?;
