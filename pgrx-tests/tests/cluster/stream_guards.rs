@@ -1,6 +1,6 @@
 //! Change streams keep to what is theirs: what is read as a superuser, slots, options that become SQL, snapshots of streams that are away.
 
-use crate::stream::{delivered, events, file, running, start};
+use crate::stream::{delivered, events, file_sink, running, running_in, start};
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::{Cluster, Stop};
 use pgrx_tests::wait;
@@ -40,10 +40,7 @@ fn tables_of_the_extensions_names_that_are_somebody_elses_are_not_read() -> Resu
          select postern.create_stream('s', 's', 'd')",
     )?;
     cluster.restart(Stop::Fast)?;
-    wait::until("the later database's stream runs", || {
-        cluster.sql_in("later", "select state from postern.streams").is_ok_and(|state| state == "running")
-    })
-    .with_context(|| cluster.log_tail())?;
+    running_in(&cluster, "later", "s")?;
     ensure!(cluster.sql("select rolsuper from pg_roles where rolname = 'mallory'")? == "f");
     Ok(())
 }
@@ -119,9 +116,7 @@ fn a_copy_of_a_database_leaves_the_originals_slot_alone() -> Result<()> {
         "create extension postern; select postern.create_source('s'); select postern.create_sink('d', 'stub_discard');
          select postern.create_stream('s', 's', 'd')",
     )?;
-    let running =
-        || cluster.sql_in("shop", "select state from postern.streams").is_ok_and(|state| state == "running");
-    wait::until("it runs", running)?;
+    running_in(&cluster, "shop", "s")?;
     cluster.sql_in("shop", "select postern.stop_source('s')")?;
     wait::until("it has stopped", || {
         cluster
@@ -139,7 +134,7 @@ fn a_copy_of_a_database_leaves_the_originals_slot_alone() -> Result<()> {
         cluster.sql_in("copy", "select count(*) from postern.running_sources()").is_ok_and(|n| n == "0")
     })?;
     cluster.sql_in("shop", "select postern.start_source('s')")?;
-    wait::until("the original runs on", running)?;
+    running_in(&cluster, "shop", "s")?;
     ensure!(cluster.sql_in("shop", "select coalesce(gap, '-') from postern.streams")? == "-");
     ensure!(cluster.sql("select count(*) from pg_replication_slots")? == "1");
     Ok(())
@@ -149,13 +144,7 @@ fn a_copy_of_a_database_leaves_the_originals_slot_alone() -> Result<()> {
 fn a_snapshot_waits_for_streams_that_are_away() -> Result<()> {
     let cluster = start("stream-snapshot-paused", &[])?;
     cluster.sql("create table t (id int primary key); insert into t values (1), (2)")?;
-    let (one, two) = (file(&cluster, "one.jsonl"), file(&cluster, "two.jsonl"));
-    for (name, path) in [("one", &one), ("two", &two)] {
-        cluster.sql(&format!(
-            "select postern.create_sink('{name}', 'file', '{{\"path\":\"{}\"}}')",
-            path.display()
-        ))?;
-    }
+    let (one, two) = (file_sink(&cluster, "one", "{}")?, file_sink(&cluster, "two", "{}")?);
     cluster.sql(
         r#"select postern.create_source('s', 'postgres', '{"snapshot": true}');
            select postern.create_stream('one', 's', 'one'); select postern.create_stream('two', 's', 'two', false)"#,

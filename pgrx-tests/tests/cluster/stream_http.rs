@@ -15,18 +15,26 @@ fn with_port(name: &str) -> Result<(Cluster, u16)> {
     Ok((cluster, port))
 }
 
-fn has_line(text: &str, line: &str) -> bool {
-    text.lines().any(|one| one == line)
+/// A stream into a file, which has delivered ten events.
+fn ten_events(cluster: &Cluster) -> Result<()> {
+    cluster.sql("create table t (id int primary key)")?;
+    to_file(cluster, "{}")?;
+    cluster.sql("insert into t select generate_series(1, 10)")?;
+    delivered(cluster)
+}
+
+/// Fails unless a scrape has all of these lines.
+fn has(scrape: &str, lines: &[String]) {
+    for line in lines {
+        assert!(scrape.lines().any(|one| one == line), "{line} in\n{scrape}");
+    }
 }
 
 #[test]
 fn every_path_of_psql_streamer_is_answered() -> Result<()> {
     let (cluster, port) = with_port("stream-http")?;
     assert_eq!(probe::get(port, "/status")?.body, "no change stream is defined\n");
-    cluster.sql("create table t (id int primary key)")?;
-    to_file(&cluster, "{}")?;
-    cluster.sql("insert into t select generate_series(1, 10)")?;
-    delivered(&cluster)?;
+    ten_events(&cluster)?;
     let health = probe::get(port, "/health")?;
     assert_eq!((health.code, health.body.as_str()), (200, "Alive and well\n"));
     assert!(health.head.contains("text/plain"), "{}", health.head);
@@ -134,15 +142,12 @@ fn the_port_opens_and_closes_on_reload_and_lets_in_whom_the_other_ports_do() -> 
 #[test]
 fn the_status_ports_metrics_have_sources_and_streams_and_promtool_accepts_them() -> Result<()> {
     let (cluster, port) = with_port("stream-metrics")?;
-    cluster.sql("create table t (id int primary key)")?;
-    to_file(&cluster, "{}")?;
-    cluster.sql("insert into t select generate_series(1, 10)")?;
-    delivered(&cluster)?;
+    ten_events(&cluster)?;
     let text = probe::get(cluster.http_port, "/metrics")?.body;
     crate::http::promtool_accepts(&text)?;
     let source = "database=\"postgres\",source=\"shop\"";
     let stream = "database=\"postgres\",sink=\"lines\",source=\"shop\",stream=\"shop to lines\"";
-    for line in [
+    let lines = [
         format!("postern_source_up{{{source}}} 1"),
         format!("postern_source_state{{{source},state=\"streaming\"}} 1"),
         format!("postern_source_state{{{source},state=\"blocked\"}} 0"),
@@ -152,9 +157,8 @@ fn the_status_ports_metrics_have_sources_and_streams_and_promtool_accepts_them()
         format!("postern_stream_events_total{{{stream}}} 10"),
         format!("postern_stream_skipped_total{{{stream}}} 0"),
         format!("postern_stream_lag_seconds{{{stream}}} 0"),
-    ] {
-        assert!(has_line(&text, &line), "{line} in\n{text}");
-    }
+    ];
+    has(&text, &lines);
     let number = |name: &str| probe::metric(&text, name);
     let delivered_to = number("postern_stream_delivered_bytes{")?;
     assert!(delivered_to > 0.0 && delivered_to <= number("postern_source_received_bytes{")?, "{text}");
@@ -166,16 +170,15 @@ fn the_status_ports_metrics_have_sources_and_streams_and_promtool_accepts_them()
     for (name, kind) in [("source", "postgres"), ("sink", "file")] {
         let of = if name == "source" { "shop" } else { "lines" };
         let labels = format!("database=\"postgres\",{name}Name=\"{of}\",{name}Type=\"{kind}\"");
-        for line in [
+        let lines = [
             format!("{name}_events{{{labels}}} 10"),
             format!("{name}_errors{{{labels}}} 0"),
             format!("{name}_event_processing_time_sec_bucket{{{labels},le=\"+Inf\"}} 10"),
             format!("{name}_event_processing_time_sec_count{{{labels}}} 10"),
-        ] {
-            assert!(has_line(&page.body, &line), "{line} in\n{}", page.body);
-        }
+        ];
+        has(&page.body, &lines);
     }
-    assert!(page.body.contains(&format!("postern_stream_up{{{stream}}} 1")), "{}", page.body);
+    has(&page.body, &[format!("postern_stream_up{{{stream}}} 1")]);
     only_the_old_names_displease_promtool(&page.body)
 }
 
@@ -235,7 +238,7 @@ fn debugging_logs_each_event_until_it_is_switched_off() -> Result<()> {
     cluster
         .wait_log("stream of \"shop\": debug: stream \"shop to lines\" was given an event of public.t at ")?;
     assert!(!cluster.log().contains("hunter2"), "what an event says is not for the log");
-    assert!(has_line(&probe::get(port, "/metrics")?.body, "postern_stream_debug 1"));
+    has(&probe::get(port, "/metrics")?.body, &["postern_stream_debug 1".to_owned()]);
     // Another path and a failed request change nothing.
     assert_eq!(probe::code(port, "/debug/of"), 400);
     lines(6..7)?;

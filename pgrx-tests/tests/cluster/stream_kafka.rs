@@ -1,6 +1,6 @@
 //! Change streams to a real Kafka broker: what arrives, by which key, in which order, and that nothing is missing whatever ends.
 
-use crate::stream::{delivered, running, start};
+use crate::stream::{delivered, file_sink, running, start, worker};
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::{Cluster, Stop};
 use pgrx_tests::kafka::{Broker, Options, Record, no_broker};
@@ -219,9 +219,7 @@ fn write(cluster: &Cluster, stop: &AtomicBool, writer: usize) {
 fn end_things(cluster: &Cluster, broker: &Broker) -> Result<()> {
     let begun = Instant::now();
     let end_worker = |signal: Signal| -> Result<()> {
-        let pid = wait::for_value("the source has a worker", || {
-            Ok(cluster.sql("select worker_pid from postern.sources")?.parse()?)
-        })?;
+        let pid = wait::for_value("the source has a worker", || worker(cluster))?;
         signal_pid(pid, signal)?;
         wait::until("that worker is gone", || !process::is_running(pid))
     };
@@ -304,13 +302,11 @@ fn events_of_a_topic_go_on_to_sinks_and_what_is_no_event_is_kept_aside() -> Resu
     let broker = Broker::start("stream-source")?;
     broker.create_topic("in", 2)?;
     let cluster = start("stream-source", &[])?;
-    let path = crate::stream::file(&cluster, "passed.jsonl");
+    let path = file_sink(&cluster, "lines", r#"{"sync":"50ms"}"#)?;
     cluster.sql(&format!(
         "select postern.create_source('broker', 'kafka', '{{\"hosts\":\"{}\",\"topics\":[\"in\"],\"groupID\":\"g\"}}');
-         select postern.create_sink('lines', 'file', '{{\"path\":\"{}\",\"sync\":\"50ms\"}}');
          select postern.create_stream('broker to lines', 'broker', 'lines')",
-        broker.address(),
-        path.display()
+        broker.address()
     ))?;
     running(&cluster, "broker to lines")?;
     let event = |n: i64| format!(r#"{{"Table":"t","UUID":"u{n}","Columns":{{"n":{n}}}}}"#);

@@ -1,6 +1,6 @@
 //! Large transactions and rows in bounded memory, WAL without anything for anybody, and a sink that stops while another goes on.
 
-use crate::stream::{delivered, events, file, running, start, to_file};
+use crate::stream::{delivered, events, file_sink, running, start, to_file, worker};
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::Cluster;
 use pgrx_tests::{process, wait};
@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader};
 
 /// The most memory that the source's worker has ever had: kB.
 fn most_memory(cluster: &Cluster) -> Result<u64> {
-    process::most_resident(cluster.sql("select worker_pid from postern.sources")?.parse()?)
+    process::most_resident(worker(cluster)?)
 }
 
 #[test]
@@ -27,7 +27,7 @@ fn a_transaction_of_300000_rows_passes_in_little_memory() -> Result<()> {
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?.path();
         let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if entry != path && name.starts_with("events") {
+        if entry != path && name.starts_with("lines") {
             files.push(entry);
         }
     }
@@ -53,7 +53,7 @@ fn a_row_of_100_mb_passes_and_its_memory_is_given_back() -> Result<()> {
     let after = most_memory(&cluster)?;
     // Its text in the server, in the buffer, as an event and in the sink.
     ensure!(after < 1_200 * 1024, "{after} kB");
-    let pid: i32 = cluster.sql("select worker_pid from postern.sources")?.parse()?;
+    let pid = worker(&cluster)?;
     let resident = || process::resident(pid);
     wait::until("it is given back", || resident().is_ok_and(|now| now < 250 * 1024))
         .with_context(|| format!("{:?} kB", resident()))
@@ -87,12 +87,8 @@ fn a_sink_that_stops_stops_its_stream_and_no_other() -> Result<()> {
     let cluster = start("stream-one-stops", &[])?;
     cluster.sql("create table t (id int primary key)")?;
     let path = to_file(&cluster, r#"{"retry":"200ms"}"#)?;
-    let second = file(&cluster, "second.jsonl");
-    cluster.sql(&format!(
-        "select postern.create_sink('second', 'file', '{{\"path\":\"{}\"}}');
-         select postern.create_stream('second', 'shop', 'second')",
-        second.display()
-    ))?;
+    let second = file_sink(&cluster, "second", "{}")?;
+    cluster.sql("select postern.create_stream('second', 'shop', 'second')")?;
     running(&cluster, "second")?;
     // A directory is where its file is to be.
     std::fs::create_dir(&second)?;

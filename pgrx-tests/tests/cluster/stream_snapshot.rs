@@ -1,6 +1,6 @@
 //! What is there before a stream begins comes first, and fits what comes after it.
 
-use crate::stream::{delivered, events, file, start};
+use crate::stream::{define, delivered, events, start, worker};
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::Cluster;
 use pgrx_tests::process::signal_pid;
@@ -20,16 +20,8 @@ fn tables(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-fn stream(cluster: &Cluster, options: &str) -> Result<PathBuf> {
-    let path = file(cluster, "events.jsonl");
-    cluster.sql(&format!(
-        "select postern.create_source('shop', 'postgres', '{options}');
-         select postern.create_sink('lines', 'file', '{{\"path\":\"{}\",\"rotate_size\":\"1GB\",\"sync\":\"1s\"}}');
-         select postern.create_stream('shop to lines', 'shop', 'lines')",
-        path.display()
-    ))?;
-    Ok(path)
-}
+/// One file, of which a table's rows are safe a second after they came.
+const SINK: &str = r#"{"rotate_size":"1GB","sync":"1s"}"#;
 
 fn write(cluster: &Cluster, stop: &AtomicBool) {
     let mut round = 0;
@@ -90,7 +82,7 @@ fn a_snapshot_and_the_changes_after_it_make_the_tables() -> Result<()> {
     let stop = AtomicBool::new(false);
     let path = std::thread::scope(|scope| {
         scope.spawn(|| write(&cluster, &stop));
-        let path = stream(&cluster, r#"{"snapshot":true}"#);
+        let path = define(&cluster, r#"{"snapshot":true}"#, SINK);
         let streams = wait::until("the snapshot is done", || {
             cluster.sql("select snapshot_done from postern.source_states").is_ok_and(|done| done == "t")
         });
@@ -114,11 +106,11 @@ fn a_snapshot_that_is_interrupted_goes_on_with_the_next_table() -> Result<()> {
     let stop = AtomicBool::new(false);
     let path = std::thread::scope(|scope| {
         scope.spawn(|| write(&cluster, &stop));
-        let path = stream(&cluster, r#"{"snapshot":true,"retry":"100ms"}"#);
+        let path = define(&cluster, r#"{"snapshot":true,"retry":"100ms"}"#, SINK);
         let ended = (|| {
             // Amid the second table: what it has of it waits for the next sync, and the worker is held in the meantime.
             cluster.wait_log("snapshot of table \"public\".\"b\"")?;
-            let pid: i32 = cluster.sql("select worker_pid from postern.sources")?.parse()?;
+            let pid = worker(&cluster)?;
             signal_pid(pid, Signal::STOP)?;
             let done = cluster.sql(
                 "select snapshot_done, (select count(*) from postern.snapshot_tables where delivered) from postern.source_states",

@@ -1,10 +1,9 @@
 //! Change streams as SQL sees them: who may see and do what, what a dump has, what mistakes say, several sources and sinks.
 
-use crate::stream::{delivered, events, file, running, start};
+use crate::stream::{delivered, events, file, file_sink, running, running_in, start};
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::Cluster;
 use pgrx_tests::wait;
-use std::path::Path;
 use std::process::Stdio;
 
 /// What the server says of a mistake.
@@ -13,11 +12,6 @@ fn error(cluster: &Cluster, sql: &str) -> Result<String> {
     let error = failed.as_db_error().with_context(|| failed.to_string())?;
     let more = [error.detail(), error.hint()].into_iter().flatten().collect::<Vec<_>>().join(" ");
     Ok(format!("{} {} {more}", error.code().code(), error.message()))
-}
-
-fn make_sink(cluster: &Cluster, name: &str, path: &Path) -> Result<()> {
-    let sql = format!("select postern.create_sink('{name}', 'file', '{{\"path\":\"{}\"}}')", path.display());
-    cluster.sql(&sql).map(drop)
 }
 
 #[test]
@@ -50,9 +44,8 @@ fn mistakes_name_the_option_or_the_name() -> Result<()> {
         let said = error(&cluster, sql)?;
         ensure!(said.contains(wanted), "{sql}: {said}");
     }
-    let path = file(&cluster, "events.jsonl");
     cluster.sql("select postern.create_source('shop')")?;
-    make_sink(&cluster, "lines", &path)?;
+    file_sink(&cluster, "lines", "{}")?;
     cluster.sql("select postern.create_stream('s', 'shop', 'lines')")?;
     running(&cluster, "s")?;
     wait::until("its position is written down", || {
@@ -141,9 +134,8 @@ fn secrets_are_for_superusers_and_changes_for_whom_they_are_granted_to() -> Resu
 #[test]
 fn a_dump_has_the_definitions_and_a_copy_delivers_nothing_by_itself() -> Result<()> {
     let cluster = start("stream-dump", &[])?;
-    let path = file(&cluster, "events.jsonl");
     cluster.sql("create table t (id int primary key); select postern.create_source('shop', 'postgres', '{\"schema\": true}')")?;
-    make_sink(&cluster, "lines", &path)?;
+    let path = file_sink(&cluster, "lines", "{}")?;
     cluster.sql("select postern.create_stream('s', 'shop', 'lines')")?;
     running(&cluster, "s")?;
     cluster.sql("insert into t values (1)")?;
@@ -182,9 +174,7 @@ fn a_dump_has_the_definitions_and_a_copy_delivers_nothing_by_itself() -> Result<
     ))?;
     ensure!(cluster.sql("select count(*) from pg_replication_slots")? == "1");
     in_copy("select postern.start_stream('s')")?;
-    wait::until("the copy's stream runs", || {
-        in_copy("select state from postern.streams").is_ok_and(|state| state == "running")
-    })?;
+    running_in(&cluster, "copy", "s")?;
     ensure!(cluster.sql("select count(*) from pg_replication_slots")? == "2");
     ensure!(events(&path)?.len() == 1);
     Ok(())
@@ -199,8 +189,7 @@ fn a_sink_takes_several_sources_and_a_source_feeds_several_sinks() -> Result<()>
          select postern.create_source('of b', 'postgres', '{\"tables\":\"b\"}');
          select postern.create_sink('nowhere', 'stub_discard')",
     )?;
-    let path = file(&cluster, "a.jsonl");
-    make_sink(&cluster, "lines", &path)?;
+    let path = file_sink(&cluster, "lines", "{}")?;
     cluster.sql(
         "select postern.create_stream('a to nowhere', 'of a', 'nowhere'); select postern.create_stream('b to nowhere', 'of b', 'nowhere');
          select postern.create_stream('a to lines', 'of a', 'lines')",
