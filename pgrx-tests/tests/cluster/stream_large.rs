@@ -52,7 +52,8 @@ fn a_row_of_100_mb_passes_and_its_memory_is_given_back() -> Result<()> {
     ensure!(events.last().is_some_and(|event| event["Columns"]["id"] == 2), "{} events", events.len());
     let after = most_memory(&cluster)?;
     // Its text in the server, in the buffer, as an event and in the sink.
-    ensure!(after < 1_200 * 1024, "{after} kB");
+    // 435 MB when it was measured, and a third of that for what differs between machines.
+    ensure!(after < 565_000, "{after} kB");
     let pid = worker(&cluster)?;
     let resident = || process::resident(pid);
     wait::until("it is given back", || resident().is_ok_and(|now| now < 250 * 1024))
