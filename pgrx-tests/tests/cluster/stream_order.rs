@@ -246,3 +246,45 @@ fn a_prepared_transaction_comes_when_it_is_committed_and_not_when_it_is_rolled_b
     ensure!(sessions == [Some(3), Some(1), Some(1)], "{sessions:?}");
     Ok(())
 }
+
+#[test]
+fn stops_pauses_and_starts_in_any_order_lose_and_double_nothing_while_sessions_write() -> Result<()> {
+    let cluster = start("stream-switched", &[])?;
+    cluster.sql(HISTORY)?;
+    let path = to_file(&cluster, PLACES)?;
+    let writers = Writers::start(&cluster, 3);
+    let orders = [
+        ["stop", "pause", "start"],
+        ["stop", "start", "pause"],
+        ["pause", "stop", "start"],
+        ["pause", "start", "stop"],
+        ["start", "stop", "pause"],
+        ["start", "pause", "stop"],
+    ];
+    let state = || cluster.sql("select state from postern.streams");
+    // Each word is followed by the next at once, and then when it has taken effect.
+    for waits in [false, true] {
+        for word in orders.as_flattened() {
+            cluster.sql(&format!("select postern.{word}_stream('shop to lines')"))?;
+            writers.go_on(10)?;
+            let wanted = match *word {
+                "stop" => "stopped",
+                "pause" => "paused",
+                _ => "running",
+            };
+            if waits {
+                wait::until(wanted, || state().is_ok_and(|state| state == wanted))
+                    .with_context(|| format!("{:?}; {}", state(), cluster.log_tail()))?;
+                writers.go_on(10)?;
+            }
+        }
+    }
+    cluster.sql("select postern.start_stream('shop to lines')")?;
+    running(&cluster, "shop to lines")?;
+    writers.go_on(10)?;
+    writers.stop()?;
+    delivered(&cluster)?;
+    let doubled = check(&cluster, &path)?;
+    ensure!(doubled == 0, "{doubled} events came twice");
+    Ok(())
+}

@@ -1,6 +1,6 @@
 //! What is there before a stream begins comes first, and fits what comes after it.
 
-use crate::stream::{define, delivered, events, start, worker};
+use crate::stream::{define, delivered, events, running, start, worker};
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::Cluster;
 use pgrx_tests::process::signal_pid;
@@ -132,5 +132,25 @@ fn a_snapshot_that_is_interrupted_goes_on_with_the_next_table() -> Result<()> {
         .map(|table| log.matches(&format!("snapshot of table \"public\".\"{table}\"")).count());
     ensure!(begun == [1, 2, 1, 1], "the one that was interrupted is read again, and no other: {begun:?}");
     untouched_came_once(&path)?;
+    Ok(())
+}
+
+#[test]
+fn a_snapshot_has_the_rows_and_columns_that_the_publication_has() -> Result<()> {
+    let cluster = start("stream-snapshot-filter", &[])?;
+    cluster.sql(
+        "create table t (id int primary key, secret text, n int);
+         insert into t select i, 'no', i from generate_series(1, 20) i;
+         create publication p for table t (id, n) where (id > 10)",
+    )?;
+    let path = define(&cluster, r#"{"snapshot":true,"publication":"p"}"#, "{}")?;
+    running(&cluster, "shop to lines")?;
+    cluster.sql("insert into t values (5000, 'no', 1), (-1, 'no', 1)")?;
+    delivered(&cluster)?;
+    let mut found: Vec<_> = events(&path)?.iter().map(|event| event["Columns"].to_string()).collect();
+    found[..10].sort_unstable();
+    let mut wanted: Vec<_> = (11..=20).map(|id| format!(r#"{{"id":{id},"n":{id}}}"#)).collect();
+    wanted.push(r#"{"id":5000,"n":1}"#.to_owned());
+    ensure!(found == wanted, "{found:?}");
     Ok(())
 }
