@@ -357,6 +357,24 @@ impl Server {
     pub fn set_state(&self, state: ServerState) {
         self.state.store(state as u32, Release);
     }
+
+    /// What the backend that is being opened must show.
+    pub fn expect(&self, token: [u64; 2]) {
+        for (word, value) in self.token.iter().zip(token) {
+            word.store(value, Release);
+        }
+    }
+
+    /// The backend that shows this token has the connection; a token serves once. Who shows another changes nothing: a login of the
+    /// front before this one may have taken its time, and would take that of the login which has the same number now. That is also
+    /// why the half that says it is the only word that is written: the next token may stand there a moment later.
+    pub fn claim(&self, token: [u64; 2]) -> bool {
+        let [first, second] = &self.token;
+        self.state() == ServerState::Opening
+            && token[0] != 0
+            && second.load(Acquire) == token[1]
+            && first.compare_exchange(token[0], 0, AcqRel, Acquire).is_ok()
+    }
 }
 
 /// One pool: the server connections of one role to one database.
@@ -560,6 +578,25 @@ mod tests {
         assert_eq!(pool.call_back(), Some(8));
         assert_eq!(pool.call_back(), None);
         assert!(!pool.unstay(65), "it finds that it was called");
+    }
+
+    #[test]
+    fn a_token_is_taken_once_and_only_whole() {
+        let server = Server::default();
+        assert!(!server.claim([0, 0]), "nothing is being opened");
+        server.set_state(ServerState::Opening);
+        assert!(!server.claim([0, 0]));
+        server.expect([7, 8]);
+        for wrong in [[7, 9], [9, 8], [0, 8], [7, 0], [0, 0]] {
+            assert!(!server.claim(wrong));
+        }
+        assert!(server.claim([7, 8]));
+        for again in [[7, 8], [0, 8], [0, 0]] {
+            assert!(!server.claim(again), "half of it is left, and is none");
+        }
+        server.expect([9, 8]);
+        server.set_state(ServerState::Serving);
+        assert!(!server.claim([9, 8]));
     }
 
     #[test]

@@ -39,7 +39,7 @@ use self::statements::Statements;
 use self::transaction::Transaction;
 use super::{guc, shim, shmem};
 use crate::pooler::control::read_token;
-use crate::pooler::shared::{Pin, Pool, Server, ServerState, Shared, Slot, now};
+use crate::pooler::shared::{Pin, Pool, Server, Shared, Slot, now};
 use crate::pooler::state;
 use crate::wire::message::Report;
 use pgrx::pg_sys::panic::CaughtError;
@@ -175,17 +175,9 @@ impl Agent {
         let epoch = shared.header.epoch.load(Acquire);
         let (number, token) = read_token(token)?;
         let server = shared.servers.get(number as usize)?;
-        // A token serves once. Who shows another leaves it alone: a login of the front before this one may have taken its time, and
-        // would take that of the login which has the same number now.
-        let [first, second] = &server.token;
-        if server.state() != ServerState::Opening
-            || token == [0, 0]
-            || second.load(Acquire) != token[1]
-            || first.compare_exchange(token[0], 0, AcqRel, Acquire).is_err()
-        {
+        if !server.claim(token) {
             return None;
         }
-        second.store(0, Release);
         let pool = shared.pools.get(server.pool.load(Acquire) as usize)?;
         // SAFETY: words of this process.
         unsafe {

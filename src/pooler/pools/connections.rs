@@ -124,9 +124,7 @@ async fn open_one(front: &Arc<Front>, pool: &Arc<Pool>) -> Result<(), opening::E
     server.member.store(member as u32, Relaxed);
     server.opened_at.store(now(), Relaxed);
     server.since.store(now(), Relaxed);
-    for (word, value) in server.token.iter().zip(token) {
-        word.store(value, Release);
-    }
+    server.expect(token);
     pool.words.members[member].store(number as u32 + 1, Release);
     pool.words.servers.fetch_add(1, Relaxed);
     let settings = front.bridge.settings();
@@ -167,9 +165,7 @@ async fn hear_the_end(mut line: opening::Line) {
 }
 
 fn release(pool: &Pool, server: &shared::Server, member: usize) {
-    for word in &server.token {
-        word.store(0, Relaxed);
-    }
+    server.expect([0, 0]);
     pool.words.unstay(member as u32);
     pool.words.members[member].store(0, Release);
     pool.words.servers.fetch_sub(1, Relaxed);
