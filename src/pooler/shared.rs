@@ -365,6 +365,11 @@ impl Server {
         }
     }
 
+    /// Whether a backend has the connection that was opened: before it is ready for its first query.
+    pub fn is_claimed(&self) -> bool {
+        self.token[0].load(Acquire) == 0
+    }
+
     /// The backend that shows this token has the connection; a token serves once. Who shows another changes nothing: a login of the
     /// front before this one may have taken its time, and would take that of the login which has the same number now. That is also
     /// why the half that says it is the only word that is written: the next token may stand there a moment later.
@@ -590,7 +595,8 @@ mod tests {
         for wrong in [[7, 9], [9, 8], [0, 8], [7, 0], [0, 0]] {
             assert!(!server.claim(wrong));
         }
-        assert!(server.claim([7, 8]));
+        assert!(!server.is_claimed());
+        assert!(server.claim([7, 8]) && server.is_claimed());
         for again in [[7, 8], [0, 8], [0, 0]] {
             assert!(!server.claim(again), "half of it is left, and is none");
         }
