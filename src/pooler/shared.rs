@@ -4,6 +4,7 @@
 //! Written by the front's main thread and network threads and by the session agents; whose word it is stands at each.
 
 use super::slot::{SlotWord, WaitingSince};
+use super::waiters::Waiters;
 use crate::bridge::{Name, WorkerWords};
 use crate::net::slots::Slots;
 use crate::wire::message::Report;
@@ -392,7 +393,7 @@ pub struct Pool {
     pub database_name: Name,
     pub role_name: Name,
     /// Backends that wait for any client.
-    pub waiters: AtomicI32,
+    pub waiters: Waiters,
     /// The front wants to hear when nobody waits any more.
     pub wants_news: AtomicU32,
     pub paused: AtomicBool,
@@ -428,7 +429,7 @@ impl Default for Pool {
             role: AtomicU32::new(0),
             database_name: Name::default(),
             role_name: Name::default(),
-            waiters: AtomicI32::new(0),
+            waiters: Waiters::default(),
             wants_news: AtomicU32::new(0),
             paused: AtomicBool::new(false),
             crowded: AtomicBool::new(false),
@@ -495,8 +496,8 @@ impl Pool {
         None
     }
 
-    /// Forgets what an earlier front and its backends left.
-    pub fn clear(&self) {
+    /// Forgets what an earlier front and its backends left: from here on it is that epoch's.
+    pub fn clear(&self, epoch: u32) {
         for word in &self.stayers {
             word.store(0, SeqCst);
         }
@@ -504,7 +505,7 @@ impl Pool {
             member.store(0, Relaxed);
         }
         self.stayer_count.store(0, SeqCst);
-        self.waiters.store(0, SeqCst);
+        self.waiters.clear(epoch);
         self.paused.store(false, SeqCst);
         for word in [&self.wants_news, &self.mode, &self.clients, &self.servers, &self.waiting] {
             word.store(0, Relaxed);

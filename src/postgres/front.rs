@@ -212,7 +212,7 @@ fn clear(shared: Shared) {
         }
     }
     for pool in shared.pools.iter().filter(|pool| pool.used.load(Relaxed) != 0) {
-        pool.clear();
+        pool.clear(0);
         pool.used.store(0, Release);
     }
     shared.header.logins.store(0, Relaxed);
