@@ -22,7 +22,7 @@
 //! - [`history`]: counts of databases
 //! - [`shown`]: what a client has shown of itself
 //! - `sabotage`: how tests break it
-//! - [`shared`], [`slot`], [`state`], [`waiters`]: what stands in shared memory
+//! - [`shared`], [`slot`], [`state`]: what stands in shared memory
 
 #![forbid(unsafe_code)]
 
@@ -53,4 +53,3 @@ pub mod shared;
 pub mod shown;
 pub mod slot;
 pub mod state;
-pub mod waiters;
