@@ -92,8 +92,12 @@ impl PostgresSource {
         }
         let retain = o.bytes("walRetain", 0)?;
         let retry = o.time("startRetryInterval", Duration::from_secs(5))?;
+        let publication = o.text("publication")?.filter(|text| !text.is_empty());
+        if publication.as_ref().is_some_and(|name| name.len() > 63) {
+            return Err(OptionError::new("publication", "must have at most 63 bytes"));
+        }
         let source = Self {
-            publication: o.text("publication")?.filter(|text| !text.is_empty()),
+            publication,
             tables: o.list("tables")?,
             slot,
             retain: o.bytes("retain", retain)?,
@@ -151,7 +155,15 @@ impl PostgresSource {
     }
 
     pub fn publication_name(&self, source: &str) -> String {
-        self.publication.clone().unwrap_or_else(|| format!("postern_{source}"))
+        self.publication.clone().unwrap_or_else(|| {
+            let whole = format!("postern_{source}");
+            if whole.len() <= 63 {
+                return whole;
+            }
+            // The server would cut it without a word.
+            let end = (0..=54).rev().find(|end| whole.is_char_boundary(*end)).unwrap_or(0);
+            format!("{}_{:08x}", &whole[..end], digest(source))
+        })
     }
 }
 
@@ -197,5 +209,8 @@ mod tests {
         assert_ne!(source.slot_name("Shop", 5), source.slot_name("shop", 5));
         assert!(source.slot_name(&"x".repeat(63), u32::MAX).len() <= 63);
         assert_eq!(source.publication_name("Shop"), "postern_Shop");
+        let long = source.publication_name(&"ü".repeat(31));
+        assert!(long.starts_with("postern_üü") && long.len() <= 63, "{long}");
+        assert_ne!(long, source.publication_name(&format!("{}x", "ü".repeat(31))));
     }
 }

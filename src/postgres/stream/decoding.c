@@ -37,6 +37,7 @@
 #include "replication/slot.h"
 #include "replication/snapbuild.h"
 #include "storage/condition_variable.h"
+#include "storage/lock.h"
 #include "storage/lwlock.h"
 #include "storage/proc.h"
 #include "tcop/tcopprot.h"
@@ -400,7 +401,7 @@ postern_decoding_begin(const char *slot, const char *publication_name, bool mess
 	round_context = AllocSetContextCreate(TopMemoryContext, "postern stream", ALLOCSET_DEFAULT_SIZES);
 	before = MemoryContextSwitchTo(TopMemoryContext);
 	options = lappend(options, makeDefElem("proto_version", (Node *) makeString("1"), -1));
-	strlcpy(publication, publication_name, sizeof(publication));
+	strlcpy(publication, pg_client_to_server(publication_name, strlen(publication_name)), sizeof(publication));
 	options = lappend(options, makeDefElem("publication_names",
 										   (Node *) makeString(pstrdup(quote_identifier(publication))), -1));
 	if (messages)
@@ -520,7 +521,7 @@ postern_hide_transaction(bool hide)
 void
 postern_copy_rows(const char *query, void (*row) (void *context, int columns, const char *const *values), void *context)
 {
-	Portal		portal = SPI_cursor_open_with_args(NULL, query, 0, NULL, NULL, NULL, true, CURSOR_OPT_NO_SCROLL);
+	Portal		portal = SPI_cursor_open_with_args(NULL, pg_client_to_server(query, strlen(query)), 0, NULL, NULL, NULL, true, CURSOR_OPT_NO_SCROLL);
 	MemoryContext rows = AllocSetContextCreate(CurrentMemoryContext, "postern snapshot", ALLOCSET_DEFAULT_SIZES);
 	int			columns = portal->tupDesc->natts;
 	const char **values = palloc(sizeof(char *) * Max(columns, 1));
@@ -551,11 +552,15 @@ postern_copy_rows(const char *query, void (*row) (void *context, int columns, co
 	MemoryContextDelete(rows);
 }
 
-/* Whether a text is one statement, and nothing behind it. */
+/* Runs a text that is one statement, with nothing behind it; false when it is not. Inside SPI. */
 bool
-postern_is_one_statement(const char *text)
+postern_execute_one(const char *statement)
 {
-	return list_length(raw_parser(text, RAW_PARSE_DEFAULT)) == 1;
+	statement = pg_client_to_server(statement, strlen(statement));
+	if (list_length(raw_parser(statement, RAW_PARSE_DEFAULT)) != 1)
+		return false;
+	SPI_execute(statement, false, 0);
+	return true;
 }
 
 /* Tells the worker of a type that is not built in, as for a change. */
@@ -579,6 +584,16 @@ postern_repeatable_read(void)
 {
 	XactIsoLevel = XACT_REPEATABLE_READ;
 	XactReadOnly = true;
+}
+
+/* Whether somebody holds a database against those who connect, as DROP DATABASE does; in a transaction, which has the lock until it ends. */
+bool
+postern_database_is_locked(uint32 database)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, database, 0);
+	return LockAcquire(&tag, RowExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL;
 }
 
 /* Calls back for every database that can be connected to; in a transaction of a process without a database. */
