@@ -19,7 +19,12 @@ fn main() {
 mod shim {
     use std::process::Command;
 
-    const SOURCES: [&str; 2] = ["src/postgres/shim.c", "src/postgres/stream/decoding.c"];
+    const SOURCES: [&str; 4] = [
+        "src/postgres/shim.c",
+        "src/postgres/stream/decoding.c",
+        "src/postgres/stream/session.c",
+        "src/postgres/stream/slots.c",
+    ];
 
     /// Against the same server as pgrx: what `PGRX_PG_CONFIG_PATH` names.
     pub fn compile() {

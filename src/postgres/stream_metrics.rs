@@ -19,30 +19,54 @@ const OF_STREAM: &[&str] = &["database", "source", "stream", "sink"];
 type SourceMetric = (&'static str, &'static str, Kind, fn(&Source) -> Option<f64>);
 
 const SOURCE_METRICS: [SourceMetric; 8] = [
-    ("postern_source_up", "1 while its worker decodes WAL; 0 also while it reads a snapshot.", Kind::Gauge, |source| {
-        Some(u8::from(source.state() == SourceState::Streaming).into())
-    }),
-    ("postern_source_received_bytes", "Position up to which it has decoded the WAL.", Kind::Gauge, |source| {
-        position(source.received.load(Relaxed))
-    }),
-    ("postern_source_confirmed_bytes", "Position that its replication slot has confirmed.", Kind::Gauge, |source| {
-        position(source.confirmed.load(Relaxed))
-    }),
-    ("postern_source_buffered_bytes", "Bytes of decoded changes that wait in memory for its sinks.", Kind::Gauge, |source| {
-        Some(source.buffered.load(Relaxed) as f64)
-    }),
-    ("postern_source_buffered_max_bytes", "The most bytes that have ever waited so.", Kind::Gauge, |source| {
-        Some(source.buffered_most.load(Relaxed) as f64)
-    }),
-    ("postern_source_events_total", "Events handed over to its streams; those that are made again count again.", Kind::Counter, |source| {
-        Some(source.timings.get().count as f64)
-    }),
-    ("postern_source_worker_starts_total", "Starts of its worker, those after an error among them.", Kind::Counter, |source| {
-        Some(source.starts.load(Relaxed) as f64)
-    }),
-    ("postern_source_errors_total", "Errors: ends of its worker, changes without a publication, too much WAL, messages that were no events.", Kind::Counter, |source| {
-        Some(source.errors.load(Relaxed) as f64)
-    }),
+    (
+        "postern_source_up",
+        "1 while its worker decodes WAL; 0 also while it reads a snapshot.",
+        Kind::Gauge,
+        |source| Some(u8::from(source.state() == SourceState::Streaming).into()),
+    ),
+    (
+        "postern_source_received_bytes",
+        "Position up to which it has decoded the WAL.",
+        Kind::Gauge,
+        |source| position(source.received.load(Relaxed)),
+    ),
+    (
+        "postern_source_confirmed_bytes",
+        "Position that its replication slot has confirmed.",
+        Kind::Gauge,
+        |source| position(source.confirmed.load(Relaxed)),
+    ),
+    (
+        "postern_source_buffered_bytes",
+        "Bytes of decoded changes that wait in memory for its sinks.",
+        Kind::Gauge,
+        |source| Some(source.buffered.load(Relaxed) as f64),
+    ),
+    (
+        "postern_source_buffered_max_bytes",
+        "The most bytes that have ever waited so.",
+        Kind::Gauge,
+        |source| Some(source.buffered_most.load(Relaxed) as f64),
+    ),
+    (
+        "postern_source_events_total",
+        "Events handed over to its streams; those that are made again count again.",
+        Kind::Counter,
+        |source| Some(source.timings.get().count as f64),
+    ),
+    (
+        "postern_source_worker_starts_total",
+        "Starts of its worker, those after an error among them.",
+        Kind::Counter,
+        |source| Some(source.starts.load(Relaxed) as f64),
+    ),
+    (
+        "postern_source_errors_total",
+        "Errors: ends of its worker, changes without a publication, too much WAL, messages that were no events.",
+        Kind::Counter,
+        |source| Some(source.errors.load(Relaxed) as f64),
+    ),
 ];
 
 /// A stream where and when it is looked at.
@@ -60,18 +84,24 @@ const STREAM_METRICS: [StreamMetric; 9] = [
     ("postern_stream_up", "1 while it runs and its sink is well.", Kind::Gauge, |look| {
         Some(u8::from(look.stream.state() == StreamState::Running).into())
     }),
-    ("postern_stream_events_total", "Events given to the sink; those that are given again count again.", Kind::Counter, |look| {
-        Some(look.stream.events.load(Relaxed) as f64)
-    }),
+    (
+        "postern_stream_events_total",
+        "Events given to the sink; those that are given again count again.",
+        Kind::Counter,
+        |look| Some(look.stream.events.load(Relaxed) as f64),
+    ),
     ("postern_stream_bytes_total", "Bytes of these events.", Kind::Counter, |look| {
         Some(look.stream.bytes.load(Relaxed) as f64)
     }),
     ("postern_stream_skipped_total", "Events left out by the sink's options.", Kind::Counter, |look| {
         Some(look.stream.skipped.load(Relaxed) as f64)
     }),
-    ("postern_stream_errors_total", "Errors of its sink, one that lasts counted once.", Kind::Counter, |look| {
-        Some(look.stream.errors.load(Relaxed) as f64)
-    }),
+    (
+        "postern_stream_errors_total",
+        "Errors of its sink, one that lasts counted once.",
+        Kind::Counter,
+        |look| Some(look.stream.errors.load(Relaxed) as f64),
+    ),
     (
         "postern_stream_delivered_bytes",
         "Position before which everything that was committed is delivered.",

@@ -70,7 +70,11 @@ fn what_is_delivered_late_is_written_down_without_a_further_event() -> Result<()
     running(&cluster, "shop to lines")?;
     let now = || cluster.sql("select pg_current_wal_insert_lsn()");
     let written = |lsn: &str| {
-        shows(&cluster, &format!("select (delivered_lsn >= '{lsn}')::text from postern.stream_positions"), "true")
+        shows(
+            &cluster,
+            &format!("select (delivered_lsn >= '{lsn}')::text from postern.stream_positions"),
+            "true",
+        )
     };
     cluster.sql("insert into t values (1)")?;
     written(&now()?)?;

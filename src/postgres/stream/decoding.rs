@@ -1,4 +1,5 @@
-//! The Rust side of `decoding.c`: making slots, and decoding in this process. A stream worker's main thread.
+//! The Rust side of `decoding.c`, `slots.c` and `session.c`: decoding in this process, slots, and what is beside it. A stream worker's main
+//! thread; also a scout's and the launcher's.
 
 use super::super::shim::guarded;
 use crate::stream::position::Lsn;
