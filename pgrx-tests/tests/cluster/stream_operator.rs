@@ -5,6 +5,7 @@ use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::Cluster;
 use pgrx_tests::wait;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 /// Waits until the first row of a query has this in it.
 fn shows(cluster: &Cluster, sql: &str, wanted: &str) -> Result<()> {
@@ -88,6 +89,25 @@ fn what_is_delivered_late_is_written_down_without_a_further_event() -> Result<()
     shows(&cluster, &confirmed, "true")?;
     ensure!(ids(&path)? == [1, 2]);
     Ok(())
+}
+
+#[test]
+fn an_idle_source_comes_to_rest() -> Result<()> {
+    let cluster = start("operator-idle", &[])?;
+    cluster.sql("create table t (id int primary key)")?;
+    to_file(&cluster, "{}")?;
+    cluster.sql("insert into t select generate_series(1, 1000); checkpoint")?;
+    delivered(&cluster)?;
+    // What it writes down is WAL itself: that must not make it write again.
+    let mut last = (String::new(), Instant::now());
+    wait::until_within(Duration::from_secs(60), "nothing is written down for 15 seconds", || {
+        let written = cluster.sql("select xmin from postern.source_states").unwrap_or_default();
+        if written != last.0 {
+            last = (written, Instant::now());
+        }
+        last.1.elapsed() >= Duration::from_secs(15)
+    })
+    .with_context(|| cluster.log_tail())
 }
 
 #[test]
@@ -469,7 +489,7 @@ fn a_dropped_extension_and_a_dropped_database_are_a_line_in_the_log_and_no_error
     wait::until("the database can be dropped", || cluster.sql("drop database other").is_ok())?;
     let begun = cluster.log().len();
     cluster.sql("insert into t values (1); drop extension postern cascade; insert into t values (2)")?;
-    wait::until_within(std::time::Duration::from_secs(50), "its slots are gone", || {
+    wait::until_within(Duration::from_secs(50), "its slots are gone", || {
         cluster.sql("select count(*) from pg_replication_slots").is_ok_and(|slots| slots == "0")
     })
     .with_context(|| cluster.log_tail())?;
