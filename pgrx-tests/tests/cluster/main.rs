@@ -37,6 +37,7 @@ mod stream_http;
 mod stream_kafka;
 mod stream_large;
 mod stream_order;
+mod stream_sinks;
 mod stream_snapshot;
 mod stream_sql;
 mod threads;

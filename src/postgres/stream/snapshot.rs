@@ -5,7 +5,7 @@
 use super::super::worker::cancels_nothing;
 use super::catalog::{self, SnapshotTable, Wanted};
 use super::decoding;
-use super::feeds::Lines;
+use super::feeds;
 use super::prepare::{quoted, record_source};
 use super::work::Work;
 use super::worker::{BUSY, wait, write};
@@ -237,7 +237,7 @@ impl Work {
     }
 
     /// Waits until so many tables are delivered to every stream; false when it is over before. A stream whose sink has failed holds it up
-    /// until that is made again, with a new worker, or somebody sees to it.
+    /// until that is made again, or somebody sees to it.
     fn wait_for_snapshots(&self, tables: u64) -> bool {
         loop {
             if self.intake.borrow_mut().is_over() {
@@ -250,7 +250,7 @@ impl Work {
             wait(BUSY);
             cancels_nothing();
             check_for_interrupts!();
-            self.lines.write(&self.definition.name);
+            feeds::write_lines(&self.lines, &self.definition.name);
         }
     }
 
