@@ -371,9 +371,17 @@ impl Cluster {
     /// # Errors
     /// When the server refuses.
     pub fn sql(&self, sql: &str) -> Result<String> {
+        self.sql_in("postgres", sql)
+    }
+
+    /// [`Cluster::sql`] in another database.
+    ///
+    /// # Errors
+    /// As [`Cluster::sql`].
+    pub fn sql_in(&self, database: &str, sql: &str) -> Result<String> {
         let mut last = String::new();
         // Its backend ends a moment after it: whoever counts sessions must know it.
-        let mut client = self.config().application_name(PASSING).connect(postgres::NoTls)?;
+        let mut client = self.config().dbname(database).application_name(PASSING).connect(postgres::NoTls)?;
         for message in client.simple_query(sql)? {
             if let postgres::SimpleQueryMessage::Row(row) = message {
                 let values: Vec<_> = (0..row.len()).map(|i| row.get(i).unwrap_or_default()).collect();

@@ -1,7 +1,7 @@
 //! Real drivers for tests: psycopg 3, asyncpg, node-postgres, Go's pgx and lib/pq, and an exporter for PgBouncer, in folders of their own under the rig's base
 //! directory, installed on first use. The scripts that use them are in `pgrx-tests/drivers/`.
 
-use crate::{installation, machine};
+use crate::{installation, lacking, machine};
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -37,12 +37,13 @@ pub fn python_with_asyncpg(script: &str, arguments: &[&str]) -> Result<Output> {
     run(limited(&python), script, arguments)
 }
 
-/// Runs the Go program in a folder of `pgrx-tests/drivers/`; `None` where there is no Go, which is not installed for it.
+/// Runs the Go program in a folder of `pgrx-tests/drivers/`; `None` where there is no Go, which is not installed for it, and said.
 ///
 /// # Errors
 /// When its modules cannot be had. A program that fails is no error: its status tells.
 pub fn go(folder: &str, arguments: &[&str]) -> Result<Option<Output>> {
     if Command::new("go").arg("version").output().is_err() {
+        lacking::say(&format!("the clients of {folder} were not tried; there is no Go here"));
         return Ok(None);
     }
     let base = machine::base()?;

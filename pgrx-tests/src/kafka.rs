@@ -12,7 +12,7 @@ pub use distribution::{VERSION, program};
 pub use secured::Secured;
 
 use crate::process::{self, Process};
-use crate::{cluster, installation, machine, ports, wait};
+use crate::{cluster, installation, lacking, machine, ports, wait};
 use anyhow::{Context, Result, bail};
 use distribution::Distribution;
 use rustix::process::Signal;
@@ -26,13 +26,17 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 /// Why no broker can be started on this machine, in words for its user; `None` when one can. The first call of a machine
-/// downloads Kafka. A test that needs a broker does nothing where there is none:
+/// downloads Kafka.
+pub fn unavailable() -> Option<String> {
+    distribution::ready().err().map(|error| format!("{error:#}"))
+}
+
+/// Whether there is no broker to test with; says why. A test that needs one does nothing where there is none:
 ///
 /// ```no_run
 /// # fn main() -> anyhow::Result<()> {
 /// use pgrx_tests::kafka;
-/// if let Some(why) = kafka::unavailable() {
-///     eprintln!("{why}");
+/// if kafka::no_broker() {
 ///     return Ok(());
 /// }
 /// let broker = kafka::Broker::start("changes")?;
@@ -40,8 +44,14 @@ use std::time::Duration;
 /// # Ok(())
 /// # }
 /// ```
-pub fn unavailable() -> Option<String> {
-    distribution::ready().err().map(|error| format!("{error:#}"))
+///
+/// # Panics
+/// Where there is none and nobody looks at what is said ([`lacking::nobody_looks`]).
+pub fn no_broker() -> bool {
+    let Some(why) = unavailable() else { return false };
+    assert!(!lacking::nobody_looks(), "{why}");
+    lacking::say(&format!("the tests that need Kafka did nothing; {why}"));
+    true
 }
 
 /// Settings that differ between uses.

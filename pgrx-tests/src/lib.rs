@@ -8,6 +8,7 @@
 //! - [`pgbouncer`]: a real PgBouncer in front, to compare with
 //! - [`kafka`]: a real Apache Kafka, and kcat to see what is in it
 //! - [`drivers`]: what applications connect with: psycopg, node-postgres
+//! - [`lacking`]: what was not tested because this machine lacks something
 //! - [`probe`]: what a checker does: banner, agent line, HTTP
 //! - [`process`], [`ports`], [`wait`]: children that never outlive us, free ports, waiting for a condition
 //! - [`script`]: conversations of raw clients with a server, replayed and compared
@@ -32,6 +33,7 @@ pub mod haproxy;
 pub mod in_server;
 pub mod installation;
 pub mod kafka;
+pub mod lacking;
 pub mod machine;
 pub mod pgbouncer;
 pub mod ports;

@@ -1,8 +1,9 @@
-//! What a checker does: connect, read, judge.
+//! What a checker does: connect, read, judge. Runs in test and demo programs.
 
 use anyhow::{Context, Result, bail};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -75,6 +76,37 @@ pub fn request(port: u16, bytes: &str) -> Result<Response> {
     // A server may answer and close before it has read all of a request that it refuses.
     let _ = stream.write_all(bytes.as_bytes());
     parse(&read_all(stream)?)
+}
+
+/// The value of the first sample of a scrape whose line begins so: a metric's name, with a blank or as many of its labels as it takes.
+///
+/// # Errors
+/// With the scrape, when it has no such sample.
+pub fn metric(scrape: &str, begins: &str) -> Result<f64> {
+    let line = scrape.lines().find(|line| line.starts_with(begins));
+    let line = line.with_context(|| format!("{begins} in\n{scrape}"))?;
+    Ok(line.rsplit(' ').next().unwrap_or_default().parse()?)
+}
+
+/// What promtool has to say of a scrape: nothing when it is content.
+///
+/// # Errors
+/// When there is no promtool, or it fails without a word.
+pub fn promtool(scrape: &str) -> Result<String> {
+    let mut promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("promtool (package prometheus) is not installed")?;
+    promtool.stdin.take().context("stdin")?.write_all(scrape.as_bytes())?;
+    let verdict = promtool.wait_with_output()?;
+    let said = String::from_utf8_lossy(&verdict.stderr).into_owned();
+    if said.is_empty() && !verdict.status.success() {
+        bail!("promtool: {}", verdict.status);
+    }
+    Ok(said)
 }
 
 fn parse(text: &str) -> Result<Response> {

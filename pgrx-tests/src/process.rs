@@ -130,9 +130,31 @@ pub fn children(parent: i32) -> Vec<(i32, String)> {
 /// # Errors
 /// When there is no such process.
 pub fn resident(pid: i32) -> Result<u64> {
+    memory(pid, "VmRSS")
+}
+
+/// What of it is the process's own, in kB: of no file, and shared with nobody.
+///
+/// # Errors
+/// As [`resident`].
+pub fn anonymous(pid: i32) -> Result<u64> {
+    memory(pid, "RssAnon")
+}
+
+/// The most resident memory that it has ever had, in kB.
+///
+/// # Errors
+/// As [`resident`].
+pub fn most_resident(pid: i32) -> Result<u64> {
+    memory(pid, "VmHWM")
+}
+
+/// A line of proc(5), /proc/pid/status.
+fn memory(pid: i32, name: &str) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
+    let value = |line: &str| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim().to_owned());
+    let value = status.lines().find_map(value).with_context(|| format!("no {name}"))?;
+    Ok(value.trim_end_matches(" kB").parse()?)
 }
 
 /// How often any thread of a process has gone to sleep by itself (voluntary context switches, proc(5)): the difference of two

@@ -47,6 +47,8 @@ pub struct Report {
     pub snapshots: u64,
     /// By stream, in the order in which they were given.
     pub streams: Vec<StreamReport>,
+    /// By stream: the serial number up to which its sink has everything. Another one means that events were delivered.
+    pub has: Vec<u64>,
     /// Why the engine has ended, if by itself.
     pub outcome: Option<Outcome>,
 }
@@ -432,6 +434,8 @@ impl Engine {
         report.snapshots = marks.snapshots();
         report.lost_one = feeds.iter().any(Feed::is_lost);
         report.streams = streams;
+        report.has.clear();
+        report.has.extend(feeds.iter().map(Feed::has));
         drop(report);
         if news {
             (shared.wake)();

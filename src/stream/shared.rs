@@ -221,6 +221,8 @@ pub struct Source {
     /// What went wrong last, and when.
     pub error: Text,
     pub error_at: AtomicI64,
+    /// When the log said last that too much WAL is kept: microseconds since 1970; 0 when there is not too much.
+    pub warned_at: AtomicI64,
     /// A gap in what was delivered, in words, for ever.
     pub gap: Text,
 }

@@ -45,7 +45,7 @@ fn flat(bench: &Bench, kind: &str, options: &str) -> Result<()> {
             given().is_ok_and(|given| given >= written)
         })
         .with_context(|| bench.server.log_tail())?;
-        looks.push((process::resident(pid)?, anonymous(pid)?));
+        looks.push((process::resident(pid)?, process::anonymous(pid)?));
     }
     let seconds = begun.elapsed().as_secs_f64();
     bench.drop_stream()?;
@@ -57,11 +57,4 @@ fn flat(bench: &Bench, kind: &str, options: &str) -> Result<()> {
     println!("  of which not shared: {}", list(|look| look.1));
     println!("  the most while writing: {:.1} MB; {:.0} s", most as f64 / 1024.0, seconds);
     Ok(())
-}
-
-/// Memory of its own, in kB (proc(5)).
-fn anonymous(pid: i32) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("no RssAnon")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
 }

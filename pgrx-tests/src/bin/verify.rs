@@ -2,10 +2,12 @@
 //! check of the SQL script, and the cluster tests; with a filter only the tests whose names contain it.
 //! `cargo verify --packages-only` stops after the set-up: packages, and Kafka.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use pgrx_tests::installation::{major, pg_config};
-use pgrx_tests::{kafka, machine};
+use pgrx_tests::{kafka, lacking, machine};
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
@@ -34,6 +36,10 @@ fn verify() -> Result<bool> {
         no_kafka.inspect(|why| println!("{why}"));
         return Ok(true);
     }
+    if let Some(why) = no_kafka.filter(|_| lacking::nobody_looks()) {
+        bail!("the tests that need Kafka would do nothing; {why}");
+    }
+    let lacks = machine::target().join(format!("lacks-{}", std::process::id()));
     let server = format!("pg{major},pg_test");
     let mut groups = vec![
         Group::new("pure", &["test", "--package", "postern", "--lib"]),
@@ -50,7 +56,7 @@ fn verify() -> Result<bool> {
         all_well &= cargo().args(schema).args(["--", "--check"]).status()?.success();
     }
     for group in &mut groups {
-        group.run(&filter)?;
+        group.run(&filter, &lacks)?;
         all_well &= group.succeeded;
     }
     println!("\n=== PostgreSQL {major}");
@@ -61,8 +67,11 @@ fn verify() -> Result<bool> {
     let passed: u32 = groups.iter().map(|g| g.passed).sum();
     let failed: u32 = groups.iter().map(|g| g.failed).sum();
     println!("{passed} passed, {failed} failed");
-    if let Some(why) = no_kafka {
-        println!("the tests that need Kafka did nothing; {why}");
+    // Said by the tests that ran, whichever these were.
+    let said = std::fs::read_to_string(&lacks).unwrap_or_default();
+    let _ = std::fs::remove_file(&lacks);
+    for line in said.lines().collect::<BTreeSet<_>>() {
+        println!("{line}");
     }
     Ok(all_well && failed == 0)
 }
@@ -90,11 +99,11 @@ impl Group {
     }
 
     /// Shows what cargo shows, and counts from its closing lines.
-    fn run(&mut self, filter: &[String]) -> Result<()> {
+    fn run(&mut self, filter: &[String], lacks: &Path) -> Result<()> {
         println!("=== {}", self.name);
         let started = Instant::now();
         let mut command = cargo();
-        command.args(&self.arguments).args(["--", "--test-threads", AT_ONCE]);
+        command.env(lacking::FILE, lacks).args(&self.arguments).args(["--", "--test-threads", AT_ONCE]);
         match self.only {
             // The harness takes several filters for "any of them", so a filter goes before the group's own.
             Some(_) if !filter.is_empty() => command.args(filter),

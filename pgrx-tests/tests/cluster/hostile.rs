@@ -23,13 +23,6 @@ fn descriptors(pid: i32) -> Result<usize> {
     Ok(std::fs::read_dir(format!("/proc/{pid}/fd"))?.count())
 }
 
-/// Resident memory of its own, in kB.
-fn memory(pid: i32) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("no RssAnon")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
-}
-
 /// The cluster's front logs in and serves, in good time.
 fn is_served(cluster: &Cluster) -> Result<Duration> {
     let begun = Instant::now();
@@ -73,14 +66,14 @@ fn ten_thousand_who_say_nothing_are_ended_in_time_and_cost_nobody_anything() -> 
     is_served(&cluster)?;
     let counts = || cluster.sql("select clients, logins from postern.pooler");
     wait::until("only the old client is there", || counts().is_ok_and(|counts| counts == "1|0"))?;
-    let (files, before) = (descriptors(front)?, memory(front)?);
+    let (files, before) = (descriptors(front)?, process::anonymous(front)?);
     let (mut slowest, mut most_memory, mut after) = (Duration::ZERO, 0, Vec::new());
     for round in 0..2 {
         let silent = crowd(&cluster, |there| {
             if there % 500 == 0 {
                 slowest = slowest.max(is_served(&cluster)?);
                 ensure!(text(&mut old, "select 'well'")? == "well");
-                most_memory = most_memory.max(memory(front)?);
+                most_memory = most_memory.max(process::anonymous(front)?);
             }
             Ok(())
         })?;
@@ -101,7 +94,7 @@ fn ten_thousand_who_say_nothing_are_ended_in_time_and_cost_nobody_anything() -> 
         wait::until("their descriptors are closed", || descriptors(front).is_ok_and(|count| count <= files))
             .with_context(|| format!("{files} before, {:?} now", descriptors(front)))?;
         wait::until("nobody is logging in", || counts().is_ok_and(|counts| counts == "1|0"))?;
-        after.push(memory(front)?);
+        after.push(process::anonymous(front)?);
     }
     println!("slowest login {slowest:?}; memory {before}, at most {most_memory}, after {after:?} kB");
     ensure!(slowest < Duration::from_secs(3), "a login took {slowest:?} meanwhile");

@@ -5,7 +5,6 @@ use pgrx_tests::cluster::Cluster;
 use pgrx_tests::{probe, wait};
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -138,17 +137,8 @@ fn slow_and_silent_clients_are_ended_in_time_while_others_are_answered() -> Resu
 
 /// Fails when promtool finds something to say of a scrape.
 pub fn promtool_accepts(text: &str) -> Result<()> {
-    let mut promtool = Command::new("promtool")
-        .args(["check", "metrics"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("promtool (package prometheus) is not installed")?;
-    promtool.stdin.take().context("stdin")?.write_all(text.as_bytes())?;
-    let verdict = promtool.wait_with_output()?;
-    let said = String::from_utf8_lossy(&verdict.stderr);
-    assert!(verdict.status.success() && said.is_empty(), "{said}\n{text}");
+    let said = probe::promtool(text)?;
+    assert!(said.is_empty(), "{said}\n{text}");
     Ok(())
 }
 

@@ -2,18 +2,14 @@
 
 use anyhow::{Context, Result};
 use pgrx_tests::certificate::Certificate;
-use pgrx_tests::kafka::{self, Broker, Options, Secured, kcat};
+use pgrx_tests::kafka::{self, Broker, Options, Secured, kcat, no_broker};
+use pgrx_tests::lacking;
 use pgrx_tests::process;
 use std::process::{Command, Output};
 use std::sync::mpsc::channel;
 
 /// Makes [`says_whether_there_is_a_broker`] do so.
 const SAY: &str = "POSTERN_TEST_SAY_BROKER";
-
-/// Whether there is nothing to test with; says why.
-fn no_broker() -> bool {
-    kafka::unavailable().inspect(|why| eprintln!("{why}")).is_some()
-}
 
 #[test]
 fn what_is_produced_to_kafka_is_consumed() -> Result<()> {
@@ -185,7 +181,24 @@ fn where_no_kafka_can_be_had_the_rig_says_why() -> Result<()> {
         .env("CARGO_TARGET_DIR", empty.join("target"))
         .env("PATH", &empty)
         .output();
+    let said = empty.join("said");
+    let test = |ci: &str| {
+        Command::new(std::env::current_exe()?)
+            .args(["--exact", "kafka_rig::what_is_produced_to_kafka_is_consumed"])
+            .env("CARGO_TARGET_DIR", empty.join("target"))
+            .env("PATH", &empty)
+            .env(lacking::FILE, &said)
+            .env("CI", ci)
+            .output()
+    };
+    let (looked_at, not_looked_at) = (test(""), test("true"));
+    let noted = std::fs::read_to_string(&said);
     std::fs::remove_dir_all(&empty)?;
+    assert!(looked_at?.status.success(), "a test that needs one does nothing");
+    let noted = noted.context("what cargo verify says at its end")?;
+    assert!(noted.starts_with("the tests that need Kafka did nothing; no Apache Kafka here: "), "{noted}");
+    assert_eq!(noted.lines().count(), 1, "{noted}");
+    assert!(!not_looked_at?.status.success(), "where nobody looks, it fails");
     let output = output.context("the test program")?;
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}");

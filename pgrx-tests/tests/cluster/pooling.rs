@@ -499,11 +499,13 @@ fn busy(cluster: &Cluster, watcher: &mut postgres::Client) -> Result<Raw> {
 fn a_pooler_that_is_told_to_end_comes_back_within_a_moment() -> Result<()> {
     // A second until it is started, and what it takes to end and to begin.
     const MOMENT: Duration = Duration::from_secs(3);
+    // What no round may take, whatever the machine does.
+    const MOST: Duration = Duration::from_secs(10);
+    const ROUNDS: usize = 4;
     let cluster = with_pool("back", 2, &[])?;
     let mut watcher = cluster.connect()?;
     let mut took: Vec<Duration> = Vec::new();
-    // A loaded machine adds to some of them what is not the pooler's.
-    while took.len() < 2 || took.len() < 8 && took.iter().all(|took| *took >= MOMENT) {
+    for _ in 0..ROUNDS {
         let mut idle = Raw::open(cluster.pooler_port).context("an idle client")?;
         idle.query("select 1")?;
         let mut busy = busy(&cluster, &mut watcher)?;
@@ -523,7 +525,9 @@ fn a_pooler_that_is_told_to_end_comes_back_within_a_moment() -> Result<()> {
             ensure!(said.contains("C57P01"), "{name}: {said}");
         }
     }
-    ensure!(took.iter().any(|took| *took < MOMENT), "it took {took:?}");
+    // A loaded machine adds to some of them what is not the pooler's.
+    let quick = took.iter().filter(|took| **took < MOMENT).count();
+    ensure!(quick * 2 >= ROUNDS && took.iter().all(|took| *took < MOST), "it took {took:?}");
     // The server has not restarted, and no backend of before is left.
     ensure!(text(&mut watcher, "select 1")? == "1");
     wait::until("only backends of the new one are left", || {

@@ -113,27 +113,23 @@ fn how_far_somebody_is_behind_is_shown_until_all_is_read() -> Result<()> {
     let mut slow = Client::through(&cluster)?;
     slow.query("LISTEN flood")?;
     let mut notifier = cluster.connect()?;
-    let metric = |name: &str| -> Result<u64> {
-        let page = probe::get(cluster.http_port, "/metrics")?.body;
-        let line = page.lines().find_map(|line| line.strip_prefix(&format!("{name} ")).map(str::to_owned));
-        Ok(line.with_context(|| format!("{name}: {page}"))?.parse()?)
-    };
+    let metric = |name: &str| probe::metric(&probe::get(cluster.http_port, "/metrics")?.body, name);
     let mut sent = 0;
     wait::until("it does not take what it is sent", || {
         let some = notifier.batch_execute(
             "SELECT count(pg_notify('flood', repeat('x', 7000) || g)) FROM generate_series(1, 20) g",
         );
         sent += 20;
-        some.is_ok() && metric("postern_relay_backlog_bytes").is_ok_and(|behind| behind > 100_000)
+        some.is_ok() && metric("postern_relay_backlog_bytes ").is_ok_and(|behind| behind > 1e5)
     })?;
-    ensure!(metric("postern_relay_clients_behind")? == 1);
+    ensure!(metric("postern_relay_clients_behind ")? == 1.0);
     let shown =
         cluster.sql("SELECT clients_behind, backlog > 100000 AND backlog < ring_size FROM postern.relay")?;
     ensure!(shown == "1|t", "{shown}");
     slow.wait_for(sent)?;
     wait::until("nobody is behind", || {
-        metric("postern_relay_clients_behind").is_ok_and(|count| count == 0)
-            && metric("postern_relay_backlog_bytes").is_ok_and(|behind| behind == 0)
+        metric("postern_relay_clients_behind ").is_ok_and(|count| count == 0.0)
+            && metric("postern_relay_backlog_bytes ").is_ok_and(|behind| behind == 0.0)
     })?;
     slow.query("SELECT 1")?;
     ensure!(slow.notifications.len() == sent);

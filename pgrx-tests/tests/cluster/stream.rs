@@ -24,39 +24,92 @@ pub fn file(cluster: &Cluster, name: &str) -> PathBuf {
     cluster.data().join(name)
 }
 
-/// A source `shop` that feeds a file, with more options of the source's, and where that file is.
-pub fn to_file(cluster: &Cluster, options: &str) -> Result<PathBuf> {
-    let path = file(cluster, "events.jsonl");
+/// A sink into a file of its name, with more options of the sink's, and where that file is.
+pub fn file_sink(cluster: &Cluster, name: &str, options: &str) -> Result<PathBuf> {
+    let path = file(cluster, &format!("{name}.jsonl"));
+    let mut options: Value = serde_json::from_str(options)?;
+    options["path"] = path.display().to_string().into();
+    cluster.sql(&format!("select postern.create_sink('{name}', 'file', '{options}')"))?;
+    Ok(path)
+}
+
+/// Defines a source `shop` that feeds a file, with more options of the source's and of the sink's, and waits for nothing.
+pub fn define(cluster: &Cluster, source: &str, sink: &str) -> Result<PathBuf> {
+    let path = file_sink(cluster, "lines", sink)?;
     cluster.sql(&format!(
-        "select postern.create_source('shop', 'postgres', '{options}');
-         select postern.create_sink('lines', 'file', '{{\"path\":\"{}\"}}');
-         select postern.create_stream('shop to lines', 'shop', 'lines')",
-        path.display()
+        "select postern.create_source('shop', 'postgres', '{source}');
+         select postern.create_stream('shop to lines', 'shop', 'lines')"
     ))?;
+    Ok(path)
+}
+
+/// [`define`], and waits until it runs.
+pub fn to_file(cluster: &Cluster, options: &str) -> Result<PathBuf> {
+    let path = define(cluster, options, "{}")?;
     running(cluster, "shop to lines")?;
+    Ok(path)
+}
+
+/// One more source, with these options, that feeds a file of its own, by a stream that runs; all of one name.
+pub fn another_to_file(cluster: &Cluster, name: &str, options: &str) -> Result<PathBuf> {
+    let path = file_sink(cluster, name, "{}")?;
+    cluster.sql(&format!(
+        "select postern.create_source('{name}', 'postgres', '{options}');
+         select postern.create_stream('{name}', '{name}', '{name}')"
+    ))?;
+    running(cluster, name)?;
     Ok(path)
 }
 
 /// Waits until a stream runs.
 pub fn running(cluster: &Cluster, stream: &str) -> Result<()> {
-    let state =
-        || cluster.sql(&format!("select state, last_error from postern.streams where name = '{stream}'"));
+    running_in(cluster, "postgres", stream)
+}
+
+/// [`running`] in another database.
+pub fn running_in(cluster: &Cluster, database: &str, stream: &str) -> Result<()> {
+    let sql = format!("select state, last_error from postern.streams where name = '{stream}'");
+    let state = || cluster.sql_in(database, &sql);
     wait::until("the stream runs", || state().is_ok_and(|state| state.starts_with("running")))
         .with_context(|| format!("{:?}; {}", state(), cluster.log_tail()))
 }
 
-/// Waits until everything that is committed now has been delivered by every stream.
+/// Waits until everything that is committed now has been delivered by every stream, of which there is one at least.
 pub fn delivered(cluster: &Cluster) -> Result<()> {
-    let now = cluster.sql("select pg_current_wal_insert_lsn()")?;
-    let behind = || {
-        cluster.sql(&format!(
-            "select count(*) from postern.streams where delivered_lsn is null or delivered_lsn < '{now}'"
-        ))
-    };
-    wait::until("everything is delivered", || behind().is_ok_and(|behind| behind == "0")).with_context(|| {
-        let seen = cluster.sql("select to_jsonb(s) from postern.streams s");
+    delivered_in(cluster, "postgres")
+}
+
+/// [`delivered`] in another database.
+pub fn delivered_in(cluster: &Cluster, database: &str) -> Result<()> {
+    let sql = |sql: &str| cluster.sql_in(database, sql);
+    ensure!(sql("select count(*) from postern.streams")? != "0", "there is no stream that could deliver");
+    let now = sql("select pg_current_wal_insert_lsn()")?;
+    let all = format!("select bool_and(coalesce(delivered_lsn >= '{now}', false)) from postern.streams");
+    wait::until("everything is delivered", || sql(&all).is_ok_and(|all| all == "t")).with_context(|| {
+        let seen = sql("select to_jsonb(s) from postern.streams s");
         format!("{seen:?}; {}", cluster.log_tail())
     })
+}
+
+/// Process id of the one source's worker.
+pub fn worker(cluster: &Cluster) -> Result<i32> {
+    let pid = cluster.sql("select coalesce(worker_pid, 0) from postern.sources")?.parse()?;
+    ensure!(pid != 0, "the source has no worker");
+    Ok(pid)
+}
+
+/// Waits until the source has a worker that is not this one.
+pub fn another_worker(cluster: &Cluster, old: i32) -> Result<()> {
+    wait::until("it has another worker", || worker(cluster).is_ok_and(|now| now != old))
+        .with_context(|| cluster.log_tail())
+}
+
+/// Terminates the source's worker, and waits until another one has its stream running.
+pub fn terminate_worker(cluster: &Cluster) -> Result<()> {
+    let pid = worker(cluster)?;
+    cluster.sql(&format!("select pg_terminate_backend({pid})"))?;
+    another_worker(cluster, pid)?;
+    running(cluster, "shop to lines")
 }
 
 /// The events in a file.
@@ -151,7 +204,7 @@ fn a_source_that_is_made_again_before_its_worker_has_ended_runs() -> Result<()> 
     let cluster = start("stream-again", &[])?;
     cluster.sql("create table t (id int primary key)")?;
     to_file(&cluster, "{}")?;
-    let worker = cluster.sql("select worker_pid from postern.sources")?.parse()?;
+    let worker = worker(&cluster)?;
     process::signal_pid(worker, Signal::STOP)?;
     cluster.sql(
         "select postern.drop_stream('shop to lines'); select postern.drop_source('shop');
@@ -162,12 +215,8 @@ fn a_source_that_is_made_again_before_its_worker_has_ended_runs() -> Result<()> 
     })?;
     cluster.sql("select postern.create_source('shop')")?;
     process::signal_pid(worker, Signal::CONT)?;
-    let path = file(&cluster, "again.jsonl");
-    cluster.sql(&format!(
-        "select postern.create_sink('lines', 'file', '{{\"path\":\"{}\"}}');
-         select postern.create_stream('shop to lines', 'shop', 'lines')",
-        path.display()
-    ))?;
+    let path = file_sink(&cluster, "again", "{}")?;
+    cluster.sql("select postern.create_stream('shop to lines', 'shop', 'again')")?;
     running(&cluster, "shop to lines")?;
     cluster.sql("insert into t values (7)")?;
     delivered(&cluster)?;

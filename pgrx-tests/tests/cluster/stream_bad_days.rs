@@ -1,10 +1,9 @@
 //! Bad days of a change stream: each is a clear state and error in `postern.sources`, and all is well again when it is mended.
 
-use crate::stream::{delivered, events, file, running, start, to_file};
+use crate::stream::{define, delivered, events, running, running_in, start, to_file};
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::{Cluster, Stop};
 use pgrx_tests::{process, wait};
-use postgres::NoTls;
 use rustix::process::Signal;
 use std::path::PathBuf;
 
@@ -17,21 +16,18 @@ fn source_is(cluster: &Cluster, state: &str, error: &str) -> Result<()> {
     .with_context(|| format!("{:?}; {}", seen(), cluster.log_tail()))
 }
 
-/// Defines what [`to_file`] does and waits for nothing.
-fn define(cluster: &Cluster, options: &str) -> Result<PathBuf> {
-    let path = file(cluster, "events.jsonl");
-    cluster.sql(&format!(
-        "select postern.create_source('shop', 'postgres', '{options}');
-         select postern.create_sink('lines', 'file', '{{\"path\":\"{}\"}}');
-         select postern.create_stream('shop to lines', 'shop', 'lines')",
-        path.display()
-    ))?;
-    Ok(path)
-}
-
 /// The ids in a file.
 fn ids(path: &PathBuf) -> Result<Vec<i64>> {
     Ok(events(path)?.iter().filter_map(|event| event["Columns"]["id"].as_i64()).collect())
+}
+
+/// The stream runs, and its first event is the one of a row that is put into `t` now.
+fn works(cluster: &Cluster, path: &PathBuf) -> Result<()> {
+    running(cluster, "shop to lines")?;
+    cluster.sql("insert into t values (1)")?;
+    delivered(cluster)?;
+    ensure!(ids(path)? == [1], "{:?}", ids(path)?);
+    Ok(())
 }
 
 fn stopped(cluster: &Cluster) -> Result<()> {
@@ -58,14 +54,10 @@ const QUICK: &str = r#"{"retry":"200ms"}"#;
 fn a_wal_level_that_is_too_low_is_said_and_a_restart_with_another_mends_it() -> Result<()> {
     let cluster = start("stream-wal-level", &[("wal_level", "replica")])?;
     cluster.sql("create table t (id int primary key)")?;
-    let path = define(&cluster, QUICK)?;
+    let path = define(&cluster, QUICK, "{}")?;
     source_is(&cluster, "failed", "wal_level")?;
     cluster.set("wal_level", "logical")?.restart(Stop::Fast)?;
-    running(&cluster, "shop to lines")?;
-    cluster.sql("insert into t values (1)")?;
-    delivered(&cluster)?;
-    ensure!(ids(&path)? == [1]);
-    Ok(())
+    works(&cluster, &path)
 }
 
 #[test]
@@ -81,14 +73,11 @@ fn a_slot_that_another_process_has_is_waited_for() -> Result<()> {
     wait::until("it has the slot", || {
         cluster.sql("select active from pg_replication_slots").is_ok_and(|active| active == "t")
     })?;
-    let path = define(&cluster, r#"{"retry":"200ms","slot":"taken","publication":"p"}"#)?;
+    let path = define(&cluster, r#"{"retry":"200ms","slot":"taken","publication":"p"}"#, "{}")?;
     source_is(&cluster, "failed", "is active for PID")?;
     other.signal(Signal::INT)?;
     other.wait(wait::LIMIT)?;
-    running(&cluster, "shop to lines")?;
-    cluster.sql("insert into t values (1)")?;
-    delivered(&cluster)?;
-    ensure!(ids(&path)? == [1]);
+    works(&cluster, &path)?;
     // Who has not made a slot does not drop it.
     cluster.sql("select postern.drop_stream('shop to lines'); select postern.drop_source('shop')")?;
     wait::until("the slot is free", || {
@@ -235,35 +224,25 @@ fn a_database_whose_streams_are_stopped_can_be_dropped_and_another_one_streams_o
     cluster.sql("create table t (id int primary key)")?;
     let path = to_file(&cluster, QUICK)?;
     cluster.sql("create database other")?;
-    let mut session = cluster.config().dbname("other").connect(NoTls)?;
-    session.batch_execute(
+    cluster.sql_in(
+        "other",
         "create extension postern; select postern.create_source('there'); select postern.create_sink('none', 'stub_discard');
          select postern.create_stream('there', 'there', 'none')",
     )?;
-    let mut state = |wanted: &str| {
-        wait::until(wanted, || {
-            let row = session.query_one("select state, coalesce(worker_pid, 0) from postern.sources", &[]);
-            row.is_ok_and(|row| {
-                row.get::<_, &str>(0) == wanted && (wanted != "stopped" || row.get::<_, i32>(1) == 0)
-            })
-        })
-    };
-    state("streaming")?;
+    running_in(&cluster, "other", "there")?;
     let refused = cluster.sql("drop database other with (force)");
     ensure!(
         refused.as_ref().is_err_and(|error| format!("{error:?}").contains("active logical replication slot")),
         "{refused:?}"
     );
-    let mut second = cluster.config().dbname("other").connect(NoTls)?;
-    second.batch_execute("select postern.stop_source('there')")?;
-    state("stopped")?;
-    drop((session, second));
+    cluster.sql_in("other", "select postern.stop_source('there')")?;
+    wait::until("it has stopped", || {
+        let state = cluster.sql_in("other", "select state, coalesce(worker_pid, 0) from postern.sources");
+        state.is_ok_and(|state| state == "stopped|0")
+    })?;
     wait::until("it can be dropped", || cluster.sql("drop database other").is_ok())?;
     ensure!(cluster.sql("select count(*) from pg_replication_slots")? == "1", "its slot went with it");
-    cluster.sql("insert into t values (1)")?;
-    delivered(&cluster)?;
-    ensure!(ids(&path)? == [1]);
-    Ok(())
+    works(&cluster, &path)
 }
 
 #[test]
@@ -288,7 +267,7 @@ fn a_long_transaction_holds_up_the_beginning_and_is_named_and_dropping_the_sourc
     cluster.sql("create table t (id int primary key)")?;
     let mut long = cluster.connect()?;
     long.batch_execute("begin; insert into t values (1)")?;
-    define(&cluster, QUICK)?;
+    define(&cluster, QUICK, "{}")?;
     source_is(&cluster, "starting", "transactions that are running")?;
     cluster.sql("select postern.drop_stream('shop to lines'); select postern.drop_source('shop')")?;
     wait::until("nothing is left of it", || {
@@ -296,7 +275,7 @@ fn a_long_transaction_holds_up_the_beginning_and_is_named_and_dropping_the_sourc
     })
     .with_context(|| cluster.log_tail())?;
     cluster.sql("select postern.drop_sink('lines')")?;
-    let path = define(&cluster, QUICK)?;
+    let path = define(&cluster, QUICK, "{}")?;
     source_is(&cluster, "starting", "transactions that are running")?;
     long.batch_execute("commit")?;
     running(&cluster, "shop to lines")?;
@@ -311,15 +290,11 @@ fn too_few_slots_are_said_and_one_more_mends_it() -> Result<()> {
     let cluster = start("stream-few-slots", &[("max_replication_slots", "1")])?;
     cluster.sql("create table t (id int primary key)")?;
     cluster.sql("select pg_create_physical_replication_slot('other')")?;
-    let path = define(&cluster, QUICK)?;
+    let path = define(&cluster, QUICK, "{}")?;
     source_is(&cluster, "failed", "all replication slots are in use")?;
     ensure!(cluster.sql("select last_error from postern.sources")?.contains("max_replication_slots"));
     cluster.sql("select pg_drop_replication_slot('other')")?;
-    running(&cluster, "shop to lines")?;
-    cluster.sql("insert into t values (1)")?;
-    delivered(&cluster)?;
-    ensure!(ids(&path)? == [1]);
-    Ok(())
+    works(&cluster, &path)
 }
 
 #[test]
@@ -327,7 +302,7 @@ fn too_few_workers_are_said_and_a_restart_with_more_mends_it() -> Result<()> {
     // The server's own and ours that are always there leave one, for whoever comes first.
     let cluster = start("stream-few-workers", &[("max_worker_processes", "5")])?;
     cluster.sql("create table t (id int primary key)")?;
-    define(&cluster, QUICK)?;
+    define(&cluster, QUICK, "{}")?;
     cluster.sql(
         "select postern.create_source('second'); select postern.create_stream('second', 'second', 'lines')",
     )?;

@@ -1,10 +1,11 @@
 //! What events say: psql-streamer's where those are sound, every type of the server, every replica identity, every kind of message.
 
-use crate::stream::{delivered, events, file, running, start, to_file};
+use crate::stream::{
+    another_to_file, delivered, delivered_in, events, file, running, running_in, start, to_file,
+};
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::Cluster;
-use pgrx_tests::kafka::{self, Broker};
-use postgres::NoTls;
+use pgrx_tests::kafka::{Broker, no_broker};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -229,14 +230,11 @@ fn what_an_update_left_alone_is_absent_or_marked_and_never_null() -> Result<()> 
          alter table known replica identity full;",
     )?;
     let path = to_file(&cluster, "{}")?;
-    let marked = file(&cluster, "marked.jsonl");
-    cluster.sql(&format!(
-        "select postern.create_source('marking', 'postgres', '{{\"unchanged\":\"__unchanged__\",\"publication\":\"postern_shop\"}}');
-         select postern.create_sink('marked', 'file', '{{\"path\":\"{}\"}}');
-         select postern.create_stream('marking', 'marking', 'marked')",
-        marked.display()
-    ))?;
-    running(&cluster, "marking")?;
+    let marked = another_to_file(
+        &cluster,
+        "marking",
+        r#"{"unchanged":"__unchanged__","publication":"postern_shop"}"#,
+    )?;
     for table in ["wide", "known"] {
         cluster.sql(&format!(
             "insert into {table} values (1, repeat('x', 10000), 1); update {table} set n = 2; update {table} set big = null"
@@ -339,54 +337,41 @@ fn before_images_truncates_messages_and_transactions_come_when_asked_for() -> Re
     Ok(())
 }
 
-/// A stream of a database of another encoding, to a file.
-fn in_database(cluster: &Cluster, encoding: &str) -> Result<(postgres::Client, PathBuf)> {
+/// A stream of a new database of another encoding, to a file; this is done there, and all of it delivered.
+fn in_encoding(cluster: &Cluster, encoding: &str, sql: &str) -> Result<PathBuf> {
     let database = encoding.to_lowercase();
     cluster
         .sql(&format!("create database {database} encoding '{encoding}' locale 'C' template template0"))?;
     let path = file(cluster, &format!("{database}.jsonl"));
-    let mut session = cluster.config().dbname(&database).connect(NoTls)?;
-    session.batch_execute(&format!(
+    let definitions = format!(
         "create extension postern;
          select postern.create_source('here');
          select postern.create_sink('lines', 'file', '{{\"path\":\"{}\"}}');
          select postern.create_stream('here', 'here', 'lines')",
         path.display()
-    ))?;
-    let mut state = || -> Result<(String, Option<String>)> {
-        let row = session.query_one("select state, last_error from postern.streams", &[])?;
-        Ok((row.get(0), row.get(1)))
-    };
-    pgrx_tests::wait::until("the stream runs", || state().is_ok_and(|(state, _)| state == "running"))
-        .with_context(|| format!("{:?}; {}", state(), cluster.log_tail()))?;
-    Ok((session, path))
-}
-
-/// Waits until the stream of this database has everything.
-fn all_of(session: &mut postgres::Client) -> Result<()> {
-    let now: String = session.query_one("select pg_current_wal_insert_lsn()::text", &[])?.get(0);
-    let mut there = || -> Result<bool> {
-        let sql = format!("select bool_and(delivered_lsn >= '{now}') from postern.streams");
-        Ok(session.query_one(&sql, &[])?.get::<_, Option<bool>>(0) == Some(true))
-    };
-    pgrx_tests::wait::until("everything is delivered", || there().is_ok_and(|there| there))
+    );
+    cluster.sql_in(&database, &definitions)?;
+    running_in(cluster, &database, "here")?;
+    cluster.sql_in(&database, sql)?;
+    delivered_in(cluster, &database)?;
+    Ok(path)
 }
 
 #[test]
 fn other_encodings_become_utf8_and_bytes_of_none_are_shown() -> Result<()> {
     let cluster = start("stream-encodings", &[])?;
-    let (mut session, path) = in_database(&cluster, "LATIN1")?;
-    session.batch_execute(
+    let path = in_encoding(
+        &cluster,
+        "LATIN1",
         "create table \"Größe\" (\"schön\" text primary key); insert into \"Größe\" values ('Ärger')",
     )?;
-    all_of(&mut session)?;
     same(&columns(&path, "Größe")?[0], &json!({"schön": "Ärger"}))?;
-    let (mut session, path) = in_database(&cluster, "SQL_ASCII")?;
-    session.batch_execute(
+    let path = in_encoding(
+        &cluster,
+        "SQL_ASCII",
         "create table t (id int primary key, v text); insert into t values (1, 'ü'), (2, convert_from('\\xc4', 'SQL_ASCII')),
              (3, 'plain')",
     )?;
-    all_of(&mut session)?;
     let rows = [json!({"id": 1, "v": "ü"}), json!({"id": 2, "v": "\\xc4"}), json!({"id": 3, "v": "plain"})];
     same(&Value::Array(columns(&path, "t")?), &Value::Array(rows.to_vec()))
 }
@@ -409,14 +394,7 @@ fn row_filters_column_lists_partitions_and_odd_names_are_as_the_publication_says
          create publication leaves for table leaves",
     )?;
     let path = to_file(&cluster, r#"{"publication":"by_root","schema":true}"#)?;
-    let leaves = file(&cluster, "leaves.jsonl");
-    cluster.sql(&format!(
-        "select postern.create_source('leaves', 'postgres', '{{\"publication\":\"leaves\"}}');
-         select postern.create_sink('leaves', 'file', '{{\"path\":\"{}\"}}');
-         select postern.create_stream('leaves', 'leaves', 'leaves')",
-        leaves.display()
-    ))?;
-    running(&cluster, "leaves")?;
+    let leaves = another_to_file(&cluster, "leaves", r#"{"publication":"leaves"}"#)?;
     cluster.sql(
         "insert into filtered values (1, 'no', 1), (11, 'no', 2); update filtered set id = 12 where id = 1;
          update filtered set id = 2 where id = 11;
@@ -465,8 +443,7 @@ fn what_postern_itself_keeps_is_never_an_event() -> Result<()> {
 
 #[test]
 fn keys_are_the_primary_keys_also_with_replica_identity_full() -> Result<()> {
-    if let Some(why) = kafka::unavailable() {
-        eprintln!("{why}");
+    if no_broker() {
         return Ok(());
     }
     let broker = Broker::start("stream-keys")?;

@@ -1,6 +1,6 @@
 //! Change streams keep to what is theirs: what is read as a superuser, slots, options that become SQL, snapshots of streams that are away.
 
-use crate::stream::{delivered, events, file, running, start};
+use crate::stream::{delivered, events, file_sink, running, running_in, start};
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::{Cluster, Stop};
 use pgrx_tests::wait;
@@ -34,21 +34,13 @@ fn tables_of_the_extensions_names_that_are_somebody_elses_are_not_read() -> Resu
     )?;
     drop(trap);
     // A database that is looked at after that one.
-    let mut later = cluster.config().dbname("later").connect(postgres::NoTls)?;
-    later.batch_execute(
+    cluster.sql_in(
+        "later",
         "create extension postern; select postern.create_source('s'); select postern.create_sink('d', 'stub_discard');
          select postern.create_stream('s', 's', 'd')",
     )?;
-    drop(later);
     cluster.restart(Stop::Fast)?;
-    wait::until("the later database's stream runs", || {
-        cluster.config().dbname("later").connect(postgres::NoTls).is_ok_and(|mut later| {
-            later
-                .query_one("select state from postern.streams", &[])
-                .is_ok_and(|row| row.get::<_, String>(0) == "running")
-        })
-    })
-    .with_context(|| cluster.log_tail())?;
+    running_in(&cluster, "later", "s")?;
     ensure!(cluster.sql("select rolsuper from pg_roles where rolname = 'mallory'")? == "f");
     Ok(())
 }
@@ -119,46 +111,31 @@ fn another_slot_is_a_stated_gap_and_the_old_one_goes() -> Result<()> {
 fn a_copy_of_a_database_leaves_the_originals_slot_alone() -> Result<()> {
     let cluster = start("stream-template", &[])?;
     cluster.sql("create database shop")?;
-    let in_database = |name: &str, sql: &str| -> Result<String> {
-        let mut client = cluster
-            .config()
-            .dbname(name)
-            .application_name(pgrx_tests::cluster::PASSING)
-            .connect(postgres::NoTls)?;
-        let mut last = String::new();
-        for message in client.simple_query(sql)? {
-            if let postgres::SimpleQueryMessage::Row(row) = message {
-                last = row.get(0).unwrap_or_default().to_owned();
-            }
-        }
-        Ok(last)
-    };
-    in_database(
+    cluster.sql_in(
         "shop",
         "create extension postern; select postern.create_source('s'); select postern.create_sink('d', 'stub_discard');
          select postern.create_stream('s', 's', 'd')",
     )?;
-    let running =
-        || in_database("shop", "select state from postern.streams").is_ok_and(|state| state == "running");
-    wait::until("it runs", running)?;
-    in_database("shop", "select postern.stop_source('s')")?;
+    running_in(&cluster, "shop", "s")?;
+    cluster.sql_in("shop", "select postern.stop_source('s')")?;
     wait::until("it has stopped", || {
-        in_database("shop", "select count(*) from postern.sources where worker_pid is null")
+        cluster
+            .sql_in("shop", "select count(*) from postern.sources where worker_pid is null")
             .is_ok_and(|n| n == "1")
     })?;
     wait::until("a copy can be made", || cluster.sql("create database copy template shop").is_ok())?;
     // The scout of the copy learns of it, and then of its end.
-    in_database("copy", "select postern.stop_source('s')")?;
+    cluster.sql_in("copy", "select postern.stop_source('s')")?;
     wait::until("the copy is known", || {
-        in_database("copy", "select count(*) from postern.running_sources()").is_ok_and(|n| n == "1")
+        cluster.sql_in("copy", "select count(*) from postern.running_sources()").is_ok_and(|n| n == "1")
     })?;
-    in_database("copy", "select postern.drop_stream('s'); select postern.drop_source('s')")?;
+    cluster.sql_in("copy", "select postern.drop_stream('s'); select postern.drop_source('s')")?;
     wait::until("the copy is forgotten", || {
-        in_database("copy", "select count(*) from postern.running_sources()").is_ok_and(|n| n == "0")
+        cluster.sql_in("copy", "select count(*) from postern.running_sources()").is_ok_and(|n| n == "0")
     })?;
-    in_database("shop", "select postern.start_source('s')")?;
-    wait::until("the original runs on", running)?;
-    ensure!(in_database("shop", "select coalesce(gap, '-') from postern.streams")? == "-");
+    cluster.sql_in("shop", "select postern.start_source('s')")?;
+    running_in(&cluster, "shop", "s")?;
+    ensure!(cluster.sql_in("shop", "select coalesce(gap, '-') from postern.streams")? == "-");
     ensure!(cluster.sql("select count(*) from pg_replication_slots")? == "1");
     Ok(())
 }
@@ -167,13 +144,7 @@ fn a_copy_of_a_database_leaves_the_originals_slot_alone() -> Result<()> {
 fn a_snapshot_waits_for_streams_that_are_away() -> Result<()> {
     let cluster = start("stream-snapshot-paused", &[])?;
     cluster.sql("create table t (id int primary key); insert into t values (1), (2)")?;
-    let (one, two) = (file(&cluster, "one.jsonl"), file(&cluster, "two.jsonl"));
-    for (name, path) in [("one", &one), ("two", &two)] {
-        cluster.sql(&format!(
-            "select postern.create_sink('{name}', 'file', '{{\"path\":\"{}\"}}')",
-            path.display()
-        ))?;
-    }
+    let (one, two) = (file_sink(&cluster, "one", "{}")?, file_sink(&cluster, "two", "{}")?);
     cluster.sql(
         r#"select postern.create_source('s', 'postgres', '{"snapshot": true}');
            select postern.create_stream('one', 's', 'one'); select postern.create_stream('two', 's', 'two', false)"#,

@@ -4,8 +4,6 @@ use crate::stream::{delivered, file, running, start, to_file};
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::{Cluster, Ports};
 use pgrx_tests::{probe, wait};
-use std::io::Write;
-use std::process::{Command, Stdio};
 
 /// A server with a stream into a file, and the port.
 fn with_port(name: &str) -> Result<(Cluster, u16)> {
@@ -17,18 +15,26 @@ fn with_port(name: &str) -> Result<(Cluster, u16)> {
     Ok((cluster, port))
 }
 
-fn has_line(text: &str, line: &str) -> bool {
-    text.lines().any(|one| one == line)
+/// A stream into a file, which has delivered ten events.
+fn ten_events(cluster: &Cluster) -> Result<()> {
+    cluster.sql("create table t (id int primary key)")?;
+    to_file(cluster, "{}")?;
+    cluster.sql("insert into t select generate_series(1, 10)")?;
+    delivered(cluster)
+}
+
+/// Fails unless a scrape has all of these lines.
+fn has(scrape: &str, lines: &[String]) {
+    for line in lines {
+        assert!(scrape.lines().any(|one| one == line), "{line} in\n{scrape}");
+    }
 }
 
 #[test]
 fn every_path_of_psql_streamer_is_answered() -> Result<()> {
     let (cluster, port) = with_port("stream-http")?;
     assert_eq!(probe::get(port, "/status")?.body, "no change stream is defined\n");
-    cluster.sql("create table t (id int primary key)")?;
-    to_file(&cluster, "{}")?;
-    cluster.sql("insert into t select generate_series(1, 10)")?;
-    delivered(&cluster)?;
+    ten_events(&cluster)?;
     let health = probe::get(port, "/health")?;
     assert_eq!((health.code, health.body.as_str()), (200, "Alive and well\n"));
     assert!(health.head.contains("text/plain"), "{}", health.head);
@@ -103,9 +109,7 @@ fn a_sink_in_trouble_is_an_error_of_status_until_it_is_well_again() -> Result<()
     assert_eq!(probe::code(port, "/health"), 200);
     let metrics = probe::get(cluster.http_port, "/metrics")?.body;
     let errors = "postern_stream_errors_total{database=\"postgres\",sink=\"lines\",source=\"shop\",stream=\"shop to lines\"} ";
-    let count =
-        metrics.lines().find_map(|line| line.strip_prefix(errors)).with_context(|| metrics.clone())?;
-    assert_ne!(count, "0");
+    assert!(probe::metric(&metrics, errors)? > 0.0, "{metrics}");
     move_away(&away, &here)?;
     // Blocked is for the operator, retrying mends itself.
     cluster.sql("select postern.start_stream('shop to lines')")?;
@@ -138,15 +142,12 @@ fn the_port_opens_and_closes_on_reload_and_lets_in_whom_the_other_ports_do() -> 
 #[test]
 fn the_status_ports_metrics_have_sources_and_streams_and_promtool_accepts_them() -> Result<()> {
     let (cluster, port) = with_port("stream-metrics")?;
-    cluster.sql("create table t (id int primary key)")?;
-    to_file(&cluster, "{}")?;
-    cluster.sql("insert into t select generate_series(1, 10)")?;
-    delivered(&cluster)?;
+    ten_events(&cluster)?;
     let text = probe::get(cluster.http_port, "/metrics")?.body;
     crate::http::promtool_accepts(&text)?;
     let source = "database=\"postgres\",source=\"shop\"";
     let stream = "database=\"postgres\",sink=\"lines\",source=\"shop\",stream=\"shop to lines\"";
-    for line in [
+    let lines = [
         format!("postern_source_up{{{source}}} 1"),
         format!("postern_source_state{{{source},state=\"streaming\"}} 1"),
         format!("postern_source_state{{{source},state=\"blocked\"}} 0"),
@@ -156,16 +157,9 @@ fn the_status_ports_metrics_have_sources_and_streams_and_promtool_accepts_them()
         format!("postern_stream_events_total{{{stream}}} 10"),
         format!("postern_stream_skipped_total{{{stream}}} 0"),
         format!("postern_stream_lag_seconds{{{stream}}} 0"),
-    ] {
-        assert!(has_line(&text, &line), "{line} in\n{text}");
-    }
-    let number = |name: &str| -> Result<f64> {
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix(name))
-            .with_context(|| format!("{name} in\n{text}"))?;
-        Ok(line.rsplit(' ').next().unwrap_or_default().parse()?)
-    };
+    ];
+    has(&text, &lines);
+    let number = |name: &str| probe::metric(&text, name);
     let delivered_to = number("postern_stream_delivered_bytes{")?;
     assert!(delivered_to > 0.0 && delivered_to <= number("postern_source_received_bytes{")?, "{text}");
     assert!(number("postern_stream_lag_bytes{")? < 16e6, "{text}");
@@ -176,16 +170,15 @@ fn the_status_ports_metrics_have_sources_and_streams_and_promtool_accepts_them()
     for (name, kind) in [("source", "postgres"), ("sink", "file")] {
         let of = if name == "source" { "shop" } else { "lines" };
         let labels = format!("database=\"postgres\",{name}Name=\"{of}\",{name}Type=\"{kind}\"");
-        for line in [
+        let lines = [
             format!("{name}_events{{{labels}}} 10"),
             format!("{name}_errors{{{labels}}} 0"),
             format!("{name}_event_processing_time_sec_bucket{{{labels},le=\"+Inf\"}} 10"),
             format!("{name}_event_processing_time_sec_count{{{labels}}} 10"),
-        ] {
-            assert!(has_line(&page.body, &line), "{line} in\n{}", page.body);
-        }
+        ];
+        has(&page.body, &lines);
     }
-    assert!(page.body.contains(&format!("postern_stream_up{{{stream}}} 1")), "{}", page.body);
+    has(&page.body, &[format!("postern_stream_up{{{stream}}} 1")]);
     only_the_old_names_displease_promtool(&page.body)
 }
 
@@ -199,40 +192,24 @@ fn lag_grows_while_a_stream_is_stopped_and_no_other_port_is_open() -> Result<()>
     }
     cluster.reload()?;
     wait::until("the others are closed", || probe::code(cluster.http_port, "/health") == 0)?;
-    let lag = || -> Option<f64> {
-        let text = probe::get(port, "/metrics").ok()?.body;
-        text.lines()
-            .find(|line| line.starts_with("postern_stream_lag_bytes{"))?
-            .rsplit(' ')
-            .next()?
-            .parse()
-            .ok()
-    };
-    wait::until("it keeps up", || lag().is_some_and(|lag| lag < 1e6))?;
+    let lag = || probe::metric(&probe::get(port, "/metrics")?.body, "postern_stream_lag_bytes{");
+    wait::until("it keeps up", || lag().is_ok_and(|lag| lag < 1e6))?;
     cluster.sql("select postern.stop_stream('shop to lines')")?;
     wait::until("its worker has gone", || {
         cluster.sql("select coalesce(worker_pid, 0) from postern.sources").is_ok_and(|pid| pid == "0")
     })?;
     assert_eq!(probe::code(port, "/status"), 200, "what is not to run is not ill");
     cluster.sql("insert into t select repeat('x', 1000) from generate_series(1, 2000)")?;
-    wait::until("lag is seen", || lag().is_some_and(|lag| lag > 2e6))
+    wait::until("lag is seen", || lag().is_ok_and(|lag| lag > 2e6))
         .with_context(|| format!("{:?}", lag()))?;
     cluster.sql("select postern.start_stream('shop to lines')")?;
     delivered(&cluster)?;
-    wait::until("it has caught up", || lag().is_some_and(|lag| lag < 1e6))
+    wait::until("it has caught up", || lag().is_ok_and(|lag| lag < 1e6))
 }
 
 /// Their names are as they are; the text around them is right.
 fn only_the_old_names_displease_promtool(text: &str) -> Result<()> {
-    let mut promtool = Command::new("promtool")
-        .args(["check", "metrics"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("promtool (package prometheus) is not installed")?;
-    promtool.stdin.take().context("stdin")?.write_all(text.as_bytes())?;
-    let said = String::from_utf8(promtool.wait_with_output()?.stderr)?;
+    let said = probe::promtool(text)?;
     let names = ["source_events ", "source_errors ", "sink_events ", "sink_errors "];
     let times = ["source_event_processing_time_sec ", "sink_event_processing_time_sec "];
     for line in said.lines() {
@@ -261,7 +238,7 @@ fn debugging_logs_each_event_until_it_is_switched_off() -> Result<()> {
     cluster
         .wait_log("stream of \"shop\": debug: stream \"shop to lines\" was given an event of public.t at ")?;
     assert!(!cluster.log().contains("hunter2"), "what an event says is not for the log");
-    assert!(has_line(&probe::get(port, "/metrics")?.body, "postern_stream_debug 1"));
+    has(&probe::get(port, "/metrics")?.body, &["postern_stream_debug 1".to_owned()]);
     // Another path and a failed request change nothing.
     assert_eq!(probe::code(port, "/debug/of"), 400);
     lines(6..7)?;

@@ -1,17 +1,14 @@
 //! Large transactions and rows in bounded memory, WAL without anything for anybody, and a sink that stops while another goes on.
 
-use crate::stream::{delivered, events, file, running, start, to_file};
+use crate::stream::{delivered, events, file_sink, running, start, to_file, worker};
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::Cluster;
-use pgrx_tests::wait;
+use pgrx_tests::{process, wait};
 use std::io::{BufRead, BufReader};
 
 /// The most memory that the source's worker has ever had: kB.
 fn most_memory(cluster: &Cluster) -> Result<u64> {
-    let pid = cluster.sql("select worker_pid from postern.sources")?;
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
+    process::most_resident(worker(cluster)?)
 }
 
 #[test]
@@ -30,7 +27,7 @@ fn a_transaction_of_300000_rows_passes_in_little_memory() -> Result<()> {
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?.path();
         let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if entry != path && name.starts_with("events") {
+        if entry != path && name.starts_with("lines") {
             files.push(entry);
         }
     }
@@ -55,9 +52,10 @@ fn a_row_of_100_mb_passes_and_its_memory_is_given_back() -> Result<()> {
     ensure!(events.last().is_some_and(|event| event["Columns"]["id"] == 2), "{} events", events.len());
     let after = most_memory(&cluster)?;
     // Its text in the server, in the buffer, as an event and in the sink.
-    ensure!(after < 1_200 * 1024, "{after} kB");
-    let pid: i32 = cluster.sql("select worker_pid from postern.sources")?.parse()?;
-    let resident = || pgrx_tests::process::resident(pid);
+    // 435 MB when it was measured, and a third of that for what differs between machines.
+    ensure!(after < 565_000, "{after} kB");
+    let pid = worker(&cluster)?;
+    let resident = || process::resident(pid);
     wait::until("it is given back", || resident().is_ok_and(|now| now < 250 * 1024))
         .with_context(|| format!("{:?} kB", resident()))
 }
@@ -68,8 +66,7 @@ fn an_idle_database_confirms_while_another_one_writes() -> Result<()> {
     cluster.sql("create table t (id int primary key); create table unpublished (id int)")?;
     to_file(&cluster, r#"{"tables":["t"]}"#)?;
     cluster.sql("create database busy")?;
-    let mut session = cluster.config().dbname("busy").connect(postgres::NoTls)?;
-    session.batch_execute("create table noise (v text)")?;
+    cluster.sql_in("busy", "create table noise (v text)")?;
     let confirms = |cluster: &Cluster| -> Result<()> {
         let now = cluster.sql("select pg_current_wal_insert_lsn()")?;
         let confirmed =
@@ -77,7 +74,7 @@ fn an_idle_database_confirms_while_another_one_writes() -> Result<()> {
         wait::until("it confirms", || confirmed().is_ok_and(|confirmed| confirmed == "t"))
     };
     for _ in 0..3 {
-        session.batch_execute("insert into noise select repeat('x', 1000) from generate_series(1, 1000)")?;
+        cluster.sql_in("busy", "insert into noise select repeat('x', 1000) from generate_series(1, 1000)")?;
         confirms(&cluster)?;
     }
     cluster.sql("insert into unpublished select generate_series(1, 1000)")?;
@@ -91,12 +88,8 @@ fn a_sink_that_stops_stops_its_stream_and_no_other() -> Result<()> {
     let cluster = start("stream-one-stops", &[])?;
     cluster.sql("create table t (id int primary key)")?;
     let path = to_file(&cluster, r#"{"retry":"200ms"}"#)?;
-    let second = file(&cluster, "second.jsonl");
-    cluster.sql(&format!(
-        "select postern.create_sink('second', 'file', '{{\"path\":\"{}\"}}');
-         select postern.create_stream('second', 'shop', 'second')",
-        second.display()
-    ))?;
+    let second = file_sink(&cluster, "second", "{}")?;
+    cluster.sql("select postern.create_stream('second', 'shop', 'second')")?;
     running(&cluster, "second")?;
     // A directory is where its file is to be.
     std::fs::create_dir(&second)?;

@@ -1,6 +1,6 @@
 //! Nothing is lost and nothing overtakes, whatever ends while sessions write.
 
-use crate::stream::{delivered, events, running, start, to_file};
+use crate::stream::{another_worker, delivered, events, running, start, terminate_worker, to_file, worker};
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::{Cluster, Stop};
 use pgrx_tests::{process, wait};
@@ -13,11 +13,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;
-
-/// Process id of the source's worker.
-fn worker(cluster: &Cluster) -> Result<i32> {
-    Ok(cluster.sql("select coalesce(worker_pid, 0) from postern.sources")?.parse()?)
-}
 
 /// The place of an event in the stream.
 fn place(event: &Value) -> Result<(u64, u64)> {
@@ -143,12 +138,7 @@ fn clean_restarts_under_load_lose_double_and_reorder_nothing() -> Result<()> {
         running(&cluster, "shop to lines")?;
         for _ in 0..2 {
             writers.go_on(100)?;
-            let pid = worker(&cluster)?;
-            cluster.sql(&format!("select pg_terminate_backend({pid})"))?;
-            wait::until("it has another worker", || {
-                worker(&cluster).is_ok_and(|now| now != pid && now != 0)
-            })?;
-            running(&cluster, "shop to lines")?;
+            terminate_worker(&cluster)?;
         }
     }
     writers.go_on(100)?;
@@ -171,11 +161,9 @@ fn crashes_under_load_lose_and_reorder_nothing_and_what_comes_twice_is_known_by_
             cluster.stop(Stop::Immediate)?;
             cluster.start_again()?;
         } else {
-            let pid = wait::for_value("its worker", || {
-                worker(&cluster).and_then(|pid| if pid == 0 { anyhow::bail!("none") } else { Ok(pid) })
-            })?;
+            let pid = wait::for_value("its worker", || worker(&cluster))?;
             process::signal_pid(pid, Signal::KILL)?;
-            wait::until("the server is back", || worker(&cluster).is_ok_and(|now| now != pid && now != 0))?;
+            another_worker(&cluster, pid)?;
         }
         running(&cluster, "shop to lines")?;
     }
@@ -197,10 +185,7 @@ fn transactions_come_in_the_order_in_which_they_commit_across_a_restart() -> Res
     late.batch_execute("insert into history values (2, 2); commit")?;
     delivered(&cluster)?;
     // What the first has written has lower positions than what is delivered.
-    let pid = worker(&cluster)?;
-    cluster.sql(&format!("select pg_terminate_backend({pid})"))?;
-    wait::until("it has another worker", || worker(&cluster).is_ok_and(|now| now != pid && now != 0))?;
-    running(&cluster, "shop to lines")?;
+    terminate_worker(&cluster)?;
     early.batch_execute("release s; insert into history values (1, 3); commit")?;
     delivered(&cluster)?;
     ensure!(check(&cluster, &path)? == 0);
@@ -230,11 +215,8 @@ fn rows_of_one_copy_are_all_there_though_the_worker_ends_amid_them() -> Result<(
     for _ in 0..3 {
         let before = given()?;
         wait::until("some are given", || given().is_ok_and(|given| given > before || given >= 150_000))?;
-        let pid = worker(&cluster)?;
         amid += u32::from(given()? < 150_000);
-        cluster.sql(&format!("select pg_terminate_backend({pid})"))?;
-        wait::until("it has another worker", || worker(&cluster).is_ok_and(|now| now != pid && now != 0))?;
-        running(&cluster, "shop to lines")?;
+        terminate_worker(&cluster)?;
     }
     delivered(&cluster)?;
     ensure!(amid > 0, "the worker was never amid them");
@@ -262,5 +244,47 @@ fn a_prepared_transaction_comes_when_it_is_committed_and_not_when_it_is_rolled_b
     ensure!(check(&cluster, &path)? == 0);
     let sessions: Vec<_> = events(&path)?.iter().map(|event| event["Columns"]["session"].as_i64()).collect();
     ensure!(sessions == [Some(3), Some(1), Some(1)], "{sessions:?}");
+    Ok(())
+}
+
+#[test]
+fn stops_pauses_and_starts_in_any_order_lose_and_double_nothing_while_sessions_write() -> Result<()> {
+    let cluster = start("stream-switched", &[])?;
+    cluster.sql(HISTORY)?;
+    let path = to_file(&cluster, PLACES)?;
+    let writers = Writers::start(&cluster, 3);
+    let orders = [
+        ["stop", "pause", "start"],
+        ["stop", "start", "pause"],
+        ["pause", "stop", "start"],
+        ["pause", "start", "stop"],
+        ["start", "stop", "pause"],
+        ["start", "pause", "stop"],
+    ];
+    let state = || cluster.sql("select state from postern.streams");
+    // Each word is followed by the next at once, and then when it has taken effect.
+    for waits in [false, true] {
+        for word in orders.as_flattened() {
+            cluster.sql(&format!("select postern.{word}_stream('shop to lines')"))?;
+            writers.go_on(10)?;
+            let wanted = match *word {
+                "stop" => "stopped",
+                "pause" => "paused",
+                _ => "running",
+            };
+            if waits {
+                wait::until(wanted, || state().is_ok_and(|state| state == wanted))
+                    .with_context(|| format!("{:?}; {}", state(), cluster.log_tail()))?;
+                writers.go_on(10)?;
+            }
+        }
+    }
+    cluster.sql("select postern.start_stream('shop to lines')")?;
+    running(&cluster, "shop to lines")?;
+    writers.go_on(10)?;
+    writers.stop()?;
+    delivered(&cluster)?;
+    let doubled = check(&cluster, &path)?;
+    ensure!(doubled == 0, "{doubled} events came twice");
     Ok(())
 }

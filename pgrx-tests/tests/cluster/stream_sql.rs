@@ -1,10 +1,9 @@
 //! Change streams as SQL sees them: who may see and do what, what a dump has, what mistakes say, several sources and sinks.
 
-use crate::stream::{delivered, events, file, running, start};
+use crate::stream::{delivered, events, file, file_sink, running, running_in, start};
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::Cluster;
 use pgrx_tests::wait;
-use std::path::Path;
 use std::process::Stdio;
 
 /// What the server says of a mistake.
@@ -13,11 +12,6 @@ fn error(cluster: &Cluster, sql: &str) -> Result<String> {
     let error = failed.as_db_error().with_context(|| failed.to_string())?;
     let more = [error.detail(), error.hint()].into_iter().flatten().collect::<Vec<_>>().join(" ");
     Ok(format!("{} {} {more}", error.code().code(), error.message()))
-}
-
-fn make_sink(cluster: &Cluster, name: &str, path: &Path) -> Result<()> {
-    let sql = format!("select postern.create_sink('{name}', 'file', '{{\"path\":\"{}\"}}')", path.display());
-    cluster.sql(&sql).map(drop)
 }
 
 #[test]
@@ -50,9 +44,8 @@ fn mistakes_name_the_option_or_the_name() -> Result<()> {
         let said = error(&cluster, sql)?;
         ensure!(said.contains(wanted), "{sql}: {said}");
     }
-    let path = file(&cluster, "events.jsonl");
     cluster.sql("select postern.create_source('shop')")?;
-    make_sink(&cluster, "lines", &path)?;
+    file_sink(&cluster, "lines", "{}")?;
     cluster.sql("select postern.create_stream('s', 'shop', 'lines')")?;
     running(&cluster, "s")?;
     wait::until("its position is written down", || {
@@ -83,7 +76,7 @@ fn secrets_are_for_superusers_and_changes_for_whom_they_are_granted_to() -> Resu
     let cluster = start("stream-secrets", &[])?;
     cluster.sql(
         "create role watcher login in role pg_monitor; create role operator login; create role nobody_special login;
-         grant usage on schema postern to operator; grant execute on function postern.stop_stream, postern.switch_streams to operator",
+         grant usage on schema postern to operator; grant execute on function postern.stop_stream to operator",
     )?;
     let options = r#"{"hosts":"127.0.0.1:1","topicFallback":"t","properties":{"sasl.username":"u","sasl.password":"very secret",
                       "ssl.key.password":"very secret","ssl.keystore.password":"very secret"}}"#;
@@ -118,7 +111,21 @@ fn secrets_are_for_superusers_and_changes_for_whom_they_are_granted_to() -> Resu
     ] {
         ensure!(anybody.batch_execute(sql).is_err(), "{sql} is allowed");
     }
-    of("operator")?.batch_execute("select postern.stop_stream('s')")?;
+    let mut operator = of("operator")?;
+    operator.batch_execute("select postern.stop_stream('s')")?;
+    ensure!(cluster.sql("select state from postern.streams")? == "stopped");
+    // That one and no other.
+    for sql in [
+        "select postern.start_stream('s')",
+        "select postern.stop_source('shop')",
+        "select postern.switch_streams('stream', 's', 'running')",
+    ] {
+        let refused = operator.batch_execute(sql).err().with_context(|| format!("{sql} is allowed"))?;
+        ensure!(
+            refused.code() == Some(&postgres::error::SqlState::INSUFFICIENT_PRIVILEGE),
+            "{sql}: {refused}"
+        );
+    }
     ensure!(cluster.sql("select state from postern.streams")? == "stopped");
     ensure!(!cluster.log().contains("very secret"), "in the log");
     Ok(())
@@ -127,9 +134,8 @@ fn secrets_are_for_superusers_and_changes_for_whom_they_are_granted_to() -> Resu
 #[test]
 fn a_dump_has_the_definitions_and_a_copy_delivers_nothing_by_itself() -> Result<()> {
     let cluster = start("stream-dump", &[])?;
-    let path = file(&cluster, "events.jsonl");
     cluster.sql("create table t (id int primary key); select postern.create_source('shop', 'postgres', '{\"schema\": true}')")?;
-    make_sink(&cluster, "lines", &path)?;
+    let path = file_sink(&cluster, "lines", "{}")?;
     cluster.sql("select postern.create_stream('s', 'shop', 'lines')")?;
     running(&cluster, "s")?;
     cluster.sql("insert into t values (1)")?;
@@ -155,22 +161,20 @@ fn a_dump_has_the_definitions_and_a_copy_delivers_nothing_by_itself() -> Result<
     std::io::Write::write_all(&mut restore.stdin.take().context("stdin")?, &dump.stdout)?;
     let restored = restore.wait_with_output()?;
     ensure!(restored.status.success(), "{}", String::from_utf8_lossy(&restored.stderr));
-    let mut copy = cluster.config().dbname("copy").connect(postgres::NoTls)?;
-    let row = copy.query_one("select s.source, s.sink, s.state, d.options ->> 'schema' from postern.streams s join postern.sources d on d.name = s.source", &[])?;
-    let words: Vec<String> = (0..4).map(|column| row.get(column)).collect();
-    ensure!(words == ["shop", "lines", "stopped", "true"], "{words:?}");
+    let in_copy = |sql: &str| cluster.sql_in("copy", sql);
+    let words = in_copy(
+        "select s.source, s.sink, s.state, d.options ->> 'schema' from postern.streams s join postern.sources d on d.name = s.source",
+    )?;
+    ensure!(words == "shop|lines|stopped|true", "{words}");
     // Its own changes go nowhere until somebody starts it, and then with a slot of its own.
-    copy.batch_execute("insert into t values (2)")?;
-    copy.batch_execute(&format!(
+    in_copy("insert into t values (2)")?;
+    in_copy(&format!(
         "select postern.alter_sink('lines', '{{\"path\":\"{}\"}}')",
         file(&cluster, "copy.jsonl").display()
     ))?;
     ensure!(cluster.sql("select count(*) from pg_replication_slots")? == "1");
-    copy.batch_execute("select postern.start_stream('s')")?;
-    wait::until("the copy's stream runs", || {
-        copy.query_one("select state from postern.streams", &[])
-            .is_ok_and(|row| row.get::<_, String>(0) == "running")
-    })?;
+    in_copy("select postern.start_stream('s')")?;
+    running_in(&cluster, "copy", "s")?;
     ensure!(cluster.sql("select count(*) from pg_replication_slots")? == "2");
     ensure!(events(&path)?.len() == 1);
     Ok(())
@@ -185,8 +189,7 @@ fn a_sink_takes_several_sources_and_a_source_feeds_several_sinks() -> Result<()>
          select postern.create_source('of b', 'postgres', '{\"tables\":\"b\"}');
          select postern.create_sink('nowhere', 'stub_discard')",
     )?;
-    let path = file(&cluster, "a.jsonl");
-    make_sink(&cluster, "lines", &path)?;
+    let path = file_sink(&cluster, "lines", "{}")?;
     cluster.sql(
         "select postern.create_stream('a to nowhere', 'of a', 'nowhere'); select postern.create_stream('b to nowhere', 'of b', 'nowhere');
          select postern.create_stream('a to lines', 'of a', 'lines')",

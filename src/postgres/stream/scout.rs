@@ -183,13 +183,16 @@ fn note(shared: Shared, (database, database_name): (u32, &str), definition: &Sou
 /// A source without a worker keeps WAL too. Looked at whenever its database is.
 fn limit_wal(source: &'static Source, definition: &SourceDefinition, options: &PostgresSource) {
     let Some(state) = definition.state.as_ref().filter(|_| source.pid.load(Acquire) == 0) else { return };
-    let Some(error) = limit::beyond(&state.slot, options.wal_limit) else { return };
+    let Some(error) = limit::beyond(&state.slot, options.wal_limit) else {
+        return source.warned_at.store(0, Relaxed);
+    };
     if options.at_limit == AtLimit::Keep {
-        return limit::say(source, &error, true);
+        return limit::warn(source, &error);
     }
     let database = source.database.load(Relaxed);
     if decoding::slot(&state.slot).is_some_and(|slot| slot.active_pid == 0 && slot.database == database) {
-        match limit::drop_slot(source, &mut state.clone(), &error, &prepare::delivered(definition)) {
+        let delivered = prepare::delivered(definition);
+        match limit::drop_slot(source, &mut state.clone(), &error, &delivered, options.lost_slot) {
             Ok(error) | Err(error) => source.say(&error),
         }
     }
@@ -214,6 +217,7 @@ fn claim(source: &Source, database: u32, name: &[u8]) {
     source.timings.clear();
     source.say("");
     source.gap.set("");
+    source.warned_at.store(0, Relaxed);
 }
 
 /// The places of its streams.

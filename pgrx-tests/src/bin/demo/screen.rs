@@ -6,7 +6,7 @@ use std::time::Instant;
 
 pub fn title() {
     println!(
-        "Postern: status answers, a pooler and a notification relay from inside PostgreSQL\n\
+        "Postern: status answers, a pooler, a notification relay and change streams from inside PostgreSQL\n\
          This builds the extension, starts a primary (node1) and a standby (node2) in a private copy of the server with\n\
          haproxy in front, moves a client's writes from one to the other and back, and cleans up after itself."
     );
