@@ -427,8 +427,9 @@ SELECT d.name, d.source, d.sink,
             WHEN pg_catalog.pg_is_in_recovery() THEN 'standby'
             WHEN s.state IN ('failed', 'blocked', 'starting', 'snapshot') THEN s.state
             ELSE coalesce(r.state, 'waiting') END AS state,
-       coalesce(r.error, s.last_error) AS last_error,
-       coalesce(to_timestamp(r.error_at), s.last_error_at) AS last_error_at,
+       -- The later of the two.
+       CASE WHEN s.last_error_at > coalesce(to_timestamp(r.error_at), '-infinity') THEN s.last_error ELSE r.error END AS last_error,
+       greatest(s.last_error_at, to_timestamp(r.error_at)) AS last_error_at,
        coalesce(r.events, 0) AS events, coalesce(r.bytes, 0) AS bytes, coalesce(r.skipped, 0) AS skipped, coalesce(r.errors, 0) AS errors,
        s.received_lsn,
        greatest(r.delivered_lsn::pg_lsn, p.delivered_lsn) AS delivered_lsn,
@@ -450,7 +451,9 @@ CREATE VIEW postern.sinks AS
 SELECT d.name, d.kind,
        count(s.name)::integer AS streams,
        count(s.name) FILTER (WHERE s.state = 'running')::integer AS streams_running,
-       min(s.last_error) FILTER (WHERE s.state <> 'running') AS last_error,
+       -- What the sink itself has said; what its sources have, they show.
+       min(r.error) FILTER (WHERE s.state <> 'running') AS last_error,
+       coalesce(sum(s.errors), 0)::bigint AS errors,
        coalesce(sum(s.events), 0)::bigint AS events,
        coalesce(sum(s.bytes), 0)::bigint AS bytes,
        coalesce(sum(s.skipped), 0)::bigint AS skipped,
@@ -460,6 +463,7 @@ SELECT d.name, d.kind,
        postern.without_secrets(d.options) AS options
 FROM postern.sink_definitions d
 LEFT JOIN postern.streams s ON s.sink = d.name
+LEFT JOIN postern.running_streams() r ON r.name = s.name
 GROUP BY d.name, d.kind, d.options;
 
 COMMENT ON TABLE postern.source_definitions IS 'Sources of change streams, as postern.create_source() has made them';
@@ -483,4 +487,7 @@ COMMENT ON COLUMN postern.streams.skipped IS 'Events that were left out by the s
 COMMENT ON COLUMN postern.streams.delivered_lsn IS 'Everything that was committed before this has been delivered';
 COMMENT ON COLUMN postern.streams.confirmed_lsn IS 'What its source''s slot has confirmed: changes before it cannot be had again';
 COMMENT ON COLUMN postern.streams.lag IS 'For how long the oldest change that is not delivered has been committed';
+COMMENT ON COLUMN postern.streams.last_error IS 'What its sink or its source has said last';
+COMMENT ON COLUMN postern.streams.gap IS 'Its source''s: changes that were lost to streams that had not delivered them';
+COMMENT ON COLUMN postern.sinks.errors IS 'Errors of its streams, the sink''s each time that it failed, since the server''s start';
 COMMENT ON VIEW postern.sinks IS 'Each sink of change streams in this database';

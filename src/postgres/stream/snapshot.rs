@@ -240,7 +240,7 @@ impl Work {
     }
 
     /// Waits until so many tables are delivered to every stream; false when it is over before. A stream whose sink has failed holds it up
-    /// until that is made again, with a new worker, or somebody sees to it.
+    /// until that is made again, or somebody sees to it.
     fn wait_for_snapshots(&self, tables: u64) -> bool {
         while !self.look() {
             let report = self.engines.report();

@@ -24,9 +24,6 @@ pub(super) const FUNCTION: &str = "postern_stream_main";
 pub(super) const BUSY: c_long = 10;
 pub(super) const QUIET: c_long = 100;
 
-/// Lines for the log that may wait; what comes beyond is dropped and counted.
-pub(super) const LINES: usize = 256;
-
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn postern_stream_main(argument: pg_sys::Datum) {
