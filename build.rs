@@ -1,4 +1,4 @@
-//! Build script: compiles the C shim against the server's headers, and keeps pgrx's schema section in the shared library.
+//! Build script: compiles the C files against the server's headers, and keeps pgrx's schema section in the shared library.
 //!
 //! pgrx writes what `CREATE EXTENSION` must create into the section `.pgrxsc`, which nothing in the code
 //! refers to, so the linker's garbage collection would drop it. Only the cdylib keeps it: a test binary
@@ -19,12 +19,26 @@ fn main() {
 mod shim {
     use std::process::Command;
 
-    const SOURCES: [&str; 2] = ["src/postgres/shim.c", "src/postgres/stream/decoding.c"];
+    const SOURCES: [&str; 12] = [
+        "src/postgres/shim/activity.c",
+        "src/postgres/shim/catalog.c",
+        "src/postgres/shim/client.c",
+        "src/postgres/shim/hba.c",
+        "src/postgres/shim/hooks.c",
+        "src/postgres/shim/interrupts.c",
+        "src/postgres/shim/messages.c",
+        "src/postgres/shim/relay.c",
+        "src/postgres/shim/session.c",
+        "src/postgres/shim/socket.c",
+        "src/postgres/shim/statements.c",
+        "src/postgres/stream/decoding.c",
+    ];
+    const HEADERS: [&str; 2] = ["src/postgres/shim/shim.h", "src/postgres/shim/versions.h"];
 
     /// Against the same server as pgrx: what `PGRX_PG_CONFIG_PATH` names.
     pub fn compile() {
-        for source in SOURCES {
-            println!("cargo:rerun-if-changed={source}");
+        for file in SOURCES.iter().chain(&HEADERS) {
+            println!("cargo:rerun-if-changed={file}");
         }
         println!("cargo:rerun-if-env-changed=PGRX_PG_CONFIG_PATH");
         let pg_config = std::env::var("PGRX_PG_CONFIG_PATH").unwrap_or_else(|_| "pg_config".to_owned());

@@ -40,7 +40,7 @@ CREATE TABLE postern.stream_positions (
     recorded_at timestamptz NOT NULL DEFAULT now()
 ) WITH (fillfactor = 50);
 
--- What Postern has made for a source, and the tables of its snapshot: lsn is where that table's changes begin. Of one that was
+-- What Postern has made for a source, what its slot may have confirmed (it is written down before), how often a stream of it was rewound; and the tables of its snapshot: lsn is where that table's changes begin. Of one that was
 -- interrupted that is before its first row was read: who has seen that row must hear that it was deleted.
 CREATE TABLE postern.source_states (
     source text PRIMARY KEY REFERENCES postern.source_definitions ON DELETE CASCADE,
@@ -48,7 +48,9 @@ CREATE TABLE postern.source_states (
     made_slot boolean NOT NULL,
     begins pg_lsn NOT NULL,
     snapshot_done boolean NOT NULL DEFAULT false,
-    gap text
+    gap text,
+    confirmed pg_lsn,
+    rewound bigint NOT NULL DEFAULT 0
 );
 
 CREATE TABLE postern.snapshot_tables (
@@ -259,19 +261,27 @@ BEGIN
         RAISE object_not_in_prerequisite_state USING
             MESSAGE = format('stream "%s" cannot be rewound: its source is not this server''s WAL', name);
     END IF;
-    SELECT s.slot, p.commit_lsn INTO its_slot, reached
-    FROM postern.stream_positions p
-    JOIN postern.stream_definitions d ON d.name = p.stream
-    JOIN postern.source_states s ON s.source = d.source
-    WHERE p.stream = rewind_stream.name;
-    IF NOT FOUND THEN
+    -- Locked before it is looked at: until this transaction ends, nothing more is confirmed.
+    UPDATE postern.source_states s SET rewound = s.rewound + 1
+    FROM postern.stream_definitions d
+    WHERE d.name = rewind_stream.name AND s.source = d.source
+    RETURNING s.slot, s.confirmed INTO its_slot, kept;
+    SELECT p.commit_lsn INTO reached FROM postern.stream_positions p WHERE p.stream = rewind_stream.name;
+    IF its_slot IS NULL OR reached IS NULL THEN
         RAISE object_not_in_prerequisite_state USING MESSAGE = format('stream "%s" has not delivered anything yet', name);
     END IF;
-    SELECT r.confirmed_flush_lsn INTO kept FROM pg_replication_slots r WHERE r.slot_name = its_slot;
-    IF kept IS NULL OR lsn < kept THEN
+    SELECT greatest(kept, r.confirmed_flush_lsn) INTO kept
+    FROM pg_replication_slots r
+    WHERE r.slot_name = its_slot AND r.database = current_database() AND r.wal_status IS DISTINCT FROM 'lost';
+    IF NOT FOUND THEN
+        RAISE object_not_in_prerequisite_state USING
+            MESSAGE = format('stream "%s" cannot go back to %s', name, lsn),
+            DETAIL = format('Replication slot "%s" of its source is gone or invalidated, and the changes that it kept with it.', its_slot);
+    END IF;
+    IF lsn < kept THEN
         RAISE invalid_parameter_value USING
             MESSAGE = format('stream "%s" cannot go back to %s', name, lsn),
-            DETAIL = format('Changes are kept from %s on.', coalesce(kept::text, 'nowhere')),
+            DETAIL = format('Changes are kept from %s on; what was before is gone.', kept),
             HINT = 'The option "retain" of the source keeps more.';
     END IF;
     IF lsn > reached THEN

@@ -7,6 +7,7 @@
 //! - [`pgoutput`]: the messages of logical decoding as they come
 //! - [`types`]: what form a type has in an event
 //! - [`relation`]: tables, as the messages describe them
+//! - [`clock`]: times
 //! - [`event`]: a change as one line of JSON
 //! - [`buffer`]: decoded changes on their way from the PostgreSQL thread
 //! - [`engine`]: gives events to the sinks of a source's streams, and knows what has been delivered
@@ -26,7 +27,7 @@ mod array;
 #[cfg(feature = "kafka")]
 pub mod broker;
 pub mod buffer;
-mod clock;
+pub mod clock;
 pub mod definition;
 pub mod engine;
 mod error;

@@ -50,28 +50,10 @@ pub enum Error {
     /// The encoding that notifications have.
     #[error("conversion between encodings is not supported at this port: client_encoding must be {0}")]
     Encoding(String),
-    #[error("too many prepared statements and portals for a client of this port")]
-    TooManyKept,
     #[error("too many channels for one client")]
     TooManyChannels,
-    #[error("message of {0} bytes is too long for this port")]
-    MessageTooLong(usize),
-    #[error("too much was sent before it could be read")]
-    TooFarAhead,
     #[error(transparent)]
-    Wire(wire::Error),
-}
-
-impl From<wire::Error> for Error {
-    /// What is beyond this room's own bounds has its own words and SQLSTATE.
-    fn from(error: wire::Error) -> Self {
-        match error {
-            wire::Error::TooManyKept => Self::TooManyKept,
-            wire::Error::MessageTooLong(length) => Self::MessageTooLong(length),
-            wire::Error::TooFarAhead => Self::TooFarAhead,
-            other => Self::Wire(other),
-        }
-    }
+    Wire(#[from] wire::Error),
 }
 
 impl Error {
@@ -85,9 +67,7 @@ impl Error {
             Self::InBlock => "25001",
             Self::NoSetting(_) => "42704",
             Self::FixedSetting(_) => "55P02",
-            Self::TooManyKept | Self::TooManyChannels | Self::MessageTooLong(_) | Self::TooFarAhead => {
-                "54000"
-            }
+            Self::TooManyChannels => "54000",
             Self::Wire(error) => error.sqlstate(),
         }
     }

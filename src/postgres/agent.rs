@@ -97,7 +97,7 @@ pub extern "C-unwind" fn postern_session_begins(token: *const c_char) {
 pub extern "C-unwind" fn postern_agent_ready() {
     if let Some(agent) = agent() {
         // What the agent itself looks up is not the client's.
-        // SAFETY: a flag of shim.c, on the only thread.
+        // SAFETY: a flag of the shim, on the only thread.
         unsafe { shim::postern_seen.nameless = false };
         agent.ready();
         let nameless = agent.statements.as_ref().is_some_and(Statements::has_nameless);
@@ -109,7 +109,7 @@ pub extern "C-unwind" fn postern_agent_ready() {
 /// The server recovers from an error.
 #[unsafe(no_mangle)]
 pub extern "C" fn postern_agent_reset() {
-    // SAFETY: a flag of shim.c.
+    // SAFETY: a flag of the shim.
     unsafe { shim::postern_seen.ready = false }
 }
 
@@ -348,7 +348,7 @@ impl Agent {
             self.leave();
         }
         // The session is somewhere between two clients.
-        // SAFETY: a flag of shim.c.
+        // SAFETY: a flag of the shim.
         unsafe { shim::postern_seen.mute = true };
         let mut transaction = Transaction::default();
         transaction.begin();
@@ -459,7 +459,7 @@ impl Agent {
                 self.leave();
             }
         }
-        // SAFETY: flags of shim.c.
+        // SAFETY: flags of the shim.
         unsafe {
             shim::postern_seen.settings = false;
             shim::postern_seen.names = false;
@@ -494,7 +494,7 @@ impl Agent {
         for count in [&slot.transactions, &self.server.transactions, &self.pool.transactions] {
             count.fetch_add(1, Relaxed);
         }
-        // SAFETY: flags of shim.c, and words of the session.
+        // SAFETY: flags of the shim, and words of the session.
         let (settings, mut names, told) = unsafe {
             let seen = &raw mut shim::postern_seen;
             let found = ((*seen).settings, (*seen).names, (*seen).told);

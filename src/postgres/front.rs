@@ -45,7 +45,7 @@ fn run(shared: Shared) -> i32 {
     // SAFETY: set for every process of the server.
     let (latch, pid) = unsafe { (pg_sys::MyLatch, pg_sys::MyProcPid) };
     signals::block_all();
-    // SAFETY: in a new worker, before it has made anything: see shim.c.
+    // SAFETY: in a new worker, before it has made anything: see shim/hba.c.
     unsafe {
         let (mut hba, mut ident) = (false, false);
         if !shim::postern_first_load(&raw mut hba, &raw mut ident) {

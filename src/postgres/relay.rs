@@ -373,7 +373,7 @@ impl Worker {
     }
 }
 
-/// See shim.c.
+/// See shim/relay.c.
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn postern_relay_hears(body: *const c_char, length: usize) {

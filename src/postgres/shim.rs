@@ -1,4 +1,4 @@
-//! The Rust side of `shim.c`, and functions and words of the server that pgrx has no binding for. PostgreSQL threads only.
+//! The Rust side of the C files in `shim/`, and functions and words of the server that pgrx has no binding for. PostgreSQL threads only.
 //!
 //! Those in the guarded block may raise an error, which comes out as a panic that pgrx carries; the others only read or write
 //! words and cannot.
@@ -6,7 +6,7 @@
 use pgrx::prelude::*;
 use std::ffi::{c_char, c_int};
 
-/// What has gone by since the agent last looked (`PosternSeen` in shim.c).
+/// What has gone by since the agent last looked (`PosternSeen` in shim/shim.h).
 #[repr(C)]
 pub(super) struct Seen {
     pub mute: bool,
@@ -24,7 +24,7 @@ pub(super) struct Seen {
     pub nameless: bool,
 }
 
-/// `PosternColumn` in shim.c.
+/// `PosternColumn` in shim/catalog.c.
 #[repr(C)]
 #[derive(Default)]
 pub(super) struct RawColumn {
@@ -37,7 +37,7 @@ pub(super) struct RawColumn {
     pub storage: u8,
 }
 
-/// `PosternVerdict` in shim.c.
+/// `PosternVerdict` in shim/hba.c.
 #[repr(C)]
 pub(super) struct RawVerdict {
     pub method: c_int,
@@ -55,7 +55,7 @@ impl Default for RawVerdict {
     }
 }
 
-/// `PosternActivity` in shim.c.
+/// `PosternActivity` in shim/activity.c.
 #[repr(C)]
 #[derive(Default)]
 pub(super) struct RawActivity {
@@ -116,7 +116,7 @@ macro_rules! guarded {
     ($($(#[$about:meta])* fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)?;)*) => {$(
         $(#[$about])*
         /// # Safety
-        /// As the function of the server or of shim.c wants it.
+        /// As the function of the server or of the shim wants it.
         #[allow(non_snake_case, clippy::too_many_arguments)]
         pub(super) unsafe fn $name($($argument: $type),*) $(-> $result)? {
             mod raw {

@@ -6,6 +6,7 @@
 //! - `worker`: a source's process, from its start to its end
 //! - `prepare`: the publication and the slot
 //! - `work`: decodes, confirms, writes down
+//! - `confirming`: what the slot may confirm
 //! - `intake`: takes what is decoded
 //! - `feeds`: what the engine is given
 //! - `snapshot`: what is there before a stream begins
@@ -16,6 +17,7 @@
 //! - `functions`: what SQL can call
 
 mod catalog;
+mod confirming;
 mod consumer;
 mod decoding;
 mod feeds;

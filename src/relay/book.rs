@@ -211,6 +211,11 @@ impl Book {
         Some(source)
     }
 
+    /// Whether there are channels that nobody listens to any more and that are not free yet.
+    pub fn is_leaving(&self) -> bool {
+        !self.leaving.is_empty()
+    }
+
     /// Frees the channels that their relays have left.
     pub fn sweep(&mut self) {
         let mut leaving = std::mem::take(&mut self.leaving);

@@ -40,10 +40,10 @@ pub trait Clients: Send + Sync + 'static {
     fn wake(&self, pid: i32);
 
     /// For the log: a client is ended because it is too slow.
-    fn note_slow(&self, _client: u32) {}
+    fn note_slow(&self, client: u32);
 
     /// For the log: a database's worker has ended while so many clients listened.
-    fn note_end(&self, _database: &str, _clients: usize) {}
+    fn note_end(&self, database: &str, clients: usize);
 
     /// A task on this thread.
     fn spawn(&self, task: Wait<()>);

@@ -4,6 +4,7 @@
 #[cfg(test)]
 mod tests;
 
+use super::backlog::Behind;
 use super::book::Book;
 use super::clients::Clients;
 use super::listens::Waiting;
@@ -47,8 +48,7 @@ pub(super) struct Inner {
     pub(super) lost: HashSet<u32>,
     /// Since when sources have had no listener.
     pub(super) unused: HashMap<u32, Instant>,
-    /// Clients that have not taken all that they were sent, and by how many bytes they are behind.
-    pub(super) behind: HashMap<u32, u64>,
+    pub(super) behind: Behind,
 }
 
 impl Inner {
@@ -89,7 +89,7 @@ impl Engine {
             started: HashMap::new(),
             lost: HashSet::new(),
             unused: HashMap::new(),
-            behind: HashMap::new(),
+            behind: Behind::default(),
         };
         Arc::new(Self {
             shared,
@@ -218,6 +218,7 @@ impl Engine {
         let sources = &self.shared.header.sources;
         let changes = !inner.waiting.is_empty()
             || !inner.unused.is_empty()
+            || inner.book.is_leaving()
             || sources.iter().any(|source| source.state() == SourceState::Starting);
         if changes { TICK } else { LINGER }
     }

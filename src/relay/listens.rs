@@ -80,6 +80,7 @@ impl Engine {
             self.wake(&**clients, listened.source);
         }
     }
+
     /// A client listens no longer to a channel.
     pub fn unlisten(&self, clients: &dyn Clients, client: u32, number: u32) {
         self.remove(clients, client, |listen, _| listen == number);
@@ -121,6 +122,10 @@ impl Engine {
             inner.free_if_over(self.source(*source), *source);
         }
         drop(inner);
+        if !told.is_empty() {
+            // Its channels are to be free, and a relay that nobody needs is to go, counted from now.
+            self.news.notify_one();
+        }
         for source in told {
             self.wake(clients, source);
         }

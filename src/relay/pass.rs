@@ -25,8 +25,9 @@ pub(super) struct Pass {
     clients: Arc<dyn Clients>,
     reader: Reader,
     batch: Batch,
-    /// In which pass a channel was last seen.
-    stamps: Vec<u64>,
+    /// In which pass a channel was last seen, and in which a client was found that may lack something.
+    channels: Vec<u64>,
+    found: Vec<u64>,
     number: u64,
     seen: u64,
 }
@@ -40,7 +41,8 @@ impl Pass {
             clients,
             reader: Reader::new(shared),
             batch: Batch::default(),
-            stamps: vec![0; shared.channels.len()],
+            channels: vec![0; shared.channels.len()],
+            found: vec![0; shared.listeners.len()],
             number: 0,
             seen: Ring::new(shared).head(),
         }
@@ -85,30 +87,37 @@ impl Pass {
         any
     }
 
-    /// Who may lack something since the last time.
+    /// Who may lack something since the last time: each once, however often it was found.
     pub(super) fn due(&mut self) -> VecDeque<u32> {
         let ring = Ring::new(self.engine.shared);
         let head = ring.head();
         let mut inner = self.engine.inner.lock();
-        let mut due = std::mem::take(&mut inner.due);
+        let before = std::mem::take(&mut inner.due);
         self.number += 1;
+        let (number, found) = (self.number, &mut self.found);
+        let mut is_new = |client: &u32| {
+            let stamp = found.get_mut(*client as usize);
+            stamp.is_some_and(|stamp| std::mem::replace(stamp, number) != number)
+        };
+        let mut due: VecDeque<u32> = before.into_iter().filter(&mut is_new).collect();
         let mut position = self.seen;
         while position < head {
             let Ok((channel, next)) = ring.at(position) else {
                 // So much has come that not all of it can be looked at: those who lack something are found otherwise. Who is
                 // missed here would never hear that it is too late.
-                due.extend(self.engine.shared.channels.iter().enumerate().flat_map(|(number, channel)| {
-                    let heard = channel.state() == ChannelState::Heard;
-                    inner.book.clients_of(number as u32).filter(move |_| heard)
-                }));
+                for (number, channel) in self.engine.shared.channels.iter().enumerate() {
+                    if channel.state() == ChannelState::Heard {
+                        due.extend(inner.book.clients_of(number as u32).filter(&mut is_new));
+                    }
+                }
                 break;
             };
             position = next;
-            if let Some(stamp) = self.stamps.get_mut(channel as usize)
-                && *stamp != self.number
+            if let Some(stamp) = self.channels.get_mut(channel as usize)
+                && *stamp != number
             {
-                *stamp = self.number;
-                due.extend(inner.book.clients_of(channel));
+                *stamp = number;
+                due.extend(inner.book.clients_of(channel).filter(&mut is_new));
             }
         }
         self.seen = head;

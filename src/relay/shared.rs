@@ -35,7 +35,7 @@ pub struct Header {
     /// Channels and listens in use.
     pub channels: AtomicU32,
     pub listens: AtomicU32,
-    /// Clients that have not taken all that they were sent, and by how many bytes the furthest of them is behind.
+    /// Clients that have not taken all that they were sent, and by how many bytes of the ring the furthest of them is behind.
     pub behind: AtomicU32,
     pub backlog: AtomicU64,
     pub sources: [Source; SOURCES],

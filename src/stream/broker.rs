@@ -66,11 +66,40 @@ fn hosts(options: &mut Options) -> Result<String, OptionError> {
     if hosts.is_empty() {
         return Err(OptionError::new("hosts", "is required"));
     }
-    let wrong = |host: &String| host.trim().is_empty() || host.contains([',', '\0']);
-    if hosts.iter().any(wrong) {
-        return Err(OptionError::new("hosts", "must be a list of \"host:port\""));
+    if let Some(host) = hosts.iter().find(|host| !is_host(host)) {
+        let why =
+            format!("must be a list of \"host:port\", without a user, with a port up to 65535: \"{host}\"");
+        return Err(OptionError::new("hosts", why));
     }
     Ok(hosts.join(","))
+}
+
+/// `name`, `name:port`, `[address]`, `[address]:port`.
+fn is_host(host: &str) -> bool {
+    let (name, port) = match host.strip_prefix('[').and_then(|host| host.split_once(']')) {
+        Some((address, "")) => (address, None),
+        Some((address, rest)) => (address, Some(rest.strip_prefix(':').unwrap_or_default())),
+        None => host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port))),
+    };
+    let in_brackets = host.starts_with('[');
+    let allowed = |c: char| c.is_alphanumeric() || "-._".contains(c) || (in_brackets && "%:".contains(c));
+    let digits = |port: &str| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    !name.is_empty()
+        && name.chars().all(allowed)
+        && port.is_none_or(|port| digits(port) && port.parse::<u16>().is_ok_and(|port| port > 0))
+}
+
+/// Why the library makes nothing of properties that it took one by one, naming the one, with the file that it names.
+pub fn unusable(config: &ClientConfig, error: &KafkaError) -> OptionError {
+    let said = error.to_string();
+    let named = config.config_map().into_iter().filter(|(name, _)| said.contains(name));
+    match named.max_by_key(|(name, _)| name.len()) {
+        Some((name, value)) if name.ends_with(".location") => {
+            OptionError::new(format!("properties.{name}"), format!("\"{value}\" cannot be used: {said}"))
+        }
+        Some((name, _)) => OptionError::new(format!("properties.{name}"), format!("cannot be used: {said}")),
+        None => OptionError::new("properties", format!("cannot be used: {said}")),
+    }
 }
 
 /// Whether the library knows a property and would take this value.
@@ -107,4 +136,39 @@ pub fn topic(option: &str, topic: &str) -> Result<String, OptionError> {
         return Err(OptionError::new(option, why));
     }
     Ok(topic.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broker_is_a_name_or_an_address_with_or_without_a_port() {
+        for host in ["k", "k:1", "kafka-1.example:9092", "10.0.0.1:65535", "[::1]:9092", "[fe80::1%eth0]"] {
+            assert!(is_host(host), "{host}");
+        }
+        for host in [
+            "",
+            " ",
+            ":1",
+            "k:",
+            "k:0",
+            "k:99999",
+            "k:+1",
+            "k:1:2",
+            "::1",
+            "user:pw@host:1",
+            "user@host",
+            "PLAINTEXT://k:1",
+            "k/1",
+            "a,b",
+            "k k",
+            "[::1",
+            "[::1]9092",
+            "[]:1",
+            "k\0:1",
+        ] {
+            assert!(!is_host(host), "{host}");
+        }
+    }
 }

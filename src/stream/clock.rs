@@ -1,7 +1,17 @@
-//! Times of events in RFC 3339. Pure.
+//! Times: those of events in RFC 3339, those of words in shared memory. Pure.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use time::OffsetDateTime;
+
+/// From 1970 to 2000-01-01 UTC, in microseconds: the server counts from there.
+pub const EPOCH: i64 = 946_684_800_000_000;
+
+/// Microseconds since 1970.
+pub fn now() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| i64::try_from(time.as_micros()).unwrap_or(0))
+}
 
 /// Writes times, which mostly lie in the same second as the one before.
 #[derive(Debug, Default)]
@@ -21,7 +31,7 @@ impl Clock {
 
     /// Appends a time of the server's: microseconds since 2000-01-01 UTC.
     pub fn server(&mut self, micros: i64, out: &mut Vec<u8>) {
-        let second = micros.div_euclid(1_000_000) + EPOCH_OF_SERVER;
+        let second = micros.div_euclid(1_000_000) + EPOCH / 1_000_000;
         self.write(second, micros.rem_euclid(1_000_000) as u32 * 1000, out);
     }
 
@@ -63,9 +73,6 @@ pub fn date_and_time(time: OffsetDateTime, out: &mut Vec<u8>) {
     two(time.minute().into(), b":");
     two(time.second().into(), b":");
 }
-
-/// 2000-01-01 UTC, in seconds since 1970.
-const EPOCH_OF_SERVER: i64 = 946_684_800;
 
 #[cfg(test)]
 mod tests {

@@ -4,6 +4,7 @@ use super::event::{EventOptions, KeyForm};
 use super::options::{OptionError, Options};
 use super::source;
 use serde_json::{Map, Value};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// What a source can be.
@@ -41,6 +42,9 @@ pub enum LostSlot {
     Continue,
 }
 
+/// Pauses before another try.
+const RETRY: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_hours(24);
+
 /// The server's own WAL.
 #[derive(Debug, Clone)]
 pub struct PostgresSource {
@@ -61,8 +65,6 @@ pub struct PostgresSource {
     pub lost_slot: LostSlot,
     /// Kept on a standby that follows by a slot: PostgreSQL 17 and later.
     pub failover: bool,
-    /// Each event is written to the log as well.
-    pub verbose: bool,
     /// What events have; the host and the database are put in by the worker where they are empty.
     pub event: EventOptions,
 }
@@ -72,34 +74,41 @@ impl PostgresSource {
     /// Names the option that is wrong.
     pub fn new(options: &Map<String, Value>) -> Result<Self, OptionError> {
         let mut o = Options::new(options);
-        // psql-streamer's names beside ours.
-        let either = |o: &mut Options, ours: &str, theirs: &str| -> Result<Option<String>, OptionError> {
-            Ok(o.text(ours)?.or(o.text(theirs)?).filter(|text| !text.is_empty()))
-        };
         if o.value("dsn").is_some() {
             return Err(OptionError::new(
                 "dsn",
                 "is not needed: the source is the database in which it is made",
             ));
         }
-        let slot = either(&mut o, "slot", "replicationSlot")?;
+        // psql-streamer's names beside ours.
+        let name = o.either("slot", "replicationSlot")?;
+        let slot = o.text(name)?.filter(|text| !text.is_empty());
         if let Some(slot) = &slot {
             let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
             if slot.len() > 63 || !slot.chars().all(allowed) {
                 let why = "must be at most 63 characters of a-z, 0-9 and the underscore";
-                return Err(OptionError::new("slot", why));
+                return Err(OptionError::new(name, why));
             }
         }
-        let retain = o.bytes("walRetain", 0)?;
-        let retry = o.time("startRetryInterval", Duration::from_secs(5))?;
+        let name = o.either("retain", "walRetain")?;
+        let retain = o.bytes(name, 0)?;
+        let name = o.either("retry", "startRetryInterval")?;
+        let retry = o.time(name, Duration::from_secs(5))?;
+        if !RETRY.contains(&retry) {
+            return Err(OptionError::new(name, "must be from 100ms to 1d"));
+        }
+        let wal_limit = Some(o.bytes("wal_limit", 0)?).filter(|limit| *limit > 0);
+        if o.has("at_wal_limit") && wal_limit.is_none() {
+            return Err(OptionError::new("at_wal_limit", "needs the option \"wal_limit\""));
+        }
         let source = Self {
             publication: o.text("publication")?.filter(|text| !text.is_empty()),
             tables: o.list("tables")?,
             slot,
-            retain: o.bytes("retain", retain)?,
-            retry: o.time("retry", retry)?.clamp(Duration::from_millis(100), Duration::from_secs(86_400)),
+            retain,
+            retry,
             snapshot: o.flag("snapshot", false)?,
-            wal_limit: Some(o.bytes("wal_limit", 0)?).filter(|limit| *limit > 0),
+            wal_limit,
             at_limit: o.one_of(
                 "at_wal_limit",
                 &[("keep", AtLimit::Keep), ("drop", AtLimit::Drop)],
@@ -111,7 +120,6 @@ impl PostgresSource {
                 LostSlot::Stop,
             )?,
             failover: o.flag("failover", true)?,
-            verbose: o.flag("verbose", false)?,
             event: EventOptions {
                 host: o.text("host")?.unwrap_or_default(),
                 database: o.text("database")?.unwrap_or_default(),
@@ -185,6 +193,24 @@ mod tests {
         assert!(said(r#"{"dsn":"host=x"}"#).starts_with("option \"dsn\" is not needed"));
         assert_eq!(said(r#"{"snapshots":true}"#), "option \"snapshots\" is not known");
         assert!(said(r#"{"key":"id"}"#).contains("must be one of primary_key, psql_streamer"));
+        for (one, other) in [
+            (r#""slot":"a","replicationSlot":"a""#, "replicationSlot"),
+            (r#""retain":1,"walRetain":2"#, "walRetain"),
+            (r#""retry":"1s","startRetryInterval":"1s""#, "startRetryInterval"),
+        ] {
+            let both = said(&format!("{{{one}}}"));
+            assert!(both.starts_with(&format!("option \"{other}\" is another name of \"")), "{both}");
+        }
+        assert!(said(r#"{"replicationSlot":"Ö"}"#).starts_with("option \"replicationSlot\" must be"));
+        assert_eq!(said(r#"{"retry":0}"#), "option \"retry\" must be from 100ms to 1d");
+        assert_eq!(
+            said(r#"{"startRetryInterval":"25h"}"#),
+            "option \"startRetryInterval\" must be from 100ms to 1d"
+        );
+        assert_eq!(
+            said(r#"{"at_wal_limit":"drop"}"#),
+            "option \"at_wal_limit\" needs the option \"wal_limit\""
+        );
         assert!(check("mysql", &Map::new()).unwrap_err().to_string().contains("must be one of postgres"));
     }
 

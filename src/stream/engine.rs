@@ -10,6 +10,7 @@ pub use feed::{From, Sort};
 pub use watch::Watch;
 
 use super::buffer::{Buffer, Chunk, Record};
+use super::clock::{EPOCH, now};
 use super::error::Error;
 use super::event::{Encoded, Encoder, Transaction};
 use super::pgoutput::Message;
@@ -43,6 +44,8 @@ pub struct Report {
     pub snapshots: u64,
     /// By stream, in the order in which they were given.
     pub streams: Vec<StreamReport>,
+    /// By stream: the serial number up to which its sink has everything. Another one means that events were delivered.
+    pub has: Vec<u64>,
     /// Why the engine has ended, if by itself.
     pub outcome: Option<Outcome>,
 }
@@ -134,6 +137,8 @@ struct Open {
     ordinal: u64,
     /// Rows of a snapshot: everybody wants them.
     snapshot: bool,
+    /// Nothing was made of it, and nobody was missing who might want it: it needs no mark.
+    void: bool,
 }
 
 impl Engine {
@@ -215,15 +220,19 @@ impl Engine {
         for record in chunk.records() {
             match record {
                 Record::Transaction { commit_end, commit_time, xid } => {
-                    let told = Transaction { xid, commit_end, commit_time_micros: commit_time };
-                    self.transaction =
-                        Some(Open { told, base: self.serial + 1, ordinal: 0, snapshot: false });
+                    // A logical message outside a transaction has no number of one, and no time: it was read just now.
+                    let commit_time_micros = (xid != 0).then_some(commit_time);
+                    let commit_time = commit_time_micros.unwrap_or_else(|| now() - EPOCH);
+                    let told = Transaction { xid, commit_end, commit_time_micros };
+                    let base = self.serial + 1;
+                    self.transaction = Some(Open { told, base, ordinal: 0, snapshot: false, void: true });
                     self.marks.begin(self.serial + 1, commit_end, commit_time);
                 }
                 Record::Snapshot { lsn } => {
-                    let told = Transaction { xid: 0, commit_end: lsn, commit_time_micros: 0 };
-                    self.transaction = Some(Open { told, base: self.serial + 1, ordinal: 0, snapshot: true });
-                    self.marks.begin_snapshot(self.serial + 1);
+                    let told = Transaction { xid: 0, commit_end: lsn, commit_time_micros: None };
+                    let base = self.serial + 1;
+                    self.transaction = Some(Open { told, base, ordinal: 0, snapshot: true, void: false });
+                    self.marks.begin_snapshot(self.serial + 1, now() - EPOCH);
                 }
                 Record::Floor { relation, lsn } => {
                     self.floors.insert(relation, lsn);
@@ -303,11 +312,13 @@ impl Engine {
         lsn: Lsn,
         ordinal: u64,
     ) -> Result<(), Error> {
-        let Some(open) = &self.transaction else { return Ok(()) };
+        let Some(open) = &mut self.transaction else { return Ok(()) };
         let serial = open.base + ordinal;
         let position = Position { commit: open.told.commit_end, ordinal };
         let wants = |feed: &Feed| if open.snapshot { feed.is_fed() } else { feed.wants(position) };
         if !self.feeds.iter().any(wants) {
+            // Who is behind may want it, and is not asked.
+            open.void = false;
             return Ok(());
         }
         if !open.snapshot
@@ -332,6 +343,7 @@ impl Engine {
         if !written {
             return Ok(());
         }
+        open.void = false;
         let event = Event {
             serial,
             schema: relation.map_or("", |relation| &relation.schema),
@@ -379,6 +391,10 @@ impl Engine {
 
     fn commit(&mut self, commit_end: Lsn) {
         match self.transaction.take() {
+            Some(open) if open.void => {
+                self.marks.withdraw();
+                self.marks.reach(commit_end);
+            }
             Some(open) => {
                 self.serial = open.base + open.ordinal + 1;
                 self.marks.end(self.serial);
@@ -406,6 +422,8 @@ impl Engine {
         report.snapshots = marks.snapshots();
         report.lost_one = feeds.iter().any(Feed::is_lost);
         report.streams = streams;
+        report.has.clear();
+        report.has.extend(feeds.iter().map(Feed::has));
         drop(report);
         if news {
             (shared.wake)();

@@ -35,7 +35,8 @@ pub struct EventOptions {
     pub ordinal: bool,
     /// `Xid`
     pub xid: bool,
-    /// `CommitTimestamp`: RFC 3339 in UTC, to the microsecond.
+    /// `CommitTimestamp`: RFC 3339 in UTC, to the microsecond; null in what was not committed: logical messages outside a transaction, and
+    /// the rows of a snapshot.
     pub commit_timestamp: bool,
     /// `Old`: of the row before the change what the server sends: the columns of the replica identity (of an UPDATE only if it
     /// changed one of them), all with REPLICA IDENTITY FULL. Events without anything of it have no such field.
@@ -68,8 +69,8 @@ pub struct Transaction {
     pub xid: u32,
     /// The end of its commit record.
     pub commit_end: Lsn,
-    /// Microseconds since 2000-01-01 UTC, as pgoutput has it.
-    pub commit_time_micros: i64,
+    /// Microseconds since 2000-01-01 UTC, as pgoutput has it; none where nothing was committed.
+    pub commit_time_micros: Option<i64>,
 }
 
 /// What happened.
@@ -270,9 +271,15 @@ impl Encoder {
             out.extend_from_slice(itoa::Buffer::new().format(transaction.xid).as_bytes());
         }
         if self.options.commit_timestamp {
-            out.extend_from_slice(br#","CommitTimestamp":""#);
-            self.commit_time.server(transaction.commit_time_micros, out);
-            out.push(b'"');
+            out.extend_from_slice(br#","CommitTimestamp":"#);
+            match transaction.commit_time_micros {
+                Some(micros) => {
+                    out.push(b'"');
+                    self.commit_time.server(micros, out);
+                    out.push(b'"');
+                }
+                None => out.extend_from_slice(b"null"),
+            }
         }
     }
 
@@ -352,6 +359,16 @@ impl Encoded {
             bytes.shrink_to(KEPT);
         }
     }
+}
+
+/// The seed of a source's encoder, from the server's system identifier, the database's OID and the source's name: the same in every version
+/// of Postern, so that an event keeps its UUID.
+pub fn seed(system: u64, database: u32, source: &str) -> u128 {
+    let mut hash = SipHasher13::new();
+    hash.write(&system.to_le_bytes());
+    hash.write(&database.to_le_bytes());
+    hash.write(source.as_bytes());
+    u128::from_le_bytes(hash.finish128().as_bytes())
 }
 
 /// A UUID as random as SipHash-1-3 is.

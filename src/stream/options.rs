@@ -35,6 +35,23 @@ impl Options {
         self.left.remove(name).filter(|value| !value.is_null())
     }
 
+    /// It is there and not null.
+    pub fn has(&self, name: &str) -> bool {
+        self.left.get(name).is_some_and(|value| !value.is_null())
+    }
+
+    /// Which of an option's two names was used.
+    ///
+    /// # Errors
+    /// When both were.
+    pub fn either(&self, name: &'static str, other: &'static str) -> Result<&'static str, OptionError> {
+        match (self.has(name), self.has(other)) {
+            (true, true) => Err(OptionError::new(other, format!("is another name of \"{name}\": give one"))),
+            (false, true) => Ok(other),
+            _ => Ok(name),
+        }
+    }
+
     /// # Errors
     /// When it is no string.
     pub fn text(&mut self, name: &str) -> Result<Option<String>, OptionError> {

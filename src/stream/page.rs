@@ -53,11 +53,10 @@ fn status(shared: Shared) -> Page {
     if header.no_worker_slot.load(Relaxed) != 0 {
         errors.push("no background worker is free for the launcher: raise max_worker_processes".to_owned());
     }
-    match header.refused.load(Relaxed) {
-        0 => {}
-        refused => errors.push(format!(
-            "a source or stream found no place, {refused} times: raise postern.max_streams and restart the server"
-        )),
+    if header.is_refusing() {
+        errors.push(
+            "a source or stream finds no place: raise postern.max_streams and restart the server".to_owned(),
+        );
     }
     let mut all_well = Vec::new();
     for (number, source) in sources(shared) {

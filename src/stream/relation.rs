@@ -39,7 +39,7 @@ pub struct Column {
 }
 
 impl Relation {
-    /// A table by its description. A type that `types` still misses counts as text: ask [`Types::missing`] for each column before.
+    /// A table by its description. A type that `types` does not know counts as text.
     ///
     /// The key is the replica identity: with REPLICA IDENTITY DEFAULT the primary key, with USING INDEX that index's columns. With
     /// FULL every column is of the identity, which makes no key: two equal rows are told apart by nothing, and an UPDATE would
@@ -128,11 +128,6 @@ impl Relations {
 
     pub fn find(&self, oid: u32) -> Option<&Relation> {
         self.by_oid.get(&oid)
-    }
-
-    /// When decoding starts again, pgoutput describes all again.
-    pub fn clear(&mut self) {
-        self.by_oid.clear();
     }
 }
 

@@ -2,12 +2,17 @@
 //! table. What a source and its streams are called is written by the scout of its database (one at a time in the server); what its worker
 //! does, by that worker; whether there is one, by the launcher.
 
+use super::clock::now;
 use super::timings::Timings;
 use crate::bridge::Name;
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering::*};
+use std::time::Duration;
 
 /// Databases whose definitions are to be looked at, at once; beyond it all databases are looked at.
 pub const SCANS: usize = 64;
+
+/// For so long something counts as refused that was refused.
+pub const REFUSED: Duration = Duration::from_mins(1);
 
 /// Bytes of an error that are shown.
 const TEXT: usize = 512;
@@ -56,8 +61,10 @@ pub struct Header {
     pub scan_all: AtomicU32,
     /// 1: the postmaster had no place for the launcher.
     pub no_worker_slot: AtomicU32,
-    /// Sources and streams that found no place in the tables below.
+    /// Sources and streams that found no place in the tables below, each time that it was looked for, and when one did last: microseconds
+    /// since 1970.
     pub refused: AtomicU64,
+    pub refused_at: AtomicI64,
     /// 1: every worker logs each event that it hands over. Written on the port of `postern.stream_listen`.
     pub debug: AtomicU32,
     /// Lines of workers' threads for the log that found the queue full.
@@ -73,6 +80,7 @@ impl Default for Header {
             scan_all: AtomicU32::new(0),
             no_worker_slot: AtomicU32::new(0),
             refused: AtomicU64::new(0),
+            refused_at: AtomicI64::new(0),
             debug: AtomicU32::new(0),
             lines_dropped: AtomicU64::new(0),
         }
@@ -88,6 +96,18 @@ impl Header {
         if !taken {
             self.scan_all.store(1, Release);
         }
+    }
+
+    /// A source or stream has found no place. While that lasts it is looked for again at least every [`REFUSED`].
+    pub fn refuse(&self) {
+        self.refused.fetch_add(1, Relaxed);
+        self.refused_at.store(now(), Relaxed);
+    }
+
+    /// One finds no place at the moment.
+    pub fn is_refusing(&self) -> bool {
+        now().saturating_sub(self.refused_at.load(Relaxed))
+            < i64::try_from(REFUSED.as_micros()).unwrap_or(i64::MAX)
     }
 
     /// The next database that somebody asked for.
@@ -201,6 +221,8 @@ pub struct Source {
     /// What went wrong last, and when.
     pub error: Text,
     pub error_at: AtomicI64,
+    /// When the log said last that too much WAL is kept: microseconds since 1970; 0 when there is not too much.
+    pub warned_at: AtomicI64,
     /// A gap in what was delivered, in words, for ever.
     pub gap: Text,
 }
@@ -212,6 +234,12 @@ impl Source {
 
     pub fn set_state(&self, state: SourceState) {
         self.state.store(state as u32, Release);
+    }
+
+    /// What has gone wrong, and when: now. Nothing: all is well again.
+    pub fn say(&self, error: &str) {
+        self.error.set(error);
+        self.error_at.store(if error.is_empty() { 0 } else { now() }, Relaxed);
     }
 }
 
@@ -313,6 +341,12 @@ impl Stream {
         self.state.store(state as u32, Release);
     }
 
+    /// What has gone wrong, and when: now. Nothing: all is well again.
+    pub fn say(&self, error: &str) {
+        self.error.set(error);
+        self.error_at.store(if error.is_empty() { 0 } else { now() }, Relaxed);
+    }
+
     pub fn source(&self) -> Option<usize> {
         self.source.load(Acquire).checked_sub(1).map(|number| number as usize)
     }
@@ -339,12 +373,12 @@ impl Stream {
         ] {
             count.store(0, Relaxed);
         }
-        for time in [&self.behind_since, &self.delivered_at, &self.error_at] {
+        for time in [&self.behind_since, &self.delivered_at] {
             time.store(0, Relaxed);
         }
         self.timings.clear();
         self.failures.store(0, Relaxed);
-        self.error.set("");
+        self.say("");
     }
 }
 
@@ -384,6 +418,18 @@ mod tests {
         assert_eq!(text.get().unwrap(), "ü".repeat(256));
         text.set("");
         assert_eq!(text.get(), None);
+    }
+
+    #[test]
+    fn an_error_that_is_over_leaves_no_time() {
+        let (source, stream) = (Source::default(), Stream::default());
+        source.say("no");
+        stream.say("no");
+        assert!(source.error_at.load(Relaxed) > 0 && stream.error_at.load(Relaxed) > 0);
+        source.say("");
+        stream.say("");
+        assert_eq!((source.error.get(), source.error_at.load(Relaxed)), (None, 0));
+        assert_eq!((stream.error.get(), stream.error_at.load(Relaxed)), (None, 0));
     }
 
     #[test]

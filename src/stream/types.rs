@@ -95,30 +95,19 @@ impl Types {
         self.known.insert(type_oid, described);
     }
 
-    /// What is not known any more: the type may have been changed.
-    pub fn forget(&mut self, type_oid: u32) {
-        self.known.remove(&type_oid);
-    }
-
-    /// The type that must be learned next before the form of this one is known: itself, what it is a domain over, or its
-    /// elements' type.
-    pub fn missing(&self, type_oid: u32) -> Option<u32> {
-        self.resolve(type_oid, 0).err()
-    }
-
-    /// The form of a type; [`Form::Text`] as long as something is missing.
+    /// The form of a type; [`Form::Text`] where it, what it is a domain over, or its elements' type is not known.
     pub fn form(&self, type_oid: u32) -> Form {
         self.resolve(type_oid, 0).unwrap_or(Form::Text)
     }
 
-    fn resolve(&self, type_oid: u32, depth: usize) -> Result<Form, u32> {
+    fn resolve(&self, type_oid: u32, depth: usize) -> Option<Form> {
         if let Some(form) = Form::of(type_oid) {
-            return Ok(form);
+            return Some(form);
         }
         if depth >= MAX_DEPTH {
-            return Ok(Form::Text);
+            return Some(Form::Text);
         }
-        Ok(match self.known.get(&type_oid).ok_or(type_oid)? {
+        Some(match self.known.get(&type_oid)? {
             Described::Same(base) => self.resolve(*base, depth + 1)?,
             Described::Array { element, delimiter } => {
                 Form::Array(Box::new(self.resolve(*element, depth + 1)?), *delimiter)

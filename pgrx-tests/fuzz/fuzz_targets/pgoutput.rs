@@ -4,7 +4,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use postern::stream::event::{Encoded, Encoder, EventOptions, KeyForm, Transaction};
+use postern::stream::event::{Action, Encoded, Encoder, EventOptions, KeyForm, Transaction};
 use postern::stream::pgoutput::{Column, Message, Tuple};
 use postern::stream::position::Lsn;
 use postern::stream::relation::{Relation, Relations};
@@ -16,7 +16,7 @@ fuzz_target!(|input: &[u8]| {
     let (types, mut relations, mut out) = (Types::default(), Relations::default(), Encoded::default());
     let mut encoders = [options(None, KeyForm::PrimaryKey), options(Some("?"), KeyForm::PsqlStreamer)]
         .map(|options| Encoder::new(options, 1));
-    let transaction = Transaction { xid: 1, commit_end: Lsn(2), commit_time_micros: 3 };
+    let transaction = Transaction { xid: 1, commit_end: Lsn(2), commit_time_micros: Some(3) };
     let mut rest = input;
     while let Some((length, more)) = rest.split_first_chunk::<2>() {
         let (bytes, after) = more.split_at(more.len().min(u16::from_le_bytes(*length).into()));
@@ -29,10 +29,12 @@ fuzz_target!(|input: &[u8]| {
                 relations.insert(Relation::new(described, &types));
             }
             Message::Insert { relation, new } => tables.extend(walk(*relation, &[*new])),
-            Message::Update { relation, old: Some(old), new } => {
-                tables.extend(walk(*relation, &[old.tuple(), *new]));
+            Message::Update { relation, old, new } => {
+                if let Some(old) = old {
+                    walk(*relation, &[old.tuple()]);
+                }
+                tables.extend(walk(*relation, &[*new]));
             }
-            Message::Update { relation, old: None, new } => tables.extend(walk(*relation, &[*new])),
             Message::Delete { relation, old } => tables.extend(walk(*relation, &[old.tuple()])),
             Message::Truncate { relations, .. } => tables.extend(relations.iter()),
             _ => {}
@@ -47,6 +49,7 @@ fuzz_target!(|input: &[u8]| {
                 if made != Ok(true) {
                     continue;
                 }
+                assert_eq!(Some(out.action), action(&message));
                 assert!(out.has_key || out.key.is_empty());
                 assert!(!out.payload.contains(&b'\n') && !out.payload.contains(&b'\r'));
                 let text = std::str::from_utf8(&out.payload).expect("UTF-8");
@@ -58,6 +61,20 @@ fuzz_target!(|input: &[u8]| {
         }
     }
 });
+
+/// Each kind of message makes events of its own action.
+fn action(message: &Message<'_>) -> Option<Action> {
+    Some(match message {
+        Message::Insert { .. } => Action::Insert,
+        Message::Update { .. } => Action::Update,
+        Message::Delete { .. } => Action::Delete,
+        Message::Truncate { .. } => Action::Truncate,
+        Message::Begin { .. } => Action::Begin,
+        Message::Commit { .. } => Action::Commit,
+        Message::Message { .. } => Action::Message,
+        _ => return None,
+    })
+}
 
 /// Every column is there.
 fn walk(relation: u32, tuples: &[Tuple<'_>]) -> Option<u32> {

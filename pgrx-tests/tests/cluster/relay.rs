@@ -482,27 +482,3 @@ fn the_first_transaction_that_listens_and_notifies_hears_itself_by_its_own_pid()
     }
     Ok(())
 }
-
-#[test]
-fn a_client_of_another_encoding_hears_in_its_own() -> Result<()> {
-    let cluster = with_pool("relay_latin", 2, &[])?;
-    cluster.sql("CREATE DATABASE latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")?;
-    let open = || Client::open(&Target::tcp(cluster.pooler_port), "postgres", "latin");
-    let (mut utf8, mut latin) = (open()?, open()?);
-    utf8.query("SET client_encoding = 'UTF8'")?;
-    utf8.query("LISTEN \"größe\"")?;
-    latin.query("SET client_encoding = 'LATIN1'; LISTEN other")?;
-    let mut notifier = cluster.config().dbname("latin").connect(postgres::NoTls)?;
-    // While it waits, with its own command, and after its encoding has become the database's.
-    notifier.batch_execute("NOTIFY \"größe\", 'é'")?;
-    let heard = utf8.next(1)?;
-    ensure!(heard[0].1 == "größe" && heard[0].2 == "é", "{heard:?}");
-    utf8.query("NOTIFY \"größe\", 'ß'")?;
-    ensure!(utf8.next(1)?[0].2 == "ß");
-    utf8.query("RESET client_encoding")?;
-    notifier.batch_execute("NOTIFY \"größe\", 'é'; NOTIFY other, 'plain'")?;
-    let heard = utf8.next(1)?;
-    ensure!(heard[0].2 == "\u{fffd}", "one byte that is not UTF-8: {heard:?}");
-    ensure!(latin.next(1)?[0].2 == "plain");
-    Ok(())
-}

@@ -89,7 +89,7 @@ impl Listens {
 
     fn act(&mut self, level: c_int, what: What) {
         self.actions.push(Action { level, what });
-        // SAFETY: a flag of shim.c, on the only thread.
+        // SAFETY: a flag of the shim, on the only thread.
         unsafe { shim::postern_seen.acts = true };
     }
 
@@ -254,6 +254,8 @@ impl Agent {
             listens.sequence += 1;
         }
         listens.act(level, What::Notify);
+        // Also when the database has no relay: one may begin to hear before this transaction commits, for another client or for a
+        // LISTEN that comes later in it; and what is queued at the commit would stand behind what it announces.
         let words = format!("{} {} {}", Shared::client_pid(seat.slot), self.number, listens.sequence);
         if let Ok(payload) = CString::new(words) {
             // SAFETY: in a transaction, as its caller; terminated strings. The same once more is not queued again.
@@ -321,7 +323,7 @@ impl Agent {
         listens.outcome = Outcome::default();
         listens.asked = false;
         listens.notifies = false;
-        // SAFETY: flags of shim.c, on the only thread.
+        // SAFETY: flags of the shim, on the only thread.
         unsafe {
             shim::postern_seen.acts = false;
             shim::postern_seen.listens = true;
@@ -337,7 +339,7 @@ impl Agent {
     pub(super) fn begin_listening(&mut self, seat: Seat) {
         let listens = self.listens.reader.listens(seat.slot);
         self.listens.sent = 0;
-        // SAFETY: a flag of shim.c, on the only thread.
+        // SAFETY: a flag of the shim, on the only thread.
         unsafe { shim::postern_seen.listens = listens };
     }
 
@@ -368,7 +370,7 @@ impl Agent {
             listens.ask(front, false, |request| Word::Unlisten { slot: seat.slot, listen, request });
         }
         if !listens.reader.listens(seat.slot) {
-            // SAFETY: a flag of shim.c, on the only thread.
+            // SAFETY: a flag of the shim, on the only thread.
             unsafe { shim::postern_seen.listens = false };
             return;
         }
@@ -461,10 +463,13 @@ impl Agent {
     }
 }
 
-/// Whether what the client is sent has another encoding than the database.
+/// Whether what the client is sent is converted. Nothing is from or to SQL_ASCII, which is no encoding (mbutils.c,
+/// PrepareClientEncoding()).
 pub(super) fn converts() -> bool {
+    const NONE: c_int = pg_sys::pg_enc::PG_SQL_ASCII as c_int;
     // SAFETY: words of the session.
-    unsafe { pg_sys::pg_get_client_encoding() != pg_sys::GetDatabaseEncoding() }
+    let (client, database) = unsafe { (pg_sys::pg_get_client_encoding(), pg_sys::GetDatabaseEncoding()) };
+    client != database && client != NONE && database != NONE
 }
 
 /// Raises the report as an error of the transaction.

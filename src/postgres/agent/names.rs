@@ -42,7 +42,7 @@ struct Asked {
 
 impl Asked {
     fn begin() -> Self {
-        // SAFETY: a flag of shim.c and a setting, on the only thread.
+        // SAFETY: a flag of the shim and a setting, on the only thread.
         unsafe {
             shim::postern_seen.nameless = false;
             let client_min_messages = pg_sys::client_min_messages;

@@ -14,7 +14,7 @@ impl Agent {
         if mode == PoolMode::session {
             pins |= Pin::SessionMode as u32;
         }
-        // SAFETY: flags of shim.c, and words and tables of the session, read at its top.
+        // SAFETY: flags of the shim, and words and tables of the session, read at its top.
         unsafe {
             shim::postern_seen.statement_mode = mode == PoolMode::statement;
             if shim::postern_holds_locks() {

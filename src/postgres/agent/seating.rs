@@ -371,7 +371,7 @@ impl Agent {
             }
         }
         self.sit(seat);
-        // SAFETY: a word of shim.c.
+        // SAFETY: a word of the shim.
         self.unnamed_before = unsafe { shim::postern_unnamed_number() };
         self.pool.assignments.fetch_add(1, Relaxed);
         // SAFETY: a flag of the session. The end of this backend came with the client: it is for another one.
@@ -407,7 +407,7 @@ impl Agent {
             self.let_go();
             return false;
         }
-        // SAFETY: a flag of shim.c: from here on the client hears its session.
+        // SAFETY: a flag of the shim: from here on the client hears its session.
         unsafe { shim::postern_seen.mute = false };
         self.serve(seat)
     }

@@ -46,7 +46,7 @@ impl Agent {
         // What follows may fail and be rolled back; this must not be.
         transaction.commit();
         transaction.begin();
-        // SAFETY: a flag of shim.c, and a word of the session: warnings about stored settings go to the client.
+        // SAFETY: a flag of the shim, and a word of the session: warnings about stored settings go to the client.
         unsafe {
             shim::postern_seen.mute = false;
             let superuser = pg_sys::superuser_arg(pg_sys::GetSessionUserId());
@@ -122,7 +122,7 @@ impl Agent {
             self.now_statements = wanted.to_vec();
         }
         transaction.commit();
-        // SAFETY: the session's caches, and flags of shim.c: what the swap did is not the client's doing.
+        // SAFETY: the session's caches, and flags of the shim: what the swap did is not the client's doing.
         unsafe {
             shim::ResetSequenceCaches();
             shim::postern_seen.settings = false;

@@ -274,7 +274,7 @@ impl SessionSettings {
             }
         }
         if all {
-            // SAFETY: a flag of shim.c.
+            // SAFETY: a flag of the shim.
             unsafe { shim::postern_seen.report = true };
         }
     }

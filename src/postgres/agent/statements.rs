@@ -160,7 +160,7 @@ impl Statements {
         let bytes = place.of(&self.listed).unwrap_or_default().to_vec();
         if let Some(statement) = state::statement_of(&bytes) {
             self.enter(&statement, environment, make_later);
-            // SAFETY: a count of shim.c.
+            // SAFETY: a count of the shim.
             unsafe { shim::postern_recount_statements() };
         }
         self.places[at].1 = true;
@@ -235,7 +235,7 @@ impl Statements {
             }
         }
         self.drop_oldest(most);
-        // SAFETY: a count of shim.c.
+        // SAFETY: a count of the shim.
         unsafe { shim::postern_recount_statements() };
     }
 

@@ -45,7 +45,7 @@ impl Agent {
     pub(super) fn restore_unnamed(&mut self, seat: Seat) -> bool {
         let Some(links) = &self.links else { return false };
         let slot = &self.shared.slots[seat.slot as usize];
-        // SAFETY: a word of shim.c.
+        // SAFETY: a word of the shim.
         let there = unsafe { !shim::postern_unnamed().is_null() };
         let wanted = slot.unnamed.load(Relaxed) != 0;
         if (self.unnamed_of == Some(seat) && there == wanted) || (!there && !wanted) {
@@ -99,7 +99,7 @@ impl Agent {
                 }
             }
         }
-        // SAFETY: a flag of shim.c.
+        // SAFETY: a flag of the shim.
         if unsafe { shim::postern_seen.told } {
             // What was to be told to the client has gone by unheard.
             let kept = links.texts.read(self.shared.slots[seat.slot as usize].settings.load(Relaxed));

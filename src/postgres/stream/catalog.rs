@@ -59,6 +59,10 @@ pub(super) struct SourceRecord {
     pub begins: Lsn,
     pub snapshot_done: bool,
     pub gap: Option<String>,
+    /// What its slot may have confirmed, and not more.
+    pub confirmed: Option<Lsn>,
+    /// How often an operator has set the position of one of its streams.
+    pub rewound: i64,
 }
 
 /// Whether this database has the tables, and they are the extension's: what else has their names is somebody's who wants to be read by a
@@ -103,7 +107,8 @@ pub(super) fn orphans(prefix: &str) -> Result<Vec<String>, SpiError> {
 pub(super) fn load() -> Result<Vec<SourceDefinition>, SpiError> {
     Spi::connect(|client| {
         let sources = client.select(
-            "SELECT d.name, d.kind, d.options::text, s.slot::text, s.made_slot, s.begins::text, s.snapshot_done, s.gap
+            "SELECT d.name, d.kind, d.options::text, s.slot::text, s.made_slot, s.begins::text, s.snapshot_done, s.gap,
+                    s.confirmed::text, s.rewound
              FROM postern.source_definitions d LEFT JOIN postern.source_states s ON s.source = d.name ORDER BY d.name",
             None,
             &[],
@@ -118,6 +123,8 @@ pub(super) fn load() -> Result<Vec<SourceDefinition>, SpiError> {
                     begins: lsn(&row, 6)?.unwrap_or_default(),
                     snapshot_done: row.get(7)?.unwrap_or(false),
                     gap: row.get(8)?,
+                    confirmed: lsn(&row, 9)?,
+                    rewound: row.get(10)?.unwrap_or_default(),
                 }),
                 None => None,
             };
@@ -298,16 +305,42 @@ pub(super) fn record_source(source: &str, record: &SourceRecord) -> Result<(), S
         record.begins.to_string().into(),
         record.snapshot_done.into(),
         record.gap.clone().into(),
+        record.confirmed.map(|lsn| lsn.to_string()).into(),
     ];
     decoding::hide_transaction(true);
     Spi::run_with_args(
-        "INSERT INTO postern.source_states (source, slot, made_slot, begins, snapshot_done, gap)
-         VALUES ($1, $2, $3, $4::pg_lsn, $5, $6)
+        "INSERT INTO postern.source_states (source, slot, made_slot, begins, snapshot_done, gap, confirmed)
+         VALUES ($1, $2, $3, $4::pg_lsn, $5, $6, $7::pg_lsn)
          ON CONFLICT (source) DO UPDATE
          SET slot = excluded.slot, made_slot = excluded.made_slot, begins = excluded.begins,
-             snapshot_done = excluded.snapshot_done, gap = excluded.gap",
+             snapshot_done = excluded.snapshot_done, gap = excluded.gap, confirmed = excluded.confirmed",
         &arguments,
     )
+}
+
+/// Writes down what the slot is about to confirm. False: an operator has set the position of a stream, so it may not. Nothing: somebody is
+/// about to, or the source is gone.
+///
+/// # Errors
+/// As SPI's.
+pub(super) fn record_confirmed(source: &str, rewound: i64, lsn: Lsn) -> Result<Option<bool>, SpiError> {
+    decoding::hide_transaction(true);
+    Spi::connect_mut(|client| {
+        let locked = client.update(
+            "SELECT rewound = $2 FROM postern.source_states WHERE source = $1 FOR UPDATE SKIP LOCKED",
+            None,
+            &[source.into(), rewound.into()],
+        )?;
+        let allowed = locked.into_iter().next().map_or(Ok(None), |row| row.get::<bool>(1))?;
+        if allowed == Some(true) {
+            client.update(
+                "UPDATE postern.source_states SET confirmed = $2::pg_lsn WHERE source = $1",
+                None,
+                &[source.into(), lsn.to_string().into()],
+            )?;
+        }
+        Ok(allowed)
+    })
 }
 
 /// Keeps a message that was no event.

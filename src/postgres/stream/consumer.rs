@@ -5,7 +5,6 @@ use super::super::signals;
 use super::super::worker::{Latch, cancels_nothing};
 use super::catalog::{self, SourceDefinition, Wanted};
 use super::feeds::{Lines, feed};
-use super::launcher::now;
 use super::worker::{End, LINES, said, wait, write};
 use crate::stream::engine::consumer::{Consumer, Shared as Consumers};
 use crate::stream::engine::{Outcome, StreamReport};
@@ -109,18 +108,16 @@ fn look(
             }
             at.errors.fetch_add(rejected.len() as u64, Relaxed);
             if let Some(one) = rejected.last() {
-                at.error.set(&format!(
+                at.say(&format!(
                     "the message at offset {} of partition {} of topic \"{}\" {}",
                     one.place.offset, one.place.partition, one.place.topic, one.why
                 ));
-                at.error_at.store(now(), Relaxed);
             }
             consumers.keep(last);
             continue;
         }
         if let Some(trouble) = consumers.trouble() {
-            at.error.set(&trouble);
-            at.error_at.store(now(), Relaxed);
+            at.say(&trouble);
         }
         let over = BackgroundWorker::sigterm_received()
             || at.stop.load(Acquire) == 1

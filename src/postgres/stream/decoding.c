@@ -314,7 +314,7 @@ on_filter_by_origin(LogicalDecodingContext *ctx, RepOriginId origin)
 /* The words of a slot, as they are now; false when there is none of that name. */
 bool
 postern_slot(const char *name, uint32 *database, int *active_pid, uint64 *confirmed, uint64 *restart, bool *invalidated,
-			 bool *logical, char *slot_plugin)
+			 bool *logical, bool *two_phase, char *slot_plugin)
 {
 	bool		found = false;
 
@@ -337,6 +337,7 @@ postern_slot(const char *name, uint32 *database, int *active_pid, uint64 *confir
 		*invalidated = slot->data.restart_lsn == InvalidXLogRecPtr && slot->data.invalidated_at != InvalidXLogRecPtr;
 #endif
 		*logical = SlotIsLogical(slot);
+		*two_phase = slot->data.two_phase;
 		strlcpy(slot_plugin, NameStr(slot->data.plugin), NAMEDATALEN);
 		SpinLockRelease(&slot->mutex);
 		break;
@@ -347,7 +348,7 @@ postern_slot(const char *name, uint32 *database, int *active_pid, uint64 *confir
 
 /*
  * Makes a logical slot; in a transaction. With a snapshot, the transaction, which must be REPEATABLE READ and have read nothing,
- * sees exactly what was committed before the slot begins. A slot that does not stay is dropped by postern_slot_let_go().
+ * sees exactly what was committed before the slot begins. A slot that does not stay is dropped by postern_slot_drop().
  */
 uint64
 postern_slot_create(const char *name, bool stays, bool with_snapshot, bool failover)
@@ -459,13 +460,6 @@ postern_decoding_step(int records, bool *more)
 	MemoryContextSwitchTo(before);
 	MemoryContextReset(round_context);
 	return decoding->reader->EndRecPtr;
-}
-
-/* What the slot has confirmed. */
-uint64
-postern_decoding_confirmed(void)
-{
-	return MyReplicationSlot ? MyReplicationSlot->data.confirmed_flush : InvalidXLogRecPtr;
 }
 
 /* What has a commit record that begins before this position is not decoded again. It never goes back. */

@@ -32,13 +32,13 @@ guarded! {
         restart: *mut u64,
         invalidated: *mut bool,
         logical: *mut bool,
+        two_phase: *mut bool,
         plugin: *mut c_char,
     ) -> bool;
     fn postern_slot_create(name: *const c_char, stays: bool, with_snapshot: bool, failover: bool) -> u64;
     fn postern_slot_drop(name: *const c_char);
     fn postern_decoding_begin(slot: *const c_char, publication: *const c_char, messages: bool);
     fn postern_decoding_step(records: c_int, more: *mut bool) -> u64;
-    fn postern_decoding_confirmed() -> u64;
     fn postern_decoding_confirm(lsn: u64);
     fn postern_decoding_end();
     fn postern_end_on_sigterm();
@@ -67,6 +67,8 @@ pub(super) struct Slot {
     pub restart: Lsn,
     pub invalidated: bool,
     pub logical: bool,
+    /// Prepared transactions come when they are prepared, and their commit by itself.
+    pub two_phase: bool,
     pub plugin: String,
 }
 
@@ -74,7 +76,7 @@ pub(super) struct Slot {
 pub(super) fn slot(name: &str) -> Option<Slot> {
     let name = CString::new(name).ok()?;
     let (mut database, mut active_pid, mut confirmed, mut restart) = (0, 0, 0, 0);
-    let (mut invalidated, mut logical) = (false, false);
+    let (mut invalidated, mut logical, mut two_phase) = (false, false, false);
     let mut plugin = [0; 64];
     // SAFETY: a terminated name, and words on our stack; the plugin's name has at most 64 bytes.
     let found = unsafe {
@@ -86,6 +88,7 @@ pub(super) fn slot(name: &str) -> Option<Slot> {
             &raw mut restart,
             &raw mut invalidated,
             &raw mut logical,
+            &raw mut two_phase,
             plugin.as_mut_ptr(),
         )
     };
@@ -96,6 +99,7 @@ pub(super) fn slot(name: &str) -> Option<Slot> {
         restart: Lsn(restart),
         invalidated,
         logical,
+        two_phase,
         // SAFETY: terminated by strlcpy.
         plugin: unsafe { CStr::from_ptr(plugin.as_ptr()) }.to_string_lossy().into_owned(),
     })
@@ -258,11 +262,6 @@ pub(super) fn step(records: i32) -> (Lsn, bool) {
     // SAFETY: after `begin`, outside a transaction.
     let lsn = unsafe { postern_decoding_step(records, &raw mut more) };
     (Lsn(lsn), more)
-}
-
-pub(super) fn confirmed() -> Lsn {
-    // SAFETY: after `begin`.
-    Lsn(unsafe { postern_decoding_confirmed() })
 }
 
 /// What was committed before this is never wanted again.

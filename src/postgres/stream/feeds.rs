@@ -6,12 +6,12 @@ use super::catalog::{StreamDefinition, Wanted};
 use super::work::Work;
 use super::worker::{End, LINES, database_name};
 use crate::stream::engine::{From, Sort, StreamReport};
+use crate::stream::event;
 use crate::stream::position::{Lsn, Position};
 use crate::stream::shared::{Shared, Stream};
 use crate::stream::sink::{self, Failure, Setting};
 use pgrx::prelude::*;
 use std::ffi::CStr;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
 use std::sync::mpsc::{Receiver as Waiting, SyncSender};
@@ -48,7 +48,7 @@ impl Work {
         self.definition.streams.iter().map(feed).collect()
     }
 
-    pub(super) fn event_options(&self) -> crate::stream::event::EventOptions {
+    pub(super) fn event_options(&self) -> event::EventOptions {
         let mut event = self.options.event.clone();
         if event.host.is_empty() {
             event.host = host_name();
@@ -63,12 +63,7 @@ impl Work {
     pub(super) fn seed(&self) -> u128 {
         // SAFETY: reads a word of the control file.
         let system = unsafe { pg_sys::GetSystemIdentifier() };
-        let half = |number: u8| {
-            let mut hasher = DefaultHasher::new();
-            (number, system, self.source.database.load(Relaxed), &self.definition.name).hash(&mut hasher);
-            u128::from(hasher.finish())
-        };
-        half(0) << 64 | half(1)
+        event::seed(system, self.source.database.load(Relaxed), &self.definition.name)
     }
 }
 

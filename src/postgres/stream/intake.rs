@@ -3,6 +3,7 @@
 
 use super::super::worker::cancels_nothing;
 use super::decoding::{RawType, Receiver, Replayed};
+use super::feeds::Lines;
 use super::limit::Limit;
 use super::worker::{QUIET, wait};
 use crate::stream::buffer::{CHUNK, Chunk, Record};
@@ -15,6 +16,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
+use std::sync::mpsc::Receiver as Waiting;
 
 /// What takes what is decoded.
 pub(super) struct Intake {
@@ -35,6 +37,7 @@ pub(super) struct Intake {
     pub published_again: bool,
     pub stated: bool,
     pub limit: Limit,
+    pub lines: Waiting<String>,
 }
 
 impl Intake {
@@ -50,15 +53,25 @@ impl Intake {
 
     fn pause(&mut self) {
         wait(QUIET);
-        self.look();
+        self.go_on();
+    }
+
+    /// Between two steps, and while it waits for something: signals, a reload, lines for the log, the limit of WAL. Whether it is over.
+    pub(super) fn look(&mut self) -> bool {
+        cancels_nothing();
+        check_for_interrupts!();
+        if BackgroundWorker::sighup_received() {
+            // SAFETY: on main; in a transaction too, as the server's own WAL sender does amid its decoding.
+            unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
+        }
+        self.lines.write(&self.source.name.text());
+        self.limit.look(self.source);
+        self.is_over()
     }
 
     /// Ends the round, by an error that the worker itself catches, when there is no use in going on.
-    fn look(&mut self) {
-        cancels_nothing();
-        check_for_interrupts!();
-        self.limit.look(self.source);
-        if self.is_over() {
+    fn go_on(&mut self) {
+        if self.look() {
             ereport!(PgLogLevel::ERROR, PgSqlErrorCode::ERRCODE_QUERY_CANCELED, "the stream ends");
         }
     }
@@ -76,7 +89,7 @@ impl Intake {
         self.chunk.push(record);
         if self.chunk.len() >= CHUNK {
             self.hand_over();
-            self.look();
+            self.go_on();
         }
     }
 
@@ -132,6 +145,6 @@ impl Receiver for Shares {
     }
 
     fn goes_on(&mut self) {
-        self.0.borrow_mut().look();
+        self.0.borrow_mut().go_on();
     }
 }

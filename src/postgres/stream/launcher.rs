@@ -5,6 +5,7 @@ use super::super::worker::{cancels_nothing, log};
 use super::super::{shim, shmem};
 use super::{decoding, scout, worker};
 use crate::bridge::{Level, LogLine};
+use crate::stream::clock::now;
 use crate::stream::shared::{Shared, Source, SourceState};
 use pgrx::bgworkers::{
     BackgroundWorker, BackgroundWorkerBuilder, BackgroundWorkerStatus, BgWorkerStartTime,
@@ -14,7 +15,7 @@ use pgrx::prelude::*;
 use std::collections::{HashMap, VecDeque};
 use std::ffi::c_int;
 use std::sync::atomic::Ordering::*;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 pub(in crate::postgres) const NAME: &str = "postern launcher";
 pub(in crate::postgres) const FUNCTION: &str = "postern_launcher_main";
@@ -107,6 +108,10 @@ impl Launcher {
             let databases: Vec<_> =
                 self.shared.sources_in_use().map(|(_, source)| source.database.load(Relaxed)).collect();
             databases.into_iter().for_each(|database| self.look_at(database));
+            if header.is_refusing() {
+                // There may be a place by now, for one in whatever database.
+                self.look_at_all();
+            }
         }
         while let Some(database) = header.next_scan() {
             self.look_at(database);
@@ -211,8 +216,7 @@ impl Launcher {
             None => {
                 source.retry_at.store(now() + 5_000_000, Relaxed);
                 source.set_state(SourceState::Waiting);
-                source.error.set("no background worker is free: raise max_worker_processes");
-                source.error_at.store(now(), Relaxed);
+                source.say("no background worker is free: raise max_worker_processes");
                 self.say_no_place(&format!("\"{name}\""));
             }
         }
@@ -275,10 +279,4 @@ pub(super) fn wake(source: &Source) {
         // SAFETY: a number of the server's table of processes; a latch that is set once too often harms nobody.
         unsafe { shim::postern_wake(source.proc.load(Acquire)) }
     }
-}
-
-pub(super) fn now() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |time| i64::try_from(time.as_micros()).unwrap_or(0))
 }

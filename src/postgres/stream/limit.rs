@@ -3,9 +3,9 @@
 
 use super::catalog::SourceRecord;
 use super::decoding;
-use super::launcher::now;
-use super::prepare::record_source;
-use crate::stream::definition::{AtLimit, PostgresSource};
+use super::prepare::{GO_ON, record_source};
+use crate::stream::clock::now;
+use crate::stream::definition::{AtLimit, LostSlot, PostgresSource};
 use crate::stream::shared::Source;
 use pgrx::bgworkers::BackgroundWorker;
 use pgrx::prelude::*;
@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 /// How often a worker looks.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// How often the log warns while it is too much.
+const WARN: Duration = Duration::from_secs(600);
+
 /// How much WAL may wait, and what then.
 #[derive(Debug)]
 pub(super) struct Limit {
@@ -22,7 +25,6 @@ pub(super) struct Limit {
     bytes: Option<u64>,
     then: AtLimit,
     looked: Instant,
-    warned: bool,
     /// It is more, and the slot is to be dropped: why.
     pub over: Option<String>,
 }
@@ -34,7 +36,6 @@ impl Limit {
             bytes: options.wal_limit,
             then: options.at_limit,
             looked: Instant::now(),
-            warned: false,
             over: None,
         }
     }
@@ -45,14 +46,10 @@ impl Limit {
             return;
         }
         self.looked = Instant::now();
-        let Some(error) = beyond(&self.slot, self.bytes) else {
-            self.warned = false;
-            return;
-        };
-        if self.then == AtLimit::Drop {
-            self.over = Some(error);
-        } else {
-            say(source, &error, !std::mem::replace(&mut self.warned, true));
+        match beyond(&self.slot, self.bytes) {
+            None => source.warned_at.store(0, Relaxed),
+            Some(error) if self.then == AtLimit::Drop => self.over = Some(error),
+            Some(error) => warn(source, &error),
         }
     }
 }
@@ -66,10 +63,13 @@ pub(super) fn beyond(slot: &str, limit: Option<u64>) -> Option<String> {
     ))
 }
 
-pub(super) fn say(source: &Source, error: &str, loudly: bool) {
-    source.error.set(error);
-    source.error_at.store(now(), Relaxed);
-    if loudly {
+/// Shows it; the log has it when it becomes too much, and from time to time while it is.
+pub(super) fn warn(source: &Source, error: &str) {
+    let now = now();
+    source.say(error);
+    let before = source.warned_at.load(Relaxed);
+    if before == 0 || now.saturating_sub(before) >= WARN.as_micros() as i64 {
+        source.warned_at.store(now, Relaxed);
         source.errors.fetch_add(1, Relaxed);
         warning!("postern: source \"{}\": {error}", source.name.text());
     }
@@ -81,6 +81,7 @@ pub(super) fn drop_slot(
     record: &mut SourceRecord,
     error: &str,
     delivered: &str,
+    lost_slot: LostSlot,
 ) -> Result<String, String> {
     let name = source.name.text();
     BackgroundWorker::transaction(|| decoding::drop_slot(&record.slot));
@@ -89,5 +90,9 @@ pub(super) fn drop_slot(
     warning!("postern: source \"{name}\": {stated}");
     source.gap.set(&stated);
     record.gap = Some(stated.clone());
-    record_source(&name, record).map(|()| stated)
+    record_source(&name, record)?;
+    Ok(match lost_slot {
+        LostSlot::Stop => format!("{stated}; {GO_ON}"),
+        LostSlot::Continue => stated,
+    })
 }

@@ -2,10 +2,10 @@
 //! worker's main thread.
 
 use super::catalog::{self, SourceDefinition, SourceRecord};
-use super::decoding;
-use super::launcher::now;
+use super::decoding::{self, Slot};
 use super::worker::{End, write};
 use crate::stream::definition::{LostSlot, PostgresSource};
+use crate::stream::position::Lsn;
 use crate::stream::shared::Source;
 use pgrx::bgworkers::BackgroundWorker;
 use pgrx::prelude::*;
@@ -48,62 +48,73 @@ pub(super) fn prepare(
     }
     source.slot.set(slot.as_bytes());
     let known = definition.state.clone().filter(|state| state.slot == slot);
+    let found = decoding::slot(&slot);
+    if let Some(found) = &found {
+        suits(&slot, found, database).map_err(End::Blocked)?;
+        if found.invalidated && known.is_none() && options.slot.is_some() {
+            return Err(End::Blocked(format!("{}: drop it, or name another one", invalidated(&slot))));
+        }
+    }
     let mut lost = None;
     if let Some(before) = definition.state.as_ref().filter(|state| state.slot != slot) {
         leave(before, database);
         lost = Some(format!("replication slot \"{slot}\" takes the place of \"{}\"", before.slot));
     }
-    if let Some(found) = decoding::slot(&slot) {
-        if !found.logical || found.plugin != "pgoutput" {
-            return Err(End::Blocked(format!("replication slot \"{slot}\" is not one of pgoutput")));
-        }
-        if found.database != database {
-            return Err(End::Blocked(format!("replication slot \"{slot}\" is of another database")));
-        }
-        if !found.invalidated {
+    match &found {
+        Some(found) if !found.invalidated => {
+            let moved = known.as_ref().and_then(|known| moved(known, found));
+            if let Some(moved) = &moved {
+                if least(definition).is_none_or(|least| found.confirmed <= least) {
+                    log!("postern: source \"{}\": {moved}; its streams lack nothing", definition.name);
+                } else if options.lost_slot == LostSlot::Stop {
+                    return Err(End::Blocked(go_on_or_not(moved, definition)));
+                } else {
+                    lost = Some(moved.clone());
+                }
+            }
             let stated = lost.map(|lost| {
                 format!("{lost}; changes from {} to {} are lost", delivered(definition), found.confirmed)
             });
-            let record = known.unwrap_or(SourceRecord {
+            if let Some(stated) = &stated {
+                log!("postern: source \"{}\": {stated}", definition.name);
+            }
+            let mut record = known.unwrap_or(SourceRecord {
                 slot: slot.clone(),
                 // One of our own name is left of a source that was dropped a moment ago.
                 made_slot: options.slot.is_none(),
                 begins: found.confirmed,
                 snapshot_done: !options.snapshot,
-                gap: stated,
+                gap: None,
+                confirmed: None,
+                rewound: definition.state.as_ref().map_or(0, |before| before.rewound),
             });
+            record.gap = stated.or(record.gap);
+            record.confirmed = record.confirmed.max(Some(found.confirmed));
             source.gap.set(record.gap.as_deref().unwrap_or_default());
             source.owns_slot.store(u32::from(record.made_slot), Relaxed);
             record_source(&definition.name, &record).map_err(End::Failed)?;
             return Ok(Prepared { record, publication });
         }
-        lost = Some(format!(
-            "replication slot \"{slot}\" was invalidated: WAL that it needed was removed (max_slot_wal_keep_size)"
-        ));
-    } else if known.is_some() {
-        lost = Some(format!("replication slot \"{slot}\" is gone"));
+        Some(_) if known.is_some() => lost = Some(invalidated(&slot)),
+        None if known.is_some() => lost = Some(format!("replication slot \"{slot}\" is gone")),
+        _ => {}
     }
     let mut gap = definition.state.as_ref().and_then(|known| known.gap.clone());
     if let Some(lost) = &lost
         && known.is_some()
     {
         if options.lost_slot == LostSlot::Stop {
-            return Err(End::Blocked(format!(
-                "{lost}: changes since {} that were not delivered are lost; set the source's option \"lost_slot\" to \
-                 \"continue\" to go on from now",
-                delivered(definition)
-            )));
-        }
-        if decoding::slot(&slot).is_some() {
-            BackgroundWorker::transaction(|| decoding::drop_slot(&slot));
+            return Err(End::Blocked(go_on_or_not(lost, definition)));
         }
     }
-    source.error.set(&format!(
+    if found.is_some() {
+        BackgroundWorker::transaction(|| decoding::drop_slot(&slot));
+    }
+    source.say(&format!(
         "replication slot \"{slot}\" begins when transactions that are running now have ended"
     ));
-    source.error_at.store(now(), Relaxed);
     let begins = BackgroundWorker::transaction(|| decoding::create_slot(&slot, options.failover));
-    source.error.set("");
+    source.say("");
     if let Some(lost) = lost {
         let stated = format!("{lost}; changes from {} to {begins} are lost", delivered(definition));
         log!("postern: source \"{}\": {stated}", definition.name);
@@ -114,10 +125,54 @@ pub(super) fn prepare(
     source.owns_slot.store(1, Relaxed);
     write(|| catalog::forget_snapshot(&definition.name))
         .map_err(|error| End::Failed(format!("could not begin its snapshot: {error}")))?;
-    let record = SourceRecord { slot, made_slot: true, begins, snapshot_done: !options.snapshot, gap };
+    let record = SourceRecord {
+        slot,
+        made_slot: true,
+        begins,
+        snapshot_done: !options.snapshot,
+        gap,
+        confirmed: Some(begins),
+        rewound: definition.state.as_ref().map_or(0, |known| known.rewound),
+    };
     record_source(&definition.name, &record).map_err(End::Failed)?;
     Ok(Prepared { record, publication })
 }
+
+/// Why a slot cannot be this source's.
+fn suits(name: &str, slot: &Slot, database: u32) -> Result<(), String> {
+    let what = if !slot.logical || slot.plugin != "pgoutput" {
+        "is not one of pgoutput"
+    } else if slot.database != database {
+        "is of another database"
+    } else if slot.two_phase {
+        "was made with two_phase: it has prepared transactions before they are committed; make one without"
+    } else {
+        return Ok(());
+    };
+    Err(format!("replication slot \"{name}\" {what}"))
+}
+
+fn invalidated(slot: &str) -> String {
+    format!(
+        "replication slot \"{slot}\" was invalidated: WAL that it needed was removed (max_slot_wal_keep_size)"
+    )
+}
+
+/// Why, if the slot is further than Postern has ever confirmed it.
+fn moved(known: &SourceRecord, slot: &Slot) -> Option<String> {
+    let confirmed = known.confirmed.filter(|confirmed| slot.confirmed > *confirmed)?;
+    Some(format!(
+        "replication slot \"{}\" was moved from {confirmed} to {} by somebody else (pg_replication_slot_advance(), or made again)",
+        known.slot, slot.confirmed
+    ))
+}
+
+fn go_on_or_not(lost: &str, definition: &SourceDefinition) -> String {
+    format!("{lost}: changes since {} that were not delivered are lost; {GO_ON}", delivered(definition))
+}
+
+/// What an operator can do who has lost a slot.
+pub(super) const GO_ON: &str = "set the source's option \"lost_slot\" to \"continue\" to go on from now";
 
 /// Another slot is used from now on: one that Postern has made goes.
 fn leave(before: &SourceRecord, database: u32) {
@@ -130,8 +185,11 @@ fn leave(before: &SourceRecord, database: u32) {
 
 /// The least that any of its streams has.
 pub(super) fn delivered(definition: &SourceDefinition) -> String {
-    let least = definition.streams.iter().filter_map(|stream| stream.position).map(|at| at.delivered).min();
-    least.map_or_else(|| "the beginning".to_owned(), |lsn| lsn.to_string())
+    least(definition).map_or_else(|| "the beginning".to_owned(), |lsn| lsn.to_string())
+}
+
+fn least(definition: &SourceDefinition) -> Option<Lsn> {
+    definition.streams.iter().filter_map(|stream| stream.position).map(|at| at.delivered).min()
 }
 
 /// Or why not.
@@ -168,6 +226,7 @@ fn make_publication(name: &str, options: &PostgresSource) -> Result<bool, pgrx::
     Ok(true)
 }
 
-fn quoted(name: &str) -> String {
+/// An identifier, as SQL has it.
+pub(super) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }

@@ -130,7 +130,7 @@ fn note(shared: Shared, (database, database_name): (u32, &str), definition: &Sou
             let free =
                 shared.sources.iter().enumerate().find(|(_, source)| source.state() == SourceState::Free);
             let Some((number, source)) = free else {
-                shared.header.refused.fetch_add(1, Relaxed);
+                shared.header.refuse();
                 warning!(
                     "postern: no place for source \"{}\": raise postern.max_streams and restart the server",
                     definition.name
@@ -175,7 +175,7 @@ fn note(shared: Shared, (database, database_name): (u32, &str), definition: &Sou
         && (changed || source.state() == SourceState::Free)
     {
         source.retry_at.store(0, Relaxed);
-        source.error.set("");
+        source.say("");
         source.set_state(if definition.runs() { SourceState::Waiting } else { SourceState::Stopped });
     }
 }
@@ -183,16 +183,18 @@ fn note(shared: Shared, (database, database_name): (u32, &str), definition: &Sou
 /// A source without a worker keeps WAL too. Looked at whenever its database is.
 fn limit_wal(source: &'static Source, definition: &SourceDefinition, options: &PostgresSource) {
     let Some(state) = definition.state.as_ref().filter(|_| source.pid.load(Acquire) == 0) else { return };
-    let Some(error) = limit::beyond(&state.slot, options.wal_limit) else { return };
+    let Some(error) = limit::beyond(&state.slot, options.wal_limit) else {
+        return source.warned_at.store(0, Relaxed);
+    };
     if options.at_limit == AtLimit::Keep {
-        return limit::say(source, &error, true);
+        return limit::warn(source, &error);
     }
     let database = source.database.load(Relaxed);
     if decoding::slot(&state.slot).is_some_and(|slot| slot.active_pid == 0 && slot.database == database) {
-        match limit::drop_slot(source, &mut state.clone(), &error, &prepare::delivered(definition)) {
-            Ok(error) | Err(error) => source.error.set(&error),
+        let delivered = prepare::delivered(definition);
+        match limit::drop_slot(source, &mut state.clone(), &error, &delivered, options.lost_slot) {
+            Ok(error) | Err(error) => source.say(&error),
         }
-        source.error_at.store(launcher::now(), Relaxed);
     }
 }
 
@@ -213,9 +215,9 @@ fn claim(source: &Source, database: u32, name: &[u8]) {
         count.store(0, Relaxed);
     }
     source.timings.clear();
-    source.error.set("");
+    source.say("");
     source.gap.set("");
-    source.error_at.store(0, Relaxed);
+    source.warned_at.store(0, Relaxed);
 }
 
 /// The places of its streams.
@@ -230,7 +232,7 @@ fn streams(shared: Shared, number: usize, definition: &SourceDefinition) {
         let place =
             found.or_else(|| shared.streams.iter().find(|stream| stream.state() == StreamState::Free));
         let Some(stream) = place else {
-            shared.header.refused.fetch_add(1, Relaxed);
+            shared.header.refuse();
             warning!(
                 "postern: no place for stream \"{}\": raise postern.max_streams and restart the server",
                 one.name

@@ -2,12 +2,9 @@
 //! its rows go to the engine as inserts. Changes of a table up to its snapshot are left out afterwards. A table that is delivered is
 //! written down, so what is interrupted goes on with the next one. A stream worker's main thread.
 
-use super::super::worker::cancels_nothing;
 use super::catalog::{self, SnapshotTable, Wanted};
 use super::decoding;
-use super::feeds::Lines;
-use super::launcher::now;
-use super::prepare::record_source;
+use super::prepare::{quoted, record_source};
 use super::work::Work;
 use super::worker::{BUSY, wait, write};
 use crate::stream::buffer::Record;
@@ -17,7 +14,6 @@ use pgrx::bgworkers::BackgroundWorker;
 use pgrx::prelude::*;
 use pgrx::spi::SpiError;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::Ordering::Relaxed;
 
 /// The schema of the extension, whose tables a publication for all tables has too: they are nobody's changes.
 const OWN_SCHEMA: &str = "postern";
@@ -97,7 +93,6 @@ pub(super) fn tables(publication: &str) -> Result<Vec<Table>, SpiError> {
 
 impl Table {
     fn query(&self) -> String {
-        let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
         let columns: Vec<_> = self.columns.iter().map(|column| quoted(&column.name)).collect();
         let filter = self.filter.as_ref().map_or_else(String::new, |filter| format!(" WHERE {filter}"));
         // Who inherits is a table of its own.
@@ -176,7 +171,7 @@ impl Table {
 
 impl Work {
     /// Delivers what is there already, if that is wanted and not done.
-    pub(super) fn snapshot(&mut self, slot: &str) -> Result<(), String> {
+    pub(super) fn snapshot(&mut self) -> Result<(), String> {
         let source = self.definition.name.clone();
         let failed = |what: &str| {
             let what = what.to_owned();
@@ -188,12 +183,9 @@ impl Work {
             self.source.set_state(SourceState::Snapshot);
             if self.definition.streams.iter().any(|stream| stream.state != Wanted::Running) {
                 // Whoever is away would lack the rows, and the changes that are in them.
-                self.source.error.set("the snapshot begins when all streams of the source are to run");
-                self.source.error_at.store(now(), Relaxed);
-                while !self.intake.borrow_mut().is_over() {
+                self.source.say("the snapshot begins when all streams of the source are to run");
+                while !self.look() {
                     wait(1_000);
-                    cancels_nothing();
-                    check_for_interrupts!();
                 }
                 return Ok(());
             }
@@ -216,7 +208,7 @@ impl Work {
                     write(|| catalog::begin_snapshot_table(&source, table.oid))
                         .map_err(failed("write down"))?;
                 }
-                let seen = self.copy(&table, slot);
+                let seen = self.copy(&table);
                 // Some of its rows may have come before: what has happened to them since is told too.
                 let lsn = known.map_or(seen, |index| done[index].lsn);
                 copied += 1;
@@ -243,24 +235,19 @@ impl Work {
     /// Waits until so many tables are delivered to every stream; false when it is over before. A stream whose sink has failed holds it up
     /// until that is made again, with a new worker, or somebody sees to it.
     fn wait_for_snapshots(&self, tables: u64) -> bool {
-        loop {
-            if self.intake.borrow_mut().is_over() {
-                return false;
-            }
+        while !self.look() {
             let report = self.engines.report();
             if report.snapshots >= tables && !report.lost_one {
                 return true;
             }
             wait(BUSY);
-            cancels_nothing();
-            check_for_interrupts!();
-            self.lines.write(&self.definition.name);
         }
+        false
     }
 
-    fn copy(&self, table: &Table, slot: &str) -> Lsn {
-        // A name that no slot has: a slot's has at most 63 bytes.
-        let slot = format!("{}_snapshot", &slot[..slot.len().min(54)]);
+    fn copy(&self, table: &Table) -> Lsn {
+        // No other process makes one of this name.
+        let slot = format!("postern_snapshot_{}", std::process::id());
         let intake = &self.intake;
         let lsn = table.copy(
             &slot,

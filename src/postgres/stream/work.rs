@@ -1,13 +1,13 @@
 //! A source of this server's WAL at work: decodes round after round, confirms what all streams have, writes down where each is, and ends
 //! in order whatever ends it. A stream worker's main thread; the engine has the other one.
 
-use super::super::worker::{Latch, cancels_nothing};
+use super::super::worker::Latch;
 use super::super::{guc, signals};
 use super::catalog::{self, SourceDefinition};
+use super::confirming::Confirming;
 use super::decoding;
 use super::feeds::Lines;
 use super::intake::{Intake, Shares};
-use super::launcher::now;
 use super::limit::{self, Limit};
 use super::prepare::{Prepared, record_source};
 use super::worker::{BUSY, End, LINES, QUIET, said, wait};
@@ -19,13 +19,14 @@ use crate::stream::position::Lsn;
 use crate::stream::shared::{Shared, Source, SourceState};
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
 use pgrx::prelude::*;
+use pgrx::spi::SpiError;
 use std::cell::RefCell;
 use std::ffi::c_int;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
-use std::sync::mpsc::{Receiver as Waiting, SyncSender, sync_channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -38,9 +39,6 @@ const STEP: i32 = 1_000;
 /// How often positions are written down while they change.
 const RECORD: Duration = Duration::from_secs(1);
 
-/// Bytes of WAL without an event for a stream after which its position is written down all the same.
-const FAR: u64 = 16 << 20;
-
 /// Bytes of an older gap's words that a newer one leaves.
 const GAP: usize = 1024;
 
@@ -52,14 +50,14 @@ pub(super) struct Work {
     pub(super) prepared: Prepared,
     pub(super) engines: Arc<Engines>,
     pub(super) intake: Rc<RefCell<Intake>>,
-    pub(super) lines: Waiting<String>,
     pub(super) line: SyncSender<String>,
     pub(super) shared: Shared,
     pub(super) number: usize,
+    /// Where each stream is, as far as that is written down, and what its sink had then.
     pub(super) recorded: Vec<Option<StreamReport>>,
-    /// Events that each had been given then.
-    pub(super) given: Vec<u64>,
+    pub(super) has: Vec<u64>,
     pub(super) recorded_at: Instant,
+    pub(super) confirming: Confirming,
     /// Changes for which there was no publication, as far as that is written down, and the gap that was stated before.
     pub(super) missed: Option<(Lsn, Lsn)>,
     pub(super) gap_before: Option<String>,
@@ -93,19 +91,20 @@ impl Work {
             published_again: false,
             stated: false,
             limit: Limit::new(&prepared.record.slot, &options),
+            lines,
         };
         Self {
             shared,
             number,
             source,
             recorded: vec![None; definition.streams.len()],
-            given: vec![0; definition.streams.len()],
+            has: Vec::new(),
+            confirming: Confirming::new(prepared.record.confirmed.unwrap_or(prepared.record.begins)),
             definition,
             options,
             prepared,
             engines,
             intake: Rc::new(RefCell::new(intake)),
-            lines,
             line,
             recorded_at: Instant::now(),
             missed: None,
@@ -135,7 +134,7 @@ impl Work {
             Err(end) => return end,
         };
         let serve = AssertUnwindSafe(|| {
-            self.snapshot(&slot)?;
+            self.snapshot()?;
             if self.intake.borrow_mut().is_over() {
                 return Ok(());
             }
@@ -152,15 +151,7 @@ impl Work {
     fn serve(&mut self) -> Result<(), String> {
         let mut changed = Instant::now();
         loop {
-            cancels_nothing();
-            check_for_interrupts!();
-            if BackgroundWorker::sighup_received() {
-                // SAFETY: on main, outside a transaction.
-                unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
-            }
-            self.lines.write(&self.definition.name);
-            self.intake.borrow_mut().limit.look(self.source);
-            if self.intake.borrow_mut().is_over() {
+            if self.look() {
                 return Ok(());
             }
             let (lsn, more) = decoding::step(STEP);
@@ -184,47 +175,69 @@ impl Work {
         }
     }
 
-    /// What all streams have is never wanted again, but for what is retained.
+    /// See [`Intake::look`].
+    pub(super) fn look(&self) -> bool {
+        self.intake.borrow_mut().look()
+    }
+
+    /// What all streams have is never wanted again, but for what is retained. It is written down by now.
     fn confirm(&mut self) {
-        let delivered = self.engines.report().delivered;
-        let lsn = Lsn(delivered.0.saturating_sub(self.options.retain));
-        if lsn > decoding::confirmed() {
+        if let Some(lsn) = self.confirming.due() {
             decoding::confirm(lsn);
             self.source.confirmed.store(lsn.0, Relaxed);
         }
     }
 
-    /// Writes down where the streams are, as far as that has changed.
+    /// Writes down where the streams are and what the slot may confirm, when events have been delivered since, or the WAL has gone on far
+    /// without any.
     fn record(&mut self, at_end: bool) {
         self.recorded_at = Instant::now();
         let report = self.engines.report();
-        let mut due = Vec::new();
-        for (index, (stream, at)) in self.definition.streams.iter().zip(&report.streams).enumerate() {
-            let news = self.recorded[index].is_none_or(|known| {
-                // That the WAL has gone on without it is not worth a transaction every second.
-                let ahead = at.position.commit.0.saturating_sub(known.position.commit.0);
-                let given = self.shared.stream(self.number, stream.name.as_bytes());
-                let given = given.map_or(0, |shown| shown.events.load(Relaxed));
-                known != *at && (at_end || given != self.given[index] || ahead >= FAR)
-            });
-            if news {
-                let given = self.shared.stream(self.number, stream.name.as_bytes());
-                self.given[index] = given.map_or(0, |shown| shown.events.load(Relaxed));
-                due.push((index, stream.name.clone(), stream.rewound, *at));
-            }
-        }
-        if due.is_empty() {
+        let lsn =
+            Lsn(report.delivered.0.saturating_sub(self.options.retain)).max(self.confirming.confirmed());
+        let delivered = report.has != self.has || self.recorded.iter().any(Option::is_none);
+        if !(delivered || at_end || self.confirming.is_due(lsn)) {
             return;
         }
-        let written = BackgroundWorker::transaction(AssertUnwindSafe(|| {
-            // A crash may lose the last of it: then some events come twice.
+        let streams = self.definition.streams.iter().zip(&report.streams).enumerate();
+        let due: Vec<_> = streams
+            .filter(|(index, (_, at))| self.recorded[*index] != Some(**at))
+            .map(|(index, (stream, at))| (index, stream, *at))
+            .collect();
+        if due.is_empty() && lsn == self.confirming.confirmed() {
+            return;
+        }
+        let (source, rewound) = (&self.definition.name, self.prepared.record.rewound);
+        let write = || {
+            // A crash may lose the last of it: then some events come twice. Nothing waits for a standby.
+            let level = if at_end {
+                pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_LOCAL_FLUSH
+            } else {
+                pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF
+            };
             // SAFETY: a setting of this process, for this transaction's commit.
-            unsafe { pg_sys::synchronous_commit = pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF as c_int };
-            due.iter().try_for_each(|(_, name, rewound, at)| catalog::record_position(name, *rewound, at))
-        }));
-        decoding::hide_transaction(false);
+            unsafe { pg_sys::synchronous_commit = level as c_int };
+            // First, as who rewinds does: it locks the source.
+            let allowed = catalog::record_confirmed(source, rewound, lsn)?;
+            if allowed.is_none() {
+                return Ok(None);
+            }
+            due.iter()
+                .try_for_each(|(_, stream, at)| catalog::record_position(&stream.name, stream.rewound, at))?;
+            Ok::<_, SpiError>(allowed)
+        };
+        let written = self.confirming.write(lsn, || {
+            let written = BackgroundWorker::transaction(AssertUnwindSafe(write));
+            decoding::hide_transaction(false);
+            written
+        });
         match written {
-            Ok(()) => due.into_iter().for_each(|(index, _, _, at)| self.recorded[index] = Some(at)),
+            Ok(false) => {}
+            Ok(true) => {
+                due.into_iter().for_each(|(index, _, at)| self.recorded[index] = Some(at));
+                self.has = report.has;
+                self.prepared.record.confirmed = Some(self.confirming.confirmed());
+            }
             Err(error) => warning!("postern: could not write down where streams are: {error}"),
         }
     }
@@ -244,8 +257,7 @@ impl Work {
             warning!("postern: source \"{}\": {text}", self.definition.name);
         }
         self.missed = missed;
-        self.source.error.set(&text);
-        self.source.error_at.store(now(), Relaxed);
+        self.source.say(&text);
         let gap = match &self.gap_before {
             Some(before) if before.len() < GAP => format!("{before}; {text}"),
             _ => text,
@@ -263,11 +275,11 @@ impl Work {
         }
         self.engines.stop();
         let panicked = thread.join().is_err();
-        self.lines.write(&self.definition.name);
+        self.intake.borrow().lines.write(&self.definition.name);
         let over = self.intake.borrow_mut().is_over();
         let settled = AssertUnwindSafe(|| {
-            self.confirm();
             self.record(true);
+            self.confirm();
             self.state_missed();
             decoding::end();
             Ok(())
@@ -295,7 +307,7 @@ impl Work {
     fn give_up(&self, error: String) -> End {
         let mut record = self.prepared.record.clone();
         let delivered = self.engines.report().delivered.to_string();
-        match limit::drop_slot(self.source, &mut record, &error, &delivered) {
+        match limit::drop_slot(self.source, &mut record, &error, &delivered, self.options.lost_slot) {
             Err(error) => End::Failed(error),
             // A new slot is made at the next start, and the gap stated.
             Ok(error) if self.options.lost_slot == LostSlot::Continue => End::Failed(error),

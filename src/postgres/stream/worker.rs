@@ -4,11 +4,11 @@
 
 use super::super::worker::log;
 use super::super::{shim, shmem};
-use super::launcher::now;
 use super::prepare::prepare;
 use super::work::Work;
 use super::{catalog, consumer, decoding};
 use crate::bridge::{Level, LogLine};
+use crate::stream::clock::now;
 use crate::stream::definition::PostgresSource;
 use crate::stream::shared::{Shared, Source, SourceState, StreamState};
 use pgrx::bgworkers::BackgroundWorker;
@@ -74,8 +74,7 @@ fn run(shared: Shared, number: usize, turn: u32) {
     };
     if let Some(error) = error {
         source.errors.fetch_add(1, Relaxed);
-        source.error.set(&error);
-        source.error_at.store(now(), Relaxed);
+        source.say(&error);
         let retry = i64::from(source.retry_interval.load(Relaxed)) * 1000;
         source.retry_at.store(now() + retry, Relaxed);
         let text = format!("source \"{}\" of change streams has ended: {error}", source.name.text());

@@ -12,8 +12,11 @@ use crate::relay::shared::ChannelState;
 struct Noted {
     sent: Mutex<HashMap<u32, Vec<u8>>>,
     lost: Mutex<Vec<u32>>,
+    slow: Mutex<Vec<u32>>,
     /// Whether everybody takes everything at once, without ever having it all.
     greedy: Option<Shared>,
+    /// Whether nobody takes anything.
+    deaf: bool,
 }
 
 impl Clients for Noted {
@@ -22,6 +25,9 @@ impl Clients for Noted {
     }
 
     fn send(&self, client: u32, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.deaf {
+            return Err(std::io::ErrorKind::WouldBlock.into());
+        }
         self.sent.lock().entry(client).or_default().extend(bytes);
         if let Some(shared) = self.greedy {
             // As much comes meanwhile.
@@ -55,6 +61,12 @@ impl Clients for Noted {
     }
 
     fn wake(&self, _: i32) {}
+
+    fn note_slow(&self, client: u32) {
+        self.slow.lock().push(client);
+    }
+
+    fn note_end(&self, _: &str, _: usize) {}
 
     fn spawn(&self, task: Wait<()>) {
         tokio::spawn(task);
@@ -143,6 +155,76 @@ async fn who_lacks_what_was_overwritten_before_it_was_looked_at_is_found() {
         ring.append(1, &shared.channels[1], b"another's");
     }
     assert!(pass.due().contains(&1));
+}
+
+#[tokio::test]
+async fn who_is_not_finished_with_in_one_pass_is_in_the_next_once_however_much_has_come() {
+    let (shared, engine, ..) = scene(1 << 16);
+    let clients: Arc<dyn Clients> = Arc::new(Noted { greedy: Some(shared), ..Noted::default() });
+    for (client, channel) in [(1, "a"), (2, "a"), (1, "b")] {
+        listen(&engine, &clients, client, 5, channel);
+    }
+    relay(shared);
+    engine.confirm();
+    let mut pass = pass(&engine, &clients);
+    fill(shared, 1 << 16);
+    for _ in 0..3 {
+        Ring::new(shared).append(1, &shared.channels[1], b"another channel's");
+        engine.behind(1);
+        pass.run().await;
+        let due = engine.inner.lock().due.clone();
+        assert!((1..=2).contains(&due.len()), "{due:?} lack something");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_has_a_part_of_what_is_gone_is_counted_and_noted_as_too_slow() {
+    let (shared, engine, noted, clients) = scene(1 << 10);
+    listen(&engine, &clients, 1, 5, "a");
+    relay(shared);
+    engine.confirm();
+    fill(shared, 1 << 16);
+    engine.finish(&clients, 1, 100);
+    assert_eq!((&noted.slow.lock()[..], shared.header.counters.too_slow.load(Relaxed)), (&[1][..], 1));
+}
+
+#[tokio::test]
+async fn what_has_been_taken_out_of_the_ring_for_a_client_is_no_backlog_of_the_rings() {
+    let (shared, engine, ..) = scene(1 << 10);
+    let clients: Arc<dyn Clients> = Arc::new(Noted { deaf: true, ..Noted::default() });
+    listen(&engine, &clients, 1, 5, "a");
+    relay(shared);
+    engine.confirm();
+    fill(shared, 2000);
+    engine.finish(&clients, 1, 100);
+    let shown = || (shared.header.behind.load(Relaxed), shared.header.backlog.load(Relaxed));
+    while shown().0 == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(shown(), (1, 0));
+    fill(shared, 3000);
+    let ring = Reader::new(shared).backlog(1).unwrap();
+    while shown() != (1, ring) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_nobody_listens_to_any_more_is_looked_after_at_once_until_it_is_free() {
+    let (shared, engine, _, clients) = scene(64);
+    listen(&engine, &clients, 1, 5, "a");
+    relay(shared);
+    engine.confirm();
+    assert_eq!(engine.pause(), LINGER, "nothing is to be done");
+    let has_news = || tokio::time::timeout(Duration::ZERO, engine.news.notified());
+    while has_news().await.is_ok() {}
+    engine.unlisten_all(&*clients, 1);
+    assert!(has_news().await.is_ok(), "the engine sleeps on");
+    assert_eq!(engine.pause(), TICK);
+    relay(shared);
+    engine.tick(&clients);
+    assert_eq!(shared.header.channels.load(Relaxed), 0);
+    assert_eq!(engine.pause(), TICK, "the relay itself is to go");
 }
 
 #[tokio::test]

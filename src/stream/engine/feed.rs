@@ -2,14 +2,12 @@
 
 use super::StreamReport;
 use super::marks::Marks;
+use crate::stream::clock::{EPOCH, now};
 use crate::stream::position::Position;
 use crate::stream::shared::{Stream, StreamState};
 use crate::stream::sink::{Event, Failure, Given, Sink};
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-
-/// From 1970 to 2000, in microseconds: PostgreSQL counts from there.
-const EPOCH: i64 = 946_684_800_000_000;
+use std::time::{Duration, Instant};
 
 /// The pause before a failed sink is made again is doubled so many times at most.
 const MOST_DOUBLINGS: u32 = 5;
@@ -171,10 +169,9 @@ impl Feed {
 
     fn say(&self, error: &str) {
         if self.shown.error.get().as_deref() != Some(error) {
-            self.shown.error.set(error);
             self.shown.errors.fetch_add(1, Relaxed);
         }
-        self.shown.error_at.store(now(), Relaxed);
+        self.shown.say(error);
     }
 
     fn fail(&mut self, failure: &Failure) {
@@ -241,10 +238,4 @@ impl Feed {
         self.shown.behind_since.store(marks.oldest(has).map_or(0, |time| time + EPOCH), Relaxed);
         report
     }
-}
-
-fn now() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |time| i64::try_from(time.as_micros()).unwrap_or(0))
 }

@@ -20,7 +20,8 @@ struct Mark {
     snapshot: bool,
 }
 
-/// See the file. As long as there are transactions that are not delivered by all.
+/// See the file. As long as there are transactions that are not delivered by all and had an event that was written: the sinks, which keep
+/// that event, bound their number.
 #[derive(Debug, Clone)]
 pub(super) struct Marks {
     marks: VecDeque<Mark>,
@@ -40,15 +41,22 @@ impl Marks {
         self.marks.push_back(Mark { base, last: None, commit: lsn, lsn, time, snapshot: false });
     }
 
-    /// The rows of a table begin, with this serial number.
-    pub fn begin_snapshot(&mut self, base: u64) {
+    /// The rows of a table begin, with this serial number, at this time: as in a commit.
+    pub fn begin_snapshot(&mut self, base: u64, time: i64) {
         let lsn = self.reached;
-        self.marks.push_back(Mark { base, last: None, commit: lsn, lsn, time: 0, snapshot: true });
+        self.marks.push_back(Mark { base, last: None, commit: lsn, lsn, time, snapshot: true });
     }
 
     /// Tables of a snapshot that everybody has.
     pub fn snapshots(&self) -> u64 {
         self.snapshots
+    }
+
+    /// The transaction that is replayed had nothing for anybody.
+    pub fn withdraw(&mut self) {
+        if self.marks.back().is_some_and(|mark| mark.last.is_none()) {
+            self.marks.pop_back();
+        }
     }
 
     /// It has ended with this number.

@@ -86,39 +86,45 @@ fn at(commit: u64, ordinal: u64) -> StreamReport {
     StreamReport { position: Position { commit: Lsn(commit), ordinal }, delivered: Lsn(commit) }
 }
 
+/// A transaction of so many logical messages.
+fn transaction(chunk: &mut Chunk, commit_end: u64, messages: u64) {
+    let commit_end = Lsn(commit_end);
+    chunk.push(&Record::Transaction { commit_end, commit_time: 0, xid: 1 });
+    for number in 0..messages {
+        chunk.push(&Record::Message { lsn: Lsn(number), data: &written::message("p", b"x") });
+    }
+    chunk.push(&Record::Commit { commit_end });
+}
+
+/// What an engine is given of these sinks.
+fn froms(sinks: &[(&Arc<Mutex<Hand>>, StreamReport)]) -> Vec<From> {
+    let from = |(hand, begins): &(&Arc<Mutex<Hand>>, StreamReport)| From {
+        sink: Sort::Sink(Box::new(Held(Arc::clone(hand)))),
+        begins: *begins,
+        shown: Box::leak(Box::default()),
+        retry: Duration::from_millis(20),
+    };
+    sinks.iter().map(from).collect()
+}
+
+/// An engine whose work a test does itself.
+fn engine(sinks: &[(&Arc<Mutex<Hand>>, StreamReport)]) -> Engine {
+    let shared = Arc::new(Shared::new(1 << 20, || {}));
+    Engine::new(shared, Encoder::new(options(), 1), froms(sinks), Lsn(100))
+}
+
 impl Rig {
     fn new(sinks: &[(&Arc<Mutex<Hand>>, StreamReport)]) -> Self {
         let shared = Arc::new(Shared::new(1 << 20, || {}));
-        let mut shown: Vec<&'static Stream> = Vec::new();
-        let streams = sinks.iter().map(|(hand, begins)| {
-            let words: &'static Stream = Box::leak(Box::default());
-            shown.push(words);
-            From {
-                sink: Sort::Sink(Box::new(Held(Arc::clone(hand)))),
-                begins: *begins,
-                shown: words,
-                retry: Duration::from_millis(20),
-            }
-        });
-        let engine =
-            Engine::new(Arc::clone(&shared), Encoder::new(options(), 1), streams.collect(), Lsn(100));
+        let streams = froms(sinks);
+        let shown = streams.iter().map(|from| from.shown).collect();
+        let engine = Engine::new(Arc::clone(&shared), Encoder::new(options(), 1), streams, Lsn(100));
         let thread = std::thread::spawn(move || engine.run());
         Self { shared, chunk: Chunk::default(), thread: Some(thread), shown }
     }
 
-    /// A transaction of so many logical messages.
     fn transaction(&mut self, commit_end: u64, messages: u64) {
-        let commit_end = Lsn(commit_end);
-        self.chunk.push(&Record::Transaction { commit_end, commit_time: 0, xid: 1 });
-        for number in 0..messages {
-            let mut data = vec![b'M', 1];
-            data.extend_from_slice(&number.to_be_bytes());
-            data.extend_from_slice(b"p\0");
-            data.extend_from_slice(&1_u32.to_be_bytes());
-            data.push(b'x');
-            self.chunk.push(&Record::Message { lsn: Lsn(number), data: &data });
-        }
-        self.chunk.push(&Record::Commit { commit_end });
+        transaction(&mut self.chunk, commit_end, messages);
     }
 
     fn send(&mut self) {
@@ -165,6 +171,28 @@ fn only_what_every_sink_has_may_be_confirmed() {
 }
 
 #[test]
+fn what_was_not_committed_has_no_time_of_a_commit_and_is_not_behind_since_2000() {
+    let hand = Arc::new(Mutex::new(Hand { holds: Some(0), ..Hand::default() }));
+    let mut engine = engine(&[(&hand, at(100, u64::MAX))]);
+    engine.encoder = Encoder::new(EventOptions { commit_timestamp: true, ..options() }, 1);
+    let begun = now();
+    let mut chunk = Chunk::default();
+    chunk.push(&Record::Transaction { commit_end: Lsn(200), commit_time: 0, xid: 0 });
+    chunk.push(&Record::Message { lsn: Lsn(199), data: &written::message("p", b"x") });
+    chunk.push(&Record::Commit { commit_end: Lsn(200) });
+    chunk.push(&Record::Transaction { commit_end: Lsn(300), commit_time: 0, xid: 7 });
+    chunk.push(&Record::Message { lsn: Lsn(299), data: &written::message("p", b"x") });
+    chunk.push(&Record::Commit { commit_end: Lsn(300) });
+    engine.work(&chunk).unwrap();
+    engine.publish();
+    let taken = hand.lock().taken.clone();
+    assert!(taken[0].1.contains("\"CommitTimestamp\":null"), "{taken:?}");
+    assert!(taken[1].1.contains("\"CommitTimestamp\":\"2000-01-01T00:00:00Z\""), "{taken:?}");
+    let shown = engine.feeds[0].shown();
+    assert!(shown.behind_since.load(Relaxed) >= begun, "{}", shown.behind_since.load(Relaxed));
+}
+
+#[test]
 fn each_stream_goes_on_where_it_was_amid_a_transaction_too() {
     let (one, two) = (Arc::new(Mutex::new(Hand::default())), Arc::new(Mutex::new(Hand::default())));
     let mut rig = Rig::new(&[(&one, at(200, 2)), (&two, at(200, u64::MAX))]);
@@ -188,6 +216,27 @@ fn wal_without_anything_for_us_is_confirmed_too() {
     rig.chunk.push(&Record::Progress { lsn: Lsn(600) });
     rig.send();
     rig.until("behind a transaction too", |report| report.delivered == Lsn(600));
+}
+
+#[test]
+fn transactions_without_an_event_leave_no_mark_while_a_sink_is_down() {
+    let hand = Arc::new(Mutex::new(Hand { holds: Some(0), ..Hand::default() }));
+    let mut engine = engine(&[(&hand, at(100, u64::MAX))]);
+    let mut chunk = Chunk::default();
+    transaction(&mut chunk, 200, 1);
+    // Their beginnings and ends are told, and no event is made of them.
+    for commit_end in 201..1_200 {
+        let commit_end = Lsn(commit_end);
+        chunk.push(&Record::Transaction { commit_end, commit_time: 0, xid: 1 });
+        chunk.push(&Record::Message { lsn: Lsn(1), data: &written::begin(1, 0, 1) });
+        chunk.push(&Record::Commit { commit_end });
+    }
+    engine.work(&chunk).unwrap();
+    assert_eq!(engine.marks.len(), 1);
+    hand.lock().holds = None;
+    engine.poll(Duration::ZERO);
+    engine.publish();
+    assert_eq!((engine.marks.len(), engine.shared.report().delivered), (0, Lsn(1_199)));
 }
 
 #[test]

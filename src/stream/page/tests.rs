@@ -108,13 +108,18 @@ fn status_is_500_with_a_line_for_each_error() {
 }
 
 #[test]
-fn status_tells_of_what_found_no_place() {
+fn status_tells_of_what_finds_no_place_while_it_finds_none() {
     let shared = tables();
-    shared.header.refused.store(2, Relaxed);
+    shared.header.refuse();
     shared.header.no_worker_slot.store(1, Relaxed);
     let (code, text) = get(shared, "/status");
     assert_eq!((code, text.lines().count()), (500, 2));
     assert!(text.contains("max_worker_processes") && text.contains("postern.max_streams"), "{text}");
+    // It is looked for more often than that: it has its place by now, or is no more.
+    shared.header.no_worker_slot.store(0, Relaxed);
+    shared.header.refused_at.fetch_sub(61_000_000, Relaxed);
+    assert_eq!(get(shared, "/status"), (200, "no change stream is defined\n".to_owned()));
+    assert_eq!(shared.header.refused.load(Relaxed), 1);
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod tests;
 use self::plan::{Plan, Remedies, Remedy};
 use self::reports::{Obstacle, Out, Reports};
 use super::{Event, Failure, Given, Progress, Setting, Sink};
+use crate::stream::broker;
 use crate::stream::options::{OptionError, Options};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
@@ -59,9 +60,8 @@ impl Kafka {
         }
         let reports = Reports::new(setting.delivered, remedies, setting.stream.clone(), setting.log.clone());
         // Files of certificates and keys are read here, and properties that do not go together found.
-        let producer = config
-            .create_with_context(reports)
-            .map_err(|error| OptionError::new("properties", format!("cannot be used: {error}")))?;
+        let producer =
+            config.create_with_context(reports).map_err(|error| broker::unusable(&config, &error))?;
         let buffer_size = setting.buffer_size;
         Ok(Self { producer, topics, fallback, remedies, buffer_size, table: "".into(), schema_length: 0 })
     }

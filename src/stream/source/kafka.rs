@@ -110,7 +110,7 @@ impl Kafka {
         if config.get("client.id").is_none() {
             config.set("client.id", format!("postern-{}", setting.stream.replace('\0', "")));
         }
-        let wrong = |error| OptionError::new("properties", format!("cannot be used: {error}"));
+        let wrong = |error| broker::unusable(&config, &error);
         let context = Rebalances::new(setting.stream.clone(), setting.log.clone());
         let consumer: BaseConsumer<Rebalances> = config.create_with_context(context).map_err(wrong)?;
         consumer.subscribe(&topics.iter().map(String::as_str).collect::<Vec<_>>()).map_err(wrong)?;

@@ -126,7 +126,7 @@ impl Session {
                     Outcome::Rows(rows, tag) => {
                         let kept: usize = self.portals.values().map(Portal::rows_left).sum();
                         if kept + rows.len().saturating_sub(most.unwrap_or(usize::MAX)) > CHANNELS_MAX {
-                            return Err(Error::TooManyKept);
+                            return Err(wire::Error::TooManyKept.into());
                         }
                         if let Ok(portal) = self.portals.find_mut(name) {
                             portal.progress = Progress::Rows(rows, tag);
