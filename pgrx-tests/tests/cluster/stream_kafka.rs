@@ -391,3 +391,17 @@ fn events_beside_one_that_is_too_large_are_not_left_out_with_it() -> Result<()> 
     ensure!(cluster.sql("select skipped from postern.streams")? == "1");
     Ok(())
 }
+
+#[test]
+#[ignore = "a batch of small events that is larger than the broker takes is refused as if each of them were"]
+fn small_events_arrive_at_a_broker_that_takes_less_than_a_batch_of_them() -> Result<()> {
+    if no_broker() {
+        return Ok(());
+    }
+    let (broker, cluster) = small_broker("stream-small", "{}")?;
+    cluster.sql("insert into t select i, repeat('x', 100) from generate_series(1, 200) i")?;
+    delivered(&cluster)?;
+    let arrived = ids(&broker)?;
+    ensure!(arrived == (1..=200).collect::<Vec<_>>(), "{arrived:?}");
+    Ok(())
+}

@@ -102,7 +102,6 @@ fn retain_is_how_far_a_stream_can_go_back() -> Result<()> {
 }
 
 #[test]
-#[ignore = "what is delivered after it was given in an earlier second is written down only with the next event"]
 fn where_a_stream_is_is_written_down_though_nothing_more_comes() -> Result<()> {
     let cluster = start("stream-written-down", &[])?;
     cluster.sql("create table t (id int primary key)")?;
