@@ -194,6 +194,22 @@ fn a_stream_that_is_being_rewound_keeps_what_it_goes_back_to() -> Result<()> {
 }
 
 #[test]
+fn a_stream_that_is_being_dropped_holds_up_neither_its_worker_nor_its_source() -> Result<()> {
+    let cluster = start("operator-dropping", &[])?;
+    cluster.sql("create table t (id int primary key)")?;
+    let path = to_file(&cluster, "{}")?;
+    let mut operator = cluster.connect()?;
+    operator.batch_execute("begin; select postern.drop_stream('shop to lines')")?;
+    for id in 1..=4 {
+        cluster.sql(&format!("insert into t values ({id})"))?;
+        delivered(&cluster)?;
+        ensure!(ids(&path)?.ends_with(&[id]));
+    }
+    operator.batch_execute("select postern.drop_source('shop'); commit")?;
+    shows(&cluster, "select count(*) from pg_replication_slots", "0")
+}
+
+#[test]
 fn the_limit_of_wal_counts_while_a_snapshot_waits() -> Result<()> {
     let cluster = start("operator-snapshot-limit", &[])?;
     cluster.sql(

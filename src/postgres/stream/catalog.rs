@@ -337,13 +337,28 @@ pub(super) fn record_source(source: &str, record: &SourceRecord) -> Result<(), S
 }
 
 /// Writes down what the slot is about to confirm. False: an operator has set the position of a stream, so it may not. Nothing: somebody is
-/// about to, or the source is gone.
+/// about to, or drops a stream, or the source is gone.
 ///
 /// # Errors
 /// As SPI's.
 pub(super) fn record_confirmed(source: &str, rewound: i64, lsn: Lsn) -> Result<Option<bool>, SpiError> {
     decoding::hide_transaction(true);
     Spi::connect_mut(|client| {
+        // Whoever drops or rewinds streams goes on to lock their source: waiting for them here would be a deadlock.
+        let free = client.update(
+            "WITH its AS (SELECT name FROM postern.stream_definitions WHERE source = convert_from($1, 'UTF8'))
+             SELECT (SELECT count(*) FROM its) = (
+                    SELECT count(*) FROM (
+                        SELECT FROM postern.stream_definitions WHERE source = convert_from($1, 'UTF8') FOR KEY SHARE SKIP LOCKED) d)
+                AND (SELECT count(*) FROM postern.stream_positions JOIN its ON name = stream) = (
+                    SELECT count(*) FROM (
+                        SELECT FROM postern.stream_positions WHERE stream IN (SELECT name FROM its) FOR UPDATE SKIP LOCKED) p)",
+            None,
+            &[utf8(source)],
+        )?;
+        if free.into_iter().next().map_or(Ok(None), |row| row.get::<bool>(1))? != Some(true) {
+            return Ok(None);
+        }
         let locked = client.update(
             "SELECT rewound = $2 FROM postern.source_states WHERE source = convert_from($1, 'UTF8') FOR UPDATE SKIP LOCKED",
             None,

@@ -218,7 +218,7 @@ impl Work {
             };
             // SAFETY: a setting of this process, for this transaction's commit.
             unsafe { pg_sys::synchronous_commit = level as c_int };
-            // First, as who rewinds does: it locks the source.
+            // First: it locks what is written after it, and waits for nobody.
             let allowed = catalog::record_confirmed(source, rewound, lsn)?;
             if allowed.is_none() {
                 return Ok(None);
