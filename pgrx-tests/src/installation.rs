@@ -1,7 +1,7 @@
-//! A private copy of the distribution's server with Postern installed in it. Nothing is written to the system's own,
+//! A private copy of a server with Postern installed in it. Nothing is written to the system's own,
 //! and a copy of its trees under another prefix finds its own files.
 
-use crate::machine;
+use crate::{machine, server};
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,9 +30,12 @@ pub struct Installation {
     pub bin: PathBuf,
 }
 
-/// The version that the tests run on: `POSTERN_PG`, or [`DEFAULT_MAJOR`].
+/// The environment variable that says which major version is used.
+pub const MAJOR: &str = "POSTERN_PG";
+
+/// The version that the tests run on: what [`MAJOR`] says, or [`DEFAULT_MAJOR`].
 pub fn major() -> u32 {
-    std::env::var("POSTERN_PG").ok().and_then(|text| text.parse().ok()).unwrap_or(DEFAULT_MAJOR)
+    std::env::var(MAJOR).ok().and_then(|text| text.parse().ok()).unwrap_or(DEFAULT_MAJOR)
 }
 
 /// Builds the library and installs it, once a program.
@@ -57,7 +60,7 @@ pub fn install(build: Build) -> Result<&'static Installation> {
 /// # Errors
 /// When the build fails; cargo has said why.
 pub fn build_library(major: u32, build: Build) -> Result<PathBuf> {
-    let config = pg_config(major)?;
+    let config = server::pg_config(major)?;
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(machine::checkout()).env("PGRX_PG_CONFIG_PATH", config);
     cargo.args(["build", "--quiet", "--package", "postern", "--lib", "--features"]);
@@ -88,23 +91,9 @@ pub fn build_library(major: u32, build: Build) -> Result<PathBuf> {
     Ok(machine::target().join(folder).join("libpostern.so"))
 }
 
-/// The server's own `pg_config`: that of libpq-dev may be of another version.
-///
-/// # Errors
-/// When the server's headers are not installed.
-pub fn pg_config(major: u32) -> Result<PathBuf> {
-    let config = PathBuf::from(format!("/usr/lib/postgresql/{major}/bin/pg_config"));
-    if !config.exists() {
-        bail!(
-            "PostgreSQL {major} or its headers are not installed; install these packages:\n  {}",
-            machine::demo_packages(major).join(" ")
-        );
-    }
-    Ok(config)
-}
-
 fn make(build: Build) -> Result<Installation> {
     let major = major();
+    let from = server::obtain(major, |what| eprintln!("{what}"))?;
     let library = build_library(major, build)?;
     let name = match build {
         Build::Test => "test",
@@ -114,7 +103,7 @@ fn make(build: Build) -> Result<Installation> {
     let root = machine::base()?.join(format!("server-{major}-{name}"));
     let installation = Installation { major, bin: root.join(format!("lib/postgresql/{major}/bin")) };
     let _alone = lock(&root.with_extension("lock"))?;
-    copy_server(major, &root)?;
+    copy_server(major, &from, &root)?;
     install_extension(&root, major, &library)?;
     Ok(installation)
 }
@@ -126,10 +115,11 @@ pub(crate) fn lock(path: &Path) -> Result<fs::File> {
     Ok(file)
 }
 
-/// Copies the server's two trees, unless the copy is of the version that the system has now.
-fn copy_server(major: u32, root: &Path) -> Result<()> {
-    let system = format!("/usr/lib/postgresql/{major}/bin/postgres");
-    let version = Command::new(&system).arg("--version").output().with_context(|| system.clone())?;
+/// Copies the server's two trees, unless the copy is of the version that is there now.
+fn copy_server(major: u32, from: &Path, root: &Path) -> Result<()> {
+    let theirs = from.join(format!("lib/postgresql/{major}/bin/postgres"));
+    let version =
+        Command::new(&theirs).arg("--version").output().with_context(|| theirs.display().to_string())?;
     let stamp = root.join("version");
     if fs::read(&stamp).is_ok_and(|copied| copied == version.stdout) {
         return Ok(());
@@ -139,8 +129,10 @@ fn copy_server(major: u32, root: &Path) -> Result<()> {
     for tree in ["lib", "share"] {
         let to = aside.join(tree).join("postgresql");
         fs::create_dir_all(&to)?;
-        let from = format!("/usr/{tree}/postgresql/{major}");
-        run(Command::new("cp").arg("-a").arg(from).arg(to))?;
+        run(Command::new("cp")
+            .arg("-a")
+            .arg(from.join(tree).join("postgresql").join(major.to_string()))
+            .arg(to))?;
     }
     fs::write(aside.join("version"), &version.stdout)?;
     if root.exists() {

@@ -1,7 +1,8 @@
 //! The test rig: real servers that are thrown away. Runs in test, demo and benchmark programs, never in a server.
 //!
 //! - [`machine`]: packages, the unprivileged user, the place for everything that is written
-//! - [`installation`]: a private copy of the distribution's server with Postern in it
+//! - [`server`], [`debian_source`]: a server of each major version, the distribution's or built from Debian's source package
+//! - [`installation`]: a private copy of a server with Postern in it
 //! - [`certificate`]: what TLS needs
 //! - [`cluster`]: initdb, start, stop, kill, standby, promote, the log
 //! - [`haproxy`]: a real haproxy in front
@@ -28,6 +29,7 @@
 
 pub mod certificate;
 pub mod cluster;
+pub mod debian_source;
 pub mod drivers;
 pub mod haproxy;
 pub mod in_server;
@@ -40,6 +42,7 @@ pub mod ports;
 pub mod probe;
 pub mod process;
 pub mod script;
+pub mod server;
 pub mod wait;
 
 pub use in_server::run_test;

@@ -1,27 +1,32 @@
 //! What the rig needs of the machine: the distribution's packages, a user that may run a server, and a place to write.
 
+use crate::server;
 use anyhow::{Context, Result, bail};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What the demo needs on Debian, for one major version of the server. Server and headers are asked for together: the
-/// extension must be built against the minor version that runs it.
+/// What the demo needs on Debian, for one major version of the server.
 pub fn demo_packages(major: u32) -> Vec<String> {
-    vec![
-        format!("postgresql-{major}"),
-        format!("postgresql-server-dev-{major}"),
-        "libpq-dev".to_owned(),
-        "libclang-dev".to_owned(),
-        "libkrb5-dev".to_owned(),
-        // What librdkafka is built with, for the Kafka sink and source.
-        "gcc".to_owned(),
-        "make".to_owned(),
-        "pkg-config".to_owned(),
-        "libssl-dev".to_owned(),
-        "haproxy".to_owned(),
-    ]
+    let mut packages = server::packages(major);
+    packages.extend(
+        [
+            "libpq-dev",
+            "libclang-dev",
+            "libkrb5-dev",
+            // What librdkafka is built with, for the Kafka sink and source.
+            "gcc",
+            "make",
+            "pkg-config",
+            "libssl-dev",
+            "haproxy",
+        ]
+        .map(str::to_owned),
+    );
+    packages.sort();
+    packages.dedup();
+    packages
 }
 
 /// What the tests need beside that: promtool, what the peers are built with, and what a Kafka broker takes.

@@ -4,7 +4,7 @@
 use crate::certificate::Certificate;
 use crate::cluster::Cluster;
 use crate::process::{self, Process};
-use crate::{installation, machine, ports, wait};
+use crate::{debian_source, installation, machine, ports, wait};
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 use std::fmt::Write;
@@ -17,10 +17,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// What is built: the version that Debian 13 has.
 pub const VERSION: &str = "1.24.1";
-
-/// Where the source comes from; apt checks Debian's signature on it.
-const SOURCE: &str = "deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] \
-                      http://deb.debian.org/debian trixie main\n";
 
 /// Settings that differ between uses. The default is what the benchmarks compare with.
 #[derive(Debug, Clone)]
@@ -184,27 +180,8 @@ pub fn build() -> Result<PathBuf> {
 }
 
 fn make(work: &Path, home: &Path, program: &Path) -> Result<()> {
-    let (lists, cache, source) = (work.join("lists"), work.join("cache"), work.join("source"));
-    for directory in [&lists.join("partial"), &cache, &source] {
-        fs::create_dir_all(directory)?;
-    }
-    let work = work.canonicalize()?;
-    fs::write(work.join("sources.list"), SOURCE)?;
-    let configuration = format!(
-        "Dir::Etc::SourceList \"{work}/sources.list\";\nDir::Etc::SourceParts \"/dev/null\";\n\
-         Dir::State::Lists \"{work}/lists\";\nDir::Cache \"{work}/cache\";\nAPT::Sandbox::User \"root\";\n",
-        work = work.display()
-    );
-    fs::write(work.join("apt.conf"), configuration)?;
-    let apt = |arguments: &[&str]| -> Result<String> {
-        let mut command = Command::new("apt-get");
-        command.env("APT_CONFIG", work.join("apt.conf")).current_dir(&source);
-        installation::run(command.arg("-qq").args(arguments))
-    };
-    apt(&["update"])?;
-    apt(&["source", "pgbouncer"])?;
-    let source = source.join(format!("pgbouncer-{VERSION}"));
-    if !source.exists() {
+    let source = debian_source::fetch("trixie", "pgbouncer", work)?;
+    if !source.ends_with(format!("pgbouncer-{VERSION}")) {
         bail!("Debian 13's source package is no longer version {VERSION}");
     }
     installation::run(Command::new("./configure").arg("--without-cares").current_dir(&source))?;

@@ -410,7 +410,7 @@ impl Agent {
         // SAFETY: at the top of the session; exit callbacks run as for any backend.
         unsafe {
             shim::postern_seen.mute = true;
-            pg_sys::proc_exit(0)
+            super::versions::proc_exit(0)
         }
     }
 }

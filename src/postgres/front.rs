@@ -37,7 +37,7 @@ pub extern "C-unwind" fn postern_pooler_main(_arg: pg_sys::Datum) {
         None => 1,
     };
     // SAFETY: the end of a process; every thread has ended, and no Rust value is alive in this frame.
-    unsafe { pg_sys::proc_exit(code) }
+    unsafe { super::versions::proc_exit(code) }
 }
 
 /// Returns the exit code. Whatever ends it, an error of PostgreSQL included, drops the threads first.

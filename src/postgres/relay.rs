@@ -93,7 +93,7 @@ pub extern "C-unwind" fn postern_relay_main(argument: pg_sys::Datum) {
         let _ = worker.source.pid.compare_exchange(unsafe { pg_sys::MyProcPid }, 0, AcqRel, Relaxed);
     }
     // SAFETY: the end of a process. It is started again when somebody listens.
-    unsafe { pg_sys::proc_exit(0) }
+    unsafe { super::versions::proc_exit(0) }
 }
 
 fn run(number: u32, turn: u32) {

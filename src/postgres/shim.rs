@@ -101,6 +101,10 @@ unsafe extern "C" {
     pub(super) fn postern_wake(number: c_int);
     pub(super) fn postern_answer_remote();
     pub(super) fn postern_use_message_context();
+    pub(super) fn postern_count_settings() -> c_int;
+    pub(super) fn postern_settings(into: *mut *mut pg_sys::config_generic, room: c_int) -> c_int;
+    pub(super) fn postern_encoding_name(encoding: c_int) -> *const c_char;
+    pub(super) fn postern_dsa_create(tranche: c_int) -> *mut pg_sys::dsa_area;
     pub(super) fn postern_named_table(name: *const c_char) -> *mut pg_sys::HTAB;
     pub(super) fn postern_watch_statements(table: *mut pg_sys::HTAB, sentinel: *mut pg_sys::CachedPlanSource);
     pub(super) fn postern_recount_statements();

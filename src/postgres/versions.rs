@@ -1,5 +1,6 @@
 //! Every difference between major versions, in one place.
 
+use super::shim;
 use pgrx::prelude::*;
 
 /// The newest minor version of protocol 3 (PG_PROTOCOL_LATEST in libpq/pqcomm.h).
@@ -44,19 +45,20 @@ pub(super) unsafe fn may_connect(database: pg_sys::Oid, role: pg_sys::Oid) -> bo
 
 type Variable = *mut pg_sys::config_generic;
 
-/// Every setting of the process.
+/// How many settings the process knows. There are never fewer later.
+pub(super) fn count_settings() -> i32 {
+    // SAFETY: reads the server's own list.
+    unsafe { shim::postern_count_settings() }
+}
+
+/// Every setting of the process, in no order.
 pub(super) fn settings() -> impl Iterator<Item = Variable> {
-    // SAFETY: the server's own list; on 15 an array of pointers as long as the server says, from 16 on a copy of one.
-    unsafe {
-        #[cfg(feature = "pg15")]
-        let (list, count) = (pg_sys::get_guc_variables(), pg_sys::GetNumConfigOptions());
-        #[cfg(not(feature = "pg15"))]
-        let (list, count) = {
-            let mut count = 0;
-            (pg_sys::get_guc_variables(&raw mut count), count)
-        };
-        (0..usize::try_from(count).unwrap_or(0)).map(move |index| *list.add(index))
-    }
+    let room = count_settings();
+    let mut all = vec![std::ptr::null_mut(); usize::try_from(room).unwrap_or(0)];
+    // SAFETY: room for as many; settings are never taken away.
+    let count = unsafe { shim::postern_settings(all.as_mut_ptr(), room) };
+    all.truncate(usize::try_from(count).unwrap_or(0));
+    all.into_iter()
 }
 
 /// The setting of that name, in any case of letters.
@@ -64,7 +66,7 @@ pub(super) fn setting(name: &[u8]) -> Option<Variable> {
     #[cfg(feature = "pg15")]
     {
         // The array is sorted by name as guc_name_compare() compares (guc.c).
-        let count = unsafe_count();
+        let count = usize::try_from(count_settings()).unwrap_or(0);
         // SAFETY: as in `settings`.
         let list = unsafe { std::slice::from_raw_parts(pg_sys::get_guc_variables(), count) };
         // SAFETY: each is a setting with a terminated name.
@@ -81,12 +83,6 @@ pub(super) fn setting(name: &[u8]) -> Option<Variable> {
         let found = unsafe { pg_sys::find_option(name.as_ptr(), false, true, pg_sys::DEBUG5 as i32) };
         (!found.is_null()).then_some(found)
     }
-}
-
-#[cfg(feature = "pg15")]
-fn unsafe_count() -> usize {
-    // SAFETY: an int.
-    usize::try_from(unsafe { pg_sys::GetNumConfigOptions() }).unwrap_or(0)
 }
 
 /// What the client was last told of a setting. The server frees it with free() on 15, with guc_free() from 16 on.
@@ -116,24 +112,16 @@ pub(super) unsafe fn set_last_reported(
     }
 }
 
-/// A new area of dynamic shared memory.
+/// Ends the process; its exit callbacks run. From 18 on the server's headers say in a way that the binding does not read that it
+/// does not return.
 ///
 /// # Safety
-/// In a process with shared memory, with a tranche of its own.
-pub(super) unsafe fn dsa_create(tranche: i32) -> *mut pg_sys::dsa_area {
-    // SAFETY: by the caller.
+/// Where no Rust value is alive that has to be dropped.
+pub(super) unsafe fn proc_exit(code: i32) -> ! {
+    // SAFETY: by the caller; it does not return.
+    #[allow(unreachable_code)]
     unsafe {
-        #[cfg(any(feature = "pg15", feature = "pg16"))]
-        {
-            pg_sys::dsa_create(tranche)
-        }
-        #[cfg(not(any(feature = "pg15", feature = "pg16")))]
-        {
-            pg_sys::dsa_create_ext(
-                tranche,
-                pg_sys::DSA_DEFAULT_INIT_SEGMENT_SIZE as usize,
-                pg_sys::DSA_MAX_SEGMENT_SIZE as usize,
-            )
-        }
+        pg_sys::proc_exit(code);
+        std::hint::unreachable_unchecked()
     }
 }

@@ -1,10 +1,10 @@
-//! `cargo verify [FILTER]`: every test. Sets up what the system lacks, then runs the pure tests, the in-server tests, the
-//! check of the SQL script, and the cluster tests; with a filter only the tests whose names contain it.
-//! `cargo verify --packages-only` stops after the set-up: packages, and Kafka.
+//! `cargo verify [--pg=MAJOR] [FILTER]`: every test, on a server of that major version. Sets up what the system lacks, then runs the pure
+//! tests, the in-server tests, the check of the SQL script, and the cluster tests; with a filter only the tests whose names contain it.
+//! `cargo verify --packages-only` stops after the set-up: packages, the server, and Kafka.
 
 use anyhow::{Context, Result, bail};
-use pgrx_tests::installation::{major, pg_config};
-use pgrx_tests::{kafka, lacking, machine};
+use pgrx_tests::installation::{self, MAJOR};
+use pgrx_tests::{kafka, lacking, machine, server};
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -26,10 +26,9 @@ fn main() -> ExitCode {
 }
 
 fn verify() -> Result<bool> {
-    let filter: Vec<String> = std::env::args().skip(1).filter(|a| a != "--").collect();
-    let major = major();
+    let Arguments { major, packages_only, filter } = arguments(std::env::args().skip(1))?;
     machine::install(&machine::test_packages(major), |what| println!("{what}"))?;
-    let packages_only = filter.iter().any(|argument| argument == "--packages-only");
+    server::obtain(major, |what| println!("{what}"))?;
     // Downloaded here, and not in the middle of the tests; a filter may be about something else.
     let no_kafka = if packages_only || filter.is_empty() { kafka::unavailable() } else { None };
     if packages_only {
@@ -40,10 +39,10 @@ fn verify() -> Result<bool> {
         bail!("the tests that need Kafka would do nothing; {why}");
     }
     let lacks = machine::target().join(format!("lacks-{}", std::process::id()));
-    let server = format!("pg{major},pg_test");
+    let features = format!("pg{major},pg_test");
     let mut groups = vec![
         Group::new("pure", &["test", "--package", "postern", "--lib"]),
-        Group::new("in-server", &["test", "--package", "postern", "--lib", "--features", &server])
+        Group::new("in-server", &["test", "--package", "postern", "--lib", "--features", &features])
             .only("in_server_tests"),
         Group::new("rig", &["test", "--package", "postern-rig", "--lib", "--bins"]),
         Group::new("cluster", &["test", "--package", "postern-rig", "--test", "cluster"]),
@@ -53,10 +52,10 @@ fn verify() -> Result<bool> {
         println!("=== the SQL script is what the library says");
         let schema =
             ["run", "--quiet", "--package", "postern-rig", "--features", "schema", "--bin", "schema"];
-        all_well &= cargo().args(schema).args(["--", "--check"]).status()?.success();
+        all_well &= cargo(major)?.args(schema).args(["--", "--check"]).status()?.success();
     }
     for group in &mut groups {
-        group.run(&filter, &lacks)?;
+        group.run(major, &filter, &lacks)?;
         all_well &= group.succeeded;
     }
     println!("\n=== PostgreSQL {major}");
@@ -99,10 +98,10 @@ impl Group {
     }
 
     /// Shows what cargo shows, and counts from its closing lines.
-    fn run(&mut self, filter: &[String], lacks: &Path) -> Result<()> {
+    fn run(&mut self, major: u32, filter: &[String], lacks: &Path) -> Result<()> {
         println!("=== {}", self.name);
         let started = Instant::now();
-        let mut command = cargo();
+        let mut command = cargo(major)?;
         command.env(lacking::FILE, lacks).args(&self.arguments).args(["--", "--test-threads", AT_ONCE]);
         match self.only {
             // The harness takes several filters for "any of them", so a filter goes before the group's own.
@@ -133,13 +132,40 @@ impl Group {
     }
 }
 
-fn cargo() -> Command {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(machine::checkout());
-    if let Ok(config) = pg_config(major()) {
-        cargo.env("PGRX_PG_CONFIG_PATH", config);
+/// What was asked for.
+#[derive(Debug, PartialEq, Eq)]
+struct Arguments {
+    major: u32,
+    packages_only: bool,
+    filter: Vec<String>,
+}
+
+fn arguments(given: impl Iterator<Item = String>) -> Result<Arguments> {
+    let mut read = Arguments { major: installation::major(), packages_only: false, filter: Vec::new() };
+    let mut given = given.filter(|argument| argument != "--");
+    while let Some(argument) = given.next() {
+        if argument == "--packages-only" {
+            read.packages_only = true;
+        } else if let Some(rest) = argument.strip_prefix("--pg") {
+            let text = match rest.strip_prefix('=') {
+                Some(text) => text.to_owned(),
+                None => given.next().unwrap_or_default(),
+            };
+            read.major = text.parse().with_context(|| format!("--pg={text}: not a major version"))?;
+        } else if argument.starts_with("--") {
+            bail!("{argument}: there are --pg=MAJOR and --packages-only, and a part of the names of tests");
+        } else {
+            read.filter.push(argument);
+        }
     }
-    cargo
+    Ok(read)
+}
+
+fn cargo(major: u32) -> Result<Command> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(machine::checkout()).env("PGRX_PG_CONFIG_PATH", server::pg_config(major)?);
+    cargo.env(MAJOR, major.to_string());
+    Ok(cargo)
 }
 
 #[cfg(test)]
@@ -152,5 +178,16 @@ mod tests {
         group.count("test result: FAILED. 37 passed; 11 failed; 0 ignored; 0 measured; 0 filtered out; finished in 160s");
         group.count("test result: ok. 5 passed; 0 failed; 0 ignored");
         assert_eq!((group.passed, group.failed), (42, 11));
+    }
+
+    #[test]
+    fn arguments_are_a_version_and_parts_of_names() {
+        let read = |text: &str| arguments(text.split_whitespace().map(str::to_owned));
+        let filter = vec!["login".to_owned()];
+        let wanted = Arguments { major: 18, packages_only: false, filter };
+        assert_eq!(read("-- --pg=18 login").unwrap(), wanted);
+        assert_eq!(read("--pg 18 login").unwrap(), wanted);
+        assert!(read("--packages-only").unwrap().packages_only);
+        assert!(read("--pg=eighteen").is_err() && read("--pg").is_err() && read("--version").is_err());
     }
 }

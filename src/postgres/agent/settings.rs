@@ -96,16 +96,17 @@ impl SessionSettings {
                 }
             }
         }
-        // SAFETY: an int.
-        self.known = unsafe { pg_sys::GetNumConfigOptions() };
+        self.known = versions::count_settings();
     }
 
     fn list(&mut self) {
         // SAFETY: settings of the server.
         unsafe {
-            self.listed = pg_sys::GetNumConfigOptions();
+            self.listed = versions::count_settings();
             let reported = |v: &Variable| (**v).flags & pg_sys::GUC_REPORT as c_int != 0;
             self.reported = variables().filter(reported).collect();
+            // In the same order in every backend: what a client was told is carried in it.
+            self.reported.sort_by_key(|v| name(*v));
             let among = |v: &Variable, names: &[&CStr]| {
                 names.iter().any(|n| name(*v).to_bytes().eq_ignore_ascii_case(n.to_bytes()))
             };
@@ -118,8 +119,7 @@ impl SessionSettings {
     ///
     /// `before` is what the client had: a custom setting of its own that it has reset stays known to it.
     pub fn read(&mut self, before: &[u8]) -> Vec<u8> {
-        // SAFETY: an int.
-        if self.listed != unsafe { pg_sys::GetNumConfigOptions() } {
+        if self.listed != versions::count_settings() {
             self.list();
         }
         let known = match crate::pooler::state::decode_settings(before) {
@@ -153,6 +153,9 @@ impl SessionSettings {
         }
         // SAFETY: names live as long as their settings; the reported values are copied before anything changes them.
         unsafe {
+            // In the same order in every backend: equal states are equal bytes.
+            base.sort_by_key(|carried| name(carried.0));
+            session.sort_by_key(|carried| name(carried.0));
             let as_settings = |list: &'_ [Carried]| -> Vec<Setting<'_>> {
                 list.iter()
                     .map(|(variable, value, source, context, role)| Setting {
@@ -292,8 +295,7 @@ impl SessionSettings {
     /// Raises the server's own error for an option that it refuses.
     pub fn begin(&mut self, startup: &Startup, superuser: bool) {
         // A base covers a value from here on, so every own value that it may cover is kept: a library may have brought new ones.
-        // SAFETY: an int.
-        if self.known != unsafe { pg_sys::GetNumConfigOptions() } {
+        if self.known != versions::count_settings() {
             self.learn(false);
         }
         let context =

@@ -23,7 +23,7 @@ impl Texts {
         unsafe {
             let tranche = pg_sys::LWLockNewTrancheId();
             pg_sys::LWLockRegisterTranche(tranche, c"postern texts".as_ptr());
-            let area = super::super::versions::dsa_create(tranche);
+            let area = super::super::shim::postern_dsa_create(tranche);
             pg_sys::dsa_pin(area);
             pg_sys::dsa_pin_mapping(area);
             (Self(area), pg_sys::dsa_get_handle(area))

@@ -1,6 +1,7 @@
 //! What a session of a role and a database begins with, for clients that have none. The pooler's main thread, in a transaction.
 
 use crate::pooler::listening::{Facts, Parameter};
+use crate::postgres::shim;
 use crate::wire::message::Report;
 use pgrx::prelude::*;
 use std::ffi::{CStr, c_int};
@@ -94,7 +95,7 @@ fn encoding_of(database: pg_sys::Oid) -> Option<String> {
         let form = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_database>();
         let encoding = form.encoding;
         pg_sys::ReleaseSysCache(tuple);
-        let name = pg_sys::pg_encoding_to_char(encoding);
+        let name = shim::postern_encoding_name(encoding);
         (!name.is_null()).then(|| CStr::from_ptr(name).to_string_lossy().into_owned())
     }
 }

@@ -11,6 +11,7 @@
 #include "catalog/pg_db_role_setting.h"
 #include "catalog/pg_depend.h"
 #include "catalog/pg_namespace.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -142,4 +143,11 @@ postern_database(const char *name, Oid *oid, bool *allows_connections, int32 *co
 	systable_endscan(scan);
 	table_close(relation, AccessShareLock);
 	return HeapTupleIsValid(tuple);
+}
+
+/* The name of an encoding; empty for a number that is none. */
+const char *
+postern_encoding_name(int encoding)
+{
+	return pg_encoding_to_char(encoding);
 }

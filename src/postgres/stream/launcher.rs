@@ -37,7 +37,7 @@ pub extern "C-unwind" fn postern_launcher_main(_argument: pg_sys::Datum) {
         shared.header.launcher.store(0, Release);
     }
     // SAFETY: the end of a process, with no Rust value alive in this frame.
-    unsafe { pg_sys::proc_exit(code) }
+    unsafe { super::super::versions::proc_exit(code) }
 }
 
 struct Launcher {

@@ -25,7 +25,7 @@ pub extern "C-unwind" fn postern_scout_main(argument: pg_sys::Datum) {
         }
     }
     // SAFETY: the end of a process, with no Rust value alive in this frame.
-    unsafe { pg_sys::proc_exit(0) }
+    unsafe { super::super::versions::proc_exit(0) }
 }
 
 fn look(shared: Shared, database: u32) {

@@ -32,7 +32,7 @@ pub extern "C-unwind" fn postern_stream_main(argument: pg_sys::Datum) {
         run(shared, (argument as u32) as usize, (argument >> 32) as u32);
     }
     // SAFETY: the end of a process, with no Rust value alive in this frame.
-    unsafe { pg_sys::proc_exit(0) }
+    unsafe { super::super::versions::proc_exit(0) }
 }
 
 /// Why a worker ends.
