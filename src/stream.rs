@@ -7,7 +7,7 @@
 //! - [`pgoutput`]: the messages of logical decoding as they come
 //! - [`types`]: what form a type has in an event
 //! - [`relation`]: tables, as the messages describe them
-//! - [`clock`]: times
+//! - [`clock`]: the time of day and PostgreSQL's epoch
 //! - [`event`]: a change as one line of JSON
 //! - [`buffer`]: decoded changes on their way from the PostgreSQL thread
 //! - [`engine`]: gives events to the sinks of a source's streams, and knows what has been delivered

@@ -137,7 +137,7 @@ mod tests {
         assert_eq!(seen(&history), (7, 2));
         history.keep(pool);
         pool.used.store(0, Relaxed);
-        pool.clear();
+        pool.clear(0);
         assert_eq!(seen(&history), (7, 2));
         pool.used.store(1, Relaxed);
         pool.transactions.store(1, Relaxed);

@@ -31,6 +31,9 @@ pub enum Error {
     NoWay { role: String, why: String, hint: String },
     #[error("the server sent something unexpected while the pooler logged in")]
     Protocol,
+    /// Its backend has not found the token that it showed.
+    #[error("the server took the pooler's connection for a client's")]
+    Unclaimed,
     #[error("the pooler's login at the server took longer than postern.server_connect_timeout")]
     TooSlow,
 }

@@ -95,7 +95,7 @@ impl Pools {
             Report::fatal("53300", "sorry, too many clients already")
                 .with_detail(format!("The pooler has {} pools, and no place for another.", shared::POOLS))
         })?;
-        words.clear();
+        words.clear(front.shared.header.epoch.load(Acquire));
         words.database.store(admission.database, Relaxed);
         words.role.store(admission.role, Relaxed);
         words.role_name.set(names.0);

@@ -6,7 +6,9 @@
 //! - `links`: what the front has given: sockets
 //! - `look`: what a client has sent
 //! - `listens`: its LISTENs and notifications
+//! - `failure`: an error of the server's between two queries
 //! - `farewell`: the last words of a backend that the front ends
+//! - `settling`: writing down what the client has
 //! - `pins`: what holds a client here
 //! - `session`: beginning a client's session, and bringing the backend from one to another
 //! - `unnamed`: the unnamed statement
@@ -17,6 +19,7 @@
 //!
 //! Single-threaded, in somebody's session: no tokio, no thread. An error in here ends one client and nothing else.
 
+mod failure;
 mod farewell;
 mod links;
 mod listens;
@@ -26,6 +29,7 @@ mod pins;
 mod seating;
 mod session;
 mod settings;
+mod settling;
 mod statements;
 pub(super) mod texts;
 mod transaction;
@@ -39,10 +43,7 @@ use self::statements::Statements;
 use self::transaction::Transaction;
 use super::{guc, shim, shmem};
 use crate::pooler::control::read_token;
-use crate::pooler::shared::{Pin, Pool, Server, ServerState, Shared, Slot, now};
-use crate::pooler::state;
-use crate::wire::message::Report;
-use pgrx::pg_sys::panic::CaughtError;
+use crate::pooler::shared::{Pool, Server, Shared, Slot, now};
 use pgrx::prelude::*;
 use std::cell::UnsafeCell;
 use std::ffi::{CStr, c_char, c_int};
@@ -175,17 +176,9 @@ impl Agent {
         let epoch = shared.header.epoch.load(Acquire);
         let (number, token) = read_token(token)?;
         let server = shared.servers.get(number as usize)?;
-        // A token serves once. Who shows another leaves it alone: a login of the front before this one may have taken its time, and
-        // would take that of the login which has the same number now.
-        let [first, second] = &server.token;
-        if server.state() != ServerState::Opening
-            || token == [0, 0]
-            || second.load(Acquire) != token[1]
-            || first.compare_exchange(token[0], 0, AcqRel, Acquire).is_err()
-        {
+        if !server.claim(token) {
             return None;
         }
-        second.store(0, Release);
         let pool = shared.pools.get(server.pool.load(Acquire) as usize)?;
         // SAFETY: words of this process.
         unsafe {
@@ -325,61 +318,6 @@ impl Agent {
         PgTryBuilder::new(skip).catch_others(|_| false).execute()
     }
 
-    /// An error of the server's in here ends the client that is attached, and no other.
-    fn failed(&mut self, error: CaughtError) {
-        // SAFETY: at the top of the session, with no transaction of the client's.
-        unsafe {
-            shim::postern_hold_cancel();
-            pg_sys::AbortOutOfAnyTransaction();
-        }
-        let (CaughtError::PostgresError(report)
-        | CaughtError::ErrorReport(report)
-        | CaughtError::RustPanic { ereport: report, .. }) = &error;
-        let mut told = Report::fatal(&sqlstate(report.sql_error_code()), report.message());
-        told.detail = report.detail().map(str::to_owned);
-        told.hint = report.hint().map(str::to_owned);
-        told.place = Some((
-            report.file().to_owned(),
-            report.line_number(),
-            report.function_name().unwrap_or_default().to_owned(),
-        ));
-        self.dismiss(&told);
-        if self.settling {
-            self.leave();
-        }
-        // The session is somewhere between two clients.
-        // SAFETY: a flag of the shim.
-        unsafe { shim::postern_seen.mute = true };
-        let mut transaction = Transaction::default();
-        transaction.begin();
-        self.settings.recover();
-        transaction.commit();
-        self.now_settings = self.settings.read(&[]);
-        self.environment = self.settings.environment();
-        if let Some(statements) = &mut self.statements {
-            self.now_statements = statements.read(self.environment, false).0;
-        }
-        self.last = None;
-        if self.links.is_none() {
-            self.leave();
-        }
-    }
-
-    /// Ends the attached client with an error.
-    fn dismiss(&mut self, report: &Report) {
-        let bytes = report.to_bytes();
-        if self.seat.is_some() {
-            // SAFETY: whole messages to the attached client's socket; a failed send only marks the connection as lost.
-            unsafe {
-                shim::postern_seen.mute = false;
-                shim::postern_send(bytes.as_ptr().cast(), bytes.len());
-                shim::postern_flush();
-            }
-            log!("postern: client ended: {}", report.message);
-            self.hang_up();
-        }
-    }
-
     fn idle(&mut self) {
         if self.links.is_none() {
             self.begin();
@@ -475,102 +413,4 @@ impl Agent {
             pg_sys::proc_exit(0)
         }
     }
-
-    /// After postgresql.conf was read again; whether literals are read otherwise since.
-    fn look_around(&mut self) -> bool {
-        let now = settings::reload_time();
-        if std::mem::replace(&mut self.environment_as_of, now) == now {
-            return false;
-        }
-        let before = std::mem::replace(&mut self.environment, self.settings.environment());
-        before.literals != self.environment.literals
-    }
-
-    /// Writes down what the client has now.
-    fn settle(&mut self) {
-        let reloaded = self.look_around();
-        let (Some(seat), Some(links)) = (self.seat, &self.links) else { return };
-        let slot = &self.shared.slots[seat.slot as usize];
-        for count in [&slot.transactions, &self.server.transactions, &self.pool.transactions] {
-            count.fetch_add(1, Relaxed);
-        }
-        // SAFETY: flags of the shim, and words of the session.
-        let (settings, mut names, told) = unsafe {
-            let seen = &raw mut shim::postern_seen;
-            let found = ((*seen).settings, (*seen).names, (*seen).told);
-            (*seen).settings = false;
-            (*seen).names = false;
-            (*seen).told = false;
-            found
-        };
-        let most = guc::client_state_size();
-        let mut pins = 0;
-        let names_before = names;
-        names |= reloaded;
-        if settings || told {
-            let bytes = self.settings.read(&self.now_settings);
-            if bytes != self.now_settings {
-                self.now_settings = bytes;
-                if settings {
-                    let before = std::mem::replace(&mut self.environment, self.settings.environment());
-                    // Whether the statements can move depends on it.
-                    names |= before.literals != self.environment.literals;
-                }
-                slot.settings_hash.store(0, Relaxed);
-                slot.application_name.set(&application_name());
-            }
-        }
-        let kept_pins = slot.pins.load(Relaxed);
-        if names && let Some(statements) = &mut self.statements {
-            let (bytes, fixed) = statements.read(self.environment, (settings || reloaded) && names_before);
-            if fixed {
-                pins |= Pin::StatementNotMovable as u32;
-            }
-            if bytes != self.now_statements {
-                self.now_statements = bytes;
-                slot.statements_hash.store(0, Relaxed);
-            }
-        } else {
-            pins |= kept_pins & Pin::StatementNotMovable as u32;
-        }
-        // What has no hash is not kept yet; until it is, the client stays.
-        for (hash, word, bytes) in [
-            (&slot.settings_hash, &slot.settings, &self.now_settings),
-            (&slot.statements_hash, &slot.statements, &self.now_statements),
-        ] {
-            if hash.load(Relaxed) != 0 {
-                continue;
-            }
-            if bytes.len() <= most && links.texts.store(word, bytes) {
-                hash.store(state::hash(bytes), Relaxed);
-            } else {
-                pins |= Pin::StateTooLarge as u32;
-            }
-        }
-        self.settle_unnamed(seat);
-        pins |= self.pins();
-        if pins != kept_pins {
-            slot.pins.store(pins, Relaxed);
-        }
-    }
-}
-
-fn application_name() -> Vec<u8> {
-    // SAFETY: a setting of the server; null or terminated.
-    unsafe {
-        let name = pg_sys::GetConfigOption(c"application_name".as_ptr(), true, false);
-        if name.is_null() { Vec::new() } else { CStr::from_ptr(name).to_bytes().to_vec() }
-    }
-}
-
-/// The five characters of an error code.
-fn sqlstate(code: PgSqlErrorCode) -> String {
-    let mut code = code as i32;
-    (0..5)
-        .map(|_| {
-            let character = (code & 0x3f) as u8 + b'0';
-            code >>= 6;
-            character as char
-        })
-        .collect()
 }

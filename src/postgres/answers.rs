@@ -1,14 +1,21 @@
 //! What logins ask, answered from the server's own rules and catalogs: pg_hba.conf, pg_ident.conf, pg_authid, pg_database. The
 //! pooler's main thread.
+//!
+//! - `catalogs`: roles and databases
+//! - `facts`: what a session begins with
 
+mod catalogs;
+mod facts;
+
+use self::catalogs::{Database, database_with, databases, role_of, standing};
+use self::facts::facts;
 use super::agent::texts::Texts;
 use super::relay::Relays;
 use super::shim::{self, RawVerdict};
 use super::{activity, sample};
-use crate::auth::{Challenge, Found, Secret};
-use crate::login::{Admission, Arrival, Method, Origin, Question, Rights, Standing, Verdict};
+use crate::auth::Challenge;
+use crate::login::{Admission, Arrival, Method, Origin, Question, Rights, Verdict};
 use crate::pooler::control::PARAMETER;
-use crate::pooler::listening::{Facts, Parameter};
 use crate::pooler::shared::Shared;
 use crate::pooler::state::{self, Settings};
 use crate::status::facts::ServerState as Server;
@@ -29,15 +36,6 @@ pub(super) struct Answers {
     /// OIDs of databases by the names that they had when they were last looked for.
     databases: HashMap<Vec<u8>, pg_sys::Oid>,
     relays: Relays,
-}
-
-/// A role as pg_authid has it.
-struct Role {
-    oid: pg_sys::Oid,
-    superuser: bool,
-    can_login: bool,
-    connection_limit: i32,
-    found: Found,
 }
 
 impl Answers {
@@ -305,147 +303,6 @@ impl Answers {
     }
 }
 
-/// A database as pg_database has it.
-struct Database {
-    oid: pg_sys::Oid,
-    allowed: bool,
-    limit: i32,
-}
-
-/// The database, if it still has that name. In a transaction.
-fn database_with(oid: pg_sys::Oid, name: &[u8]) -> Option<Database> {
-    // SAFETY: a catalog lookup by OID; what is kept is copied before the tuple is released.
-    unsafe {
-        pg_sys::AcceptInvalidationMessages();
-        let cache = pg_sys::SysCacheIdentifier::DATABASEOID as c_int;
-        let tuple = pg_sys::SearchSysCache1(cache, pg_sys::Datum::from(oid));
-        if tuple.is_null() {
-            return None;
-        }
-        let form = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_database>();
-        let same = CStr::from_ptr(form.datname.data.as_ptr()).to_bytes() == name;
-        let found = same.then_some(Database { oid, allowed: form.datallowconn, limit: form.datconnlimit });
-        pg_sys::ReleaseSysCache(tuple);
-        found
-    }
-}
-
-/// By OIDs: the names that they have now.
-fn standing(role: pg_sys::Oid, database: pg_sys::Oid) -> Standing {
-    // SAFETY: in a transaction; catalog lookups by OID. What is kept is copied before the tuple is released.
-    unsafe {
-        pg_sys::AcceptInvalidationMessages();
-        let cache = pg_sys::SysCacheIdentifier::AUTHOID as c_int;
-        let tuple = pg_sys::SearchSysCache1(cache, pg_sys::Datum::from(role));
-        if tuple.is_null() {
-            return Standing::RoleGone;
-        }
-        let form = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_authid>();
-        let role = CStr::from_ptr(form.rolname.data.as_ptr()).to_bytes().to_vec();
-        let can_login = form.rolcanlogin;
-        pg_sys::ReleaseSysCache(tuple);
-        let name = pg_sys::get_database_name(database);
-        if name.is_null() {
-            return Standing::DatabaseGone;
-        }
-        Standing::There { role, database: CStr::from_ptr(name).to_bytes().to_vec(), can_login }
-    }
-}
-
-/// Settings that drivers ask for, beside those that a server reports unasked.
-const PARAMETERS: &[&CStr] = &[
-    c"DateStyle",
-    c"IntervalStyle",
-    c"TimeZone",
-    c"application_name",
-    c"bytea_output",
-    c"client_encoding",
-    c"client_min_messages",
-    c"default_transaction_deferrable",
-    c"default_transaction_isolation",
-    c"default_transaction_read_only",
-    c"extra_float_digits",
-    c"idle_in_transaction_session_timeout",
-    c"idle_session_timeout",
-    c"in_hot_standby",
-    c"integer_datetimes",
-    c"is_superuser",
-    c"jit",
-    c"lock_timeout",
-    c"max_identifier_length",
-    c"row_security",
-    c"scram_iterations",
-    c"search_path",
-    c"server_encoding",
-    c"server_version",
-    c"server_version_num",
-    c"session_authorization",
-    c"standard_conforming_strings",
-    c"statement_timeout",
-    c"synchronous_commit",
-    c"transaction_deferrable",
-    c"transaction_isolation",
-    c"transaction_read_only",
-];
-
-/// What a session of a role and a database begins with, as far as it is not set for these: what the configuration says, and who they
-/// are. In a transaction.
-fn facts(role: pg_sys::Oid, database: pg_sys::Oid) -> Result<Facts, Report> {
-    let gone = || Report::fatal("3D000", "the database or the role has been dropped");
-    let encoding = encoding_of(database).ok_or_else(gone)?;
-    // SAFETY: in a transaction, by OID; a name is null or terminated.
-    let (name, superuser) = unsafe {
-        let name = pg_sys::GetUserNameFromId(role, true);
-        if name.is_null() {
-            return Err(gone());
-        }
-        (CStr::from_ptr(name).to_string_lossy().into_owned(), pg_sys::superuser_arg(role))
-    };
-    let parameter = |setting: &&CStr| {
-        // SAFETY: terminated names; a setting that is missing has no value. What is shown is copied.
-        let (shown, flags) = unsafe {
-            let shown = pg_sys::GetConfigOptionByName(setting.as_ptr(), std::ptr::null_mut(), true);
-            if shown.is_null() {
-                return None;
-            }
-            let flags = pg_sys::GetConfigOptionFlags(setting.as_ptr(), true);
-            (CStr::from_ptr(shown).to_string_lossy().into_owned(), flags)
-        };
-        let setting = setting.to_string_lossy();
-        let value = match &setting[..] {
-            "application_name" => String::new(),
-            // Nothing is converted.
-            "client_encoding" | "server_encoding" => encoding.clone(),
-            "is_superuser" => if superuser { "on" } else { "off" }.to_owned(),
-            "session_authorization" => name.clone(),
-            _ => shown,
-        };
-        let reported = flags & pg_sys::GUC_REPORT as c_int != 0;
-        Some(Parameter { name: setting.into_owned(), value, reported })
-    };
-    // SAFETY: takes no argument, and returns a text.
-    let version = unsafe { pgrx::direct_function_call::<String>(pg_sys::pgsql_version, &[]) };
-    let parameters = PARAMETERS.iter().filter_map(parameter).collect();
-    Ok(Facts { parameters, version: version.unwrap_or_default() })
-}
-
-/// The name of a database's encoding. In a transaction.
-fn encoding_of(database: pg_sys::Oid) -> Option<String> {
-    // SAFETY: a catalog lookup by OID; what is kept is copied before the tuple is released. The name is a terminated constant.
-    unsafe {
-        let cache = pg_sys::SysCacheIdentifier::DATABASEOID as c_int;
-        let tuple = pg_sys::SearchSysCache1(cache, pg_sys::Datum::from(database));
-        if tuple.is_null() {
-            return None;
-        }
-        let form = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_database>();
-        let encoding = form.encoding;
-        pg_sys::ReleaseSysCache(tuple);
-        let name = pg_sys::pg_encoding_to_char(encoding);
-        (!name.is_null()).then(|| CStr::from_ptr(name).to_string_lossy().into_owned())
-    }
-}
-
 /// The server refuses while it starts and stops; so do we, in its words.
 fn refuse_while_not_ready() -> Result<(), Report> {
     match sample::snapshot().server {
@@ -467,69 +324,6 @@ fn console_rights(role: &[u8]) -> Result<Rights, Report> {
         (false, true) => Ok(Rights::Read),
         (false, false) => Err(Report::fatal("42501", "permission denied for the console of the pooler")
             .with_detail("Superusers may use it; members of pg_monitor may read in it.")),
-    }
-}
-
-/// The databases that take connections, in no order.
-fn databases() -> Vec<Vec<u8>> {
-    let mut names = Vec::new();
-    // SAFETY: in a transaction; a scan of a shared catalog, whose rows are read before the next is asked for.
-    unsafe {
-        let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
-        let relation = pg_sys::table_open(pg_sys::DatabaseRelationId, lock);
-        let (none, all) = (pg_sys::InvalidOid, std::ptr::null_mut());
-        let scan = pg_sys::systable_beginscan(relation, none, false, std::ptr::null_mut(), 0, all);
-        loop {
-            let tuple = pg_sys::systable_getnext(scan);
-            if tuple.is_null() {
-                break;
-            }
-            let form = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_database>();
-            if form.datallowconn {
-                names.push(CStr::from_ptr(form.datname.data.as_ptr()).to_bytes().to_vec());
-            }
-        }
-        pg_sys::systable_endscan(scan);
-        pg_sys::table_close(relation, lock);
-    }
-    names
-}
-
-fn role_of(name: &[u8]) -> Option<Role> {
-    let name = text(name);
-    // SAFETY: in a transaction; a catalog lookup by a terminated name. What is kept is copied before the tuple is released.
-    unsafe {
-        // A role that was made a moment ago is found.
-        pg_sys::AcceptInvalidationMessages();
-        let tuple = pg_sys::SearchSysCache1(
-            pg_sys::SysCacheIdentifier::AUTHNAME as c_int,
-            pg_sys::Datum::from(name.as_ptr()),
-        );
-        if tuple.is_null() {
-            return None;
-        }
-        let form = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_authid>();
-        let attribute = |number: u32| {
-            let mut null = false;
-            let cache = pg_sys::SysCacheIdentifier::AUTHNAME as c_int;
-            let value = pg_sys::SysCacheGetAttr(cache, tuple, number as i16, &raw mut null);
-            (!null).then_some(value)
-        };
-        let secret =
-            attribute(pg_sys::Anum_pg_authid_rolpassword).and_then(|value| String::from_datum(value, false));
-        let role = Role {
-            oid: form.oid,
-            superuser: form.rolsuper,
-            can_login: form.rolcanlogin,
-            connection_limit: form.rolconnlimit,
-            found: Found {
-                secret: secret.map(|text| Secret::parse(&text)),
-                valid_until: attribute(pg_sys::Anum_pg_authid_rolvaliduntil)
-                    .map(|value| value.value() as i64),
-            },
-        };
-        pg_sys::ReleaseSysCache(tuple);
-        Some(role)
     }
 }
 

@@ -200,7 +200,7 @@ fn clear(shared: Shared) {
     for server in shared.servers {
         server.set_state(ServerState::Free);
         server.pid.store(0, Relaxed);
-        server.token.iter().for_each(|word| word.store(0, Relaxed));
+        server.expect([0, 0]);
     }
     for (_, slot) in shared.slots_in_use() {
         if slot.word.seen().generation() != 0 {
@@ -212,7 +212,7 @@ fn clear(shared: Shared) {
         }
     }
     for pool in shared.pools.iter().filter(|pool| pool.used.load(Relaxed) != 0) {
-        pool.clear();
+        pool.clear(0);
         pool.used.store(0, Release);
     }
     shared.header.logins.store(0, Relaxed);

@@ -536,6 +536,21 @@ fn a_pooler_that_is_told_to_end_comes_back_within_a_moment() -> Result<()> {
 }
 
 #[test]
+fn a_connection_that_its_backend_does_not_know_as_pooled_is_closed_and_opened_anew() -> Result<()> {
+    let cluster = with_pool("unclaimed", 1, &[("log_min_messages", "warning")])?;
+    let begun = Instant::now();
+    let mut client = through(&cluster).application_name("test token").connect(postgres::NoTls)?;
+    ensure!(text(&mut client, "select 1")? == "1");
+    ensure!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    cluster.wait_log("the server took the pooler's connection for a client's")?;
+    let mut watcher = cluster.connect()?;
+    wait::until("the other one has gone", || {
+        let sql = "select count(*) from pg_stat_activity where backend_type = 'client backend'";
+        text(&mut watcher, &format!("{sql} and pid <> pg_backend_pid()::int")).is_ok_and(|count| count == "1")
+    })
+}
+
+#[test]
 fn a_flush_behind_a_sync_holds_no_backend() -> Result<()> {
     // psycopg ends its pipelines so, and libpq sends one with PQsendFlushRequest().
     let cluster = with_pool("flush", 1, &[])?;

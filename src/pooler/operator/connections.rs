@@ -37,7 +37,7 @@ impl Console<'_> {
             .pools
             .all()
             .iter()
-            .filter(|pool| pool.words.waiters.load(SeqCst) <= 0 && pool.has_ready_clients())
+            .filter(|pool| pool.words.waiters.count() <= 0 && pool.has_ready_clients())
             .map(|pool| pool.number)
             .collect();
         let look = |(number, slot): (u32, &'static Slot)| {

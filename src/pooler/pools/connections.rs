@@ -6,6 +6,7 @@ use crate::bridge::Level;
 use crate::pooler::control::{PARAMETER, token_text};
 use crate::pooler::front::{Front, random_words};
 use crate::pooler::opening::{self, Opening};
+use crate::pooler::sabotage;
 use crate::pooler::shared::{self, ServerState, now};
 use crate::pooler::slot::State;
 use crate::wire::message::Report;
@@ -35,10 +36,7 @@ pub(super) fn start_opening(front: &Arc<Front>, pool: &Arc<Pool>, whom: For) {
                 make_room(&front, &pool);
             }
             let retry = match &error {
-                // The server is full, or is starting or stopping: that may pass at any moment.
-                opening::Error::Server(code, _) if matches!(&code[..], "53300" | "57P03") => {
-                    Duration::from_millis(100)
-                }
+                error if is_passing(error) => Duration::from_millis(100),
                 _ if pool.words.servers.load(Relaxed) == 0 => Duration::from_millis(100),
                 _ => front.bridge.settings().pooler.server_login_retry,
             };
@@ -75,6 +73,15 @@ fn make_room(front: &Front, pool: &Pool) {
     }
 }
 
+/// The server is full, or is starting or stopping, or somebody wrote over the connection's words: that may pass at any moment.
+fn is_passing(error: &opening::Error) -> bool {
+    match error {
+        opening::Error::Server(code, _) => matches!(&code[..], "53300" | "57P03"),
+        opening::Error::Unclaimed => true,
+        _ => false,
+    }
+}
+
 /// A failure that waiting does not mend is told to those who wait and have no backend to hope for.
 fn refuse(front: &Arc<Front>, pool: &Arc<Pool>, error: &opening::Error) {
     let new = pool.failed.lock().as_ref().is_none_or(|(_, before)| before != error);
@@ -83,8 +90,7 @@ fn refuse(front: &Arc<Front>, pool: &Arc<Pool>, error: &opening::Error) {
             .bridge
             .log(Level::Warning, format!("no server connection for database {}: {error}", pool.title()));
     }
-    let passing = matches!(error, opening::Error::Server(code, _) if matches!(&code[..], "53300" | "57P03"));
-    if passing || pool.words.servers.load(Relaxed) > 0 {
+    if is_passing(error) || pool.words.servers.load(Relaxed) > 0 {
         return;
     }
     let report = match error {
@@ -124,9 +130,8 @@ async fn open_one(front: &Arc<Front>, pool: &Arc<Pool>) -> Result<(), opening::E
     server.member.store(member as u32, Relaxed);
     server.opened_at.store(now(), Relaxed);
     server.since.store(now(), Relaxed);
-    for (word, value) in server.token.iter().zip(token) {
-        word.store(value, Release);
-    }
+    server.expect(token);
+    sabotage::spoil(server);
     pool.words.members[member].store(number as u32 + 1, Release);
     pool.words.servers.fetch_add(1, Relaxed);
     let settings = front.bridge.settings();
@@ -145,6 +150,11 @@ async fn open_one(front: &Arc<Front>, pool: &Arc<Pool>) -> Result<(), opening::E
         limit: settings.pooler.server_connect_timeout,
     };
     match opening::open(&opening, &front.questions).await {
+        // Its backend serves it as any client's: it would never come to the pool, which would wait for it.
+        Ok(_) if !server.is_claimed() => {
+            release(pool, server, member);
+            Err(opening::Error::Unclaimed)
+        }
         Ok(line) => {
             let (to_end, pool) = (Arc::clone(front), Arc::clone(pool));
             front.spawn(async move {
@@ -167,9 +177,7 @@ async fn hear_the_end(mut line: opening::Line) {
 }
 
 fn release(pool: &Pool, server: &shared::Server, member: usize) {
-    for word in &server.token {
-        word.store(0, Relaxed);
-    }
+    server.expect([0, 0]);
     pool.words.unstay(member as u32);
     pool.words.members[member].store(0, Release);
     pool.words.servers.fetch_sub(1, Relaxed);

@@ -52,7 +52,7 @@ pub(super) async fn keep(front: Arc<Front>, pool: Arc<Pool>) {
         if may_grow {
             // First the wish to hear, then the look: who stops waiting in between says so.
             words.wants_news.store(1, SeqCst);
-            watch = words.waiters.load(SeqCst) <= 0;
+            watch = words.waiters.count() <= 0;
         }
         let crowded = watch && pool.has_ready_clients();
         words.crowded.store(crowded, Relaxed);
@@ -66,7 +66,7 @@ pub(super) async fn keep(front: Arc<Front>, pool: Arc<Pool>) {
             let often = called_at.is_some_and(|at| at.elapsed() < OFTEN);
             called_at = called.map(|_| Instant::now()).or(called_at);
             tokio::time::sleep(PATIENCE).await;
-            let still = words.waiters.load(SeqCst) <= 0 && pool.has_ready_clients();
+            let still = words.waiters.count() <= 0 && pool.has_ready_clients();
             if may_open && (still && called.is_none() || often) {
                 start_opening(&front, &pool, For::Client);
             } else if !may_open {

@@ -19,7 +19,7 @@ pub(super) fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
     let now = now();
     let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
     // Waiting clients.
-    let queue = words.waiters.load(SeqCst) <= 0 && pool.has_ready_clients();
+    let queue = words.waiters.count() <= 0 && pool.has_ready_clients();
     let (mut waiting, mut first) = (0, 0);
     if queue || words.waiting.load(Relaxed) > 0 {
         for (client, slot) in front.shared.slots_in_use() {

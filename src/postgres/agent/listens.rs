@@ -298,8 +298,9 @@ impl Agent {
 
     fn committed(&mut self) {
         let Some(seat) = self.seat else { return };
+        let orphan = self.is_orphan();
         let listens = &mut self.listens;
-        if listens.asked {
+        if listens.asked && !orphan {
             for (_, listen) in listens.shared.listens_of(seat.slot) {
                 listen.tentative.store(0, Relaxed);
             }
@@ -344,6 +345,10 @@ impl Agent {
     }
 
     fn look_after_notifications(&mut self, idle: bool) {
+        if self.is_orphan() {
+            // Who has the slot's number now listens to what is not this client's to hear.
+            return;
+        }
         let (Some(seat), Some(links)) = (self.seat, &self.links) else { return };
         let listens = &mut self.listens;
         let front = (links, self.server, self.shared, self.epoch);

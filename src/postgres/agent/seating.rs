@@ -18,7 +18,7 @@ const TURN: i64 = 200;
 impl Agent {
     pub(super) fn may_stay(&self) -> bool {
         // Somebody sees the next ready client: another backend that waits for any, or the front, while the pool may still grow.
-        (self.pool.waiters.load(SeqCst) >= 1
+        (self.pool.waiters.count() >= 1
             || (self.pool.servers.load(Relaxed) < self.pool.size.load(Relaxed)
                 && !self.pool.crowded.load(Relaxed)))
             && !self.pool.paused.load(Relaxed)
@@ -86,7 +86,7 @@ impl Agent {
             if let Look::Nothing = look {
                 continue;
             }
-            if !pinned && !self.pool.unstay(self.member) && self.pool.waiters.load(SeqCst) <= 0 {
+            if !pinned && !self.pool.unstay(self.member) && self.pool.waiters.count() <= 0 {
                 // Called back for somebody just when its own client spoke: the call goes on to another.
                 self.nobody_waits();
             }
@@ -278,7 +278,9 @@ impl Agent {
         }
         let Some(links) = &self.links else { return false };
         let (mut data, mut slept) = (0, false);
-        self.pool.waiters.fetch_add(1, SeqCst);
+        if !self.pool.waiters.begin(self.epoch) {
+            self.leave();
+        }
         // SAFETY: the pool's epoll instance, and words of ours.
         let found =
             unsafe { shim::postern_wait_for_any(links.epoll.as_raw_fd(), &raw mut data, &raw mut slept) };
@@ -288,7 +290,8 @@ impl Agent {
         if slept {
             self.awake_since = now();
         }
-        if self.pool.waiters.fetch_sub(1, SeqCst) <= 1 {
+        let Some(left) = self.pool.waiters.end(self.epoch) else { self.leave() };
+        if left <= 0 {
             self.nobody_waits();
         }
         if found == 0 {

@@ -102,10 +102,9 @@ pub(super) fn prepare(
     let mut gap = definition.state.as_ref().and_then(|known| known.gap.clone());
     if let Some(lost) = &lost
         && known.is_some()
+        && options.lost_slot == LostSlot::Stop
     {
-        if options.lost_slot == LostSlot::Stop {
-            return Err(End::Blocked(go_on_or_not(lost, definition)));
-        }
+        return Err(End::Blocked(go_on_or_not(lost, definition)));
     }
     if found.is_some() {
         BackgroundWorker::transaction(|| decoding::drop_slot(&slot));
