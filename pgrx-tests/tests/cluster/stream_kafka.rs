@@ -378,7 +378,6 @@ fn an_event_that_the_broker_finds_too_large_stops_its_stream_or_is_left_out_and_
 }
 
 #[test]
-#[ignore = "a batch that the broker refuses is left out as a whole, with every small event that is in it"]
 fn events_beside_one_that_is_too_large_are_not_left_out_with_it() -> Result<()> {
     if no_broker() {
         return Ok(());
@@ -393,7 +392,6 @@ fn events_beside_one_that_is_too_large_are_not_left_out_with_it() -> Result<()> 
 }
 
 #[test]
-#[ignore = "a batch of small events that is larger than the broker takes is refused as if each of them were"]
 fn small_events_arrive_at_a_broker_that_takes_less_than_a_batch_of_them() -> Result<()> {
     if no_broker() {
         return Ok(());

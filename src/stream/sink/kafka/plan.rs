@@ -57,7 +57,7 @@ const OURS: &[(&str, &str)] = &[
     ("delivery.report.only.error", REPORTS),
     ("dr_cb", REPORTS),
     ("dr_msg_cb", REPORTS),
-    ("enable.gapless.guarantee", "would make what is left out end the stream"),
+    ("enable.gapless.guarantee", "is on, with idempotence, where batches have more than one event"),
     ("transactional.id", "is not supported: a sink uses no transactions"),
 ];
 const ACKS: &str = "is set by the option \"requiredAcks\"";
