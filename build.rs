@@ -19,7 +19,7 @@ fn main() {
 mod shim {
     use std::process::Command;
 
-    const SOURCES: [&str; 12] = [
+    const SOURCES: [&str; 14] = [
         "src/postgres/shim/activity.c",
         "src/postgres/shim/catalog.c",
         "src/postgres/shim/client.c",
@@ -32,6 +32,8 @@ mod shim {
         "src/postgres/shim/socket.c",
         "src/postgres/shim/statements.c",
         "src/postgres/stream/decoding.c",
+        "src/postgres/stream/session.c",
+        "src/postgres/stream/slots.c",
     ];
     const HEADERS: [&str; 2] = ["src/postgres/shim/shim.h", "src/postgres/shim/versions.h"];
 

@@ -1,22 +1,23 @@
--- Change streams: what is defined, where each stream is, and what SQL can do with them. The definitions go into a dump; whether a
+-- Change streams: what is defined, where each stream is, and what SQL can do with them. Between SQL and Postern texts go as UTF-8,
+-- whatever the database's encoding. The definitions go into a dump; whether a
 -- stream runs, and where it is, does not: a copy of the database must not deliver to the sinks of the original.
 
 CREATE TABLE postern.source_definitions (
-    name text PRIMARY KEY CHECK (name <> '' AND octet_length(name) <= 63),
+    name text PRIMARY KEY CHECK (name <> '' AND octet_length(convert_to(name, 'UTF8')) <= 63),
     kind text NOT NULL,
     options jsonb NOT NULL DEFAULT '{}',
-    CONSTRAINT source_options CHECK (postern.check_source(kind, options))
+    CONSTRAINT source_options CHECK (postern.check_source(convert_to(kind, 'UTF8'), convert_to(options::text, 'UTF8')))
 );
 
 CREATE TABLE postern.sink_definitions (
-    name text PRIMARY KEY CHECK (name <> '' AND octet_length(name) <= 63),
+    name text PRIMARY KEY CHECK (name <> '' AND octet_length(convert_to(name, 'UTF8')) <= 63),
     kind text NOT NULL,
     options jsonb NOT NULL DEFAULT '{}',
-    CONSTRAINT sink_options CHECK (postern.check_sink(kind, options))
+    CONSTRAINT sink_options CHECK (postern.check_sink(convert_to(kind, 'UTF8'), convert_to(options::text, 'UTF8')))
 );
 
 CREATE TABLE postern.stream_definitions (
-    name text PRIMARY KEY CHECK (name <> '' AND octet_length(name) <= 63),
+    name text PRIMARY KEY CHECK (name <> '' AND octet_length(convert_to(name, 'UTF8')) <= 63),
     source text NOT NULL REFERENCES postern.source_definitions,
     sink text NOT NULL REFERENCES postern.sink_definitions,
     UNIQUE (source, sink)
@@ -53,6 +54,13 @@ CREATE TABLE postern.source_states (
     rewound bigint NOT NULL DEFAULT 0
 );
 
+-- Publications that Postern has made, as they were then: they go with the source.
+CREATE TABLE postern.made_publications (
+    publication oid PRIMARY KEY,
+    owner oid NOT NULL,
+    source text NOT NULL REFERENCES postern.source_definitions ON DELETE CASCADE
+);
+
 CREATE TABLE postern.snapshot_tables (
     source text NOT NULL REFERENCES postern.source_definitions ON DELETE CASCADE,
     relation oid NOT NULL,
@@ -86,11 +94,64 @@ CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON postern.s
 CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON postern.stream_states
     FOR EACH STATEMENT EXECUTE FUNCTION postern.definitions_changed();
 
+-- Raise an error unless: an argument was given; a name can be that of something new; options are such.
+CREATE FUNCTION postern.expect_given(argument text, given boolean) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT given THEN
+        RAISE null_value_not_allowed USING MESSAGE = format('argument "%s" must not be null', argument);
+    END IF;
+END $$;
+
+CREATE FUNCTION postern.expect_name(what text, name text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    length integer;
+BEGIN
+    IF name IS NULL THEN
+        RAISE null_value_not_allowed USING MESSAGE = format('the name of a %s must not be null', what);
+    END IF;
+    BEGIN
+        length := octet_length(convert_to(name, 'UTF8'));
+    EXCEPTION WHEN data_exception OR undefined_function THEN
+        RAISE character_not_in_repertoire USING
+            MESSAGE = format('the name of a %s must be UTF-8, or what can be converted to it', what);
+    END;
+    IF length NOT BETWEEN 1 AND 63 THEN
+        RAISE invalid_name USING MESSAGE = format('the name of a %s must have 1 to 63 bytes in UTF-8, and not %s', what, length);
+    END IF;
+END $$;
+
+CREATE FUNCTION postern.expect_options(options jsonb) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM postern.expect_given('options', options IS NOT NULL);
+    IF jsonb_typeof(options) <> 'object' THEN
+        RAISE invalid_parameter_value USING MESSAGE = 'options must be a JSON object';
+    END IF;
+    BEGIN
+        PERFORM convert_to(options::text, 'UTF8');
+    EXCEPTION WHEN data_exception OR undefined_function THEN
+        RAISE character_not_in_repertoire USING MESSAGE = 'options must be UTF-8, or what can be converted to it';
+    END;
+END $$;
+
+-- Options as everybody may see them who may see the views.
+CREATE FUNCTION postern.without_secrets(options jsonb) RETURNS jsonb
+LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp
+RETURN convert_from(postern.hide_secrets(convert_to(options::text, 'UTF8')), 'UTF8')::jsonb;
+
 -- Raises an error unless there is a source, a sink or a stream of that name.
 CREATE FUNCTION postern.expect_defined(what text, name text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    IF name IS NULL THEN
+        RAISE null_value_not_allowed USING MESSAGE = format('the name of a %s must not be null', what);
+    END IF;
     IF NOT EXISTS (
         SELECT FROM postern.source_definitions d WHERE what = 'source' AND d.name = expect_defined.name
         UNION ALL SELECT FROM postern.sink_definitions d WHERE what = 'sink' AND d.name = expect_defined.name
@@ -104,6 +165,9 @@ CREATE FUNCTION postern.create_source(name text, kind text DEFAULT 'postgres', o
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM postern.expect_name('source', name);
+    PERFORM postern.expect_given('kind', kind IS NOT NULL);
+    PERFORM postern.expect_options(options);
     IF EXISTS (SELECT FROM postern.source_definitions d WHERE d.name = create_source.name) THEN
         RAISE duplicate_object USING MESSAGE = format('source "%s" already exists', name);
     END IF;
@@ -115,6 +179,9 @@ CREATE FUNCTION postern.create_sink(name text, kind text, options jsonb DEFAULT 
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM postern.expect_name('sink', name);
+    PERFORM postern.expect_given('kind', kind IS NOT NULL);
+    PERFORM postern.expect_options(options);
     IF EXISTS (SELECT FROM postern.sink_definitions d WHERE d.name = create_sink.name) THEN
         RAISE duplicate_object USING MESSAGE = format('sink "%s" already exists', name);
     END IF;
@@ -126,8 +193,10 @@ CREATE FUNCTION postern.create_stream(name text, source text, sink text, start b
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM postern.expect_name('stream', name);
     PERFORM postern.expect_defined('source', source);
     PERFORM postern.expect_defined('sink', sink);
+    PERFORM postern.expect_given('start', start IS NOT NULL);
     IF EXISTS (SELECT FROM postern.stream_definitions d WHERE d.name = create_stream.name) THEN
         RAISE duplicate_object USING MESSAGE = format('stream "%s" already exists', name);
     END IF;
@@ -146,6 +215,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM postern.expect_defined('source', name);
+    PERFORM postern.expect_options(options);
     UPDATE postern.source_definitions d SET options = jsonb_strip_nulls(d.options || alter_source.options)
     WHERE d.name = alter_source.name;
 END $$;
@@ -155,6 +225,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM postern.expect_defined('sink', name);
+    PERFORM postern.expect_options(options);
     UPDATE postern.sink_definitions d SET options = jsonb_strip_nulls(d.options || alter_sink.options)
     WHERE d.name = alter_sink.name;
 END $$;
@@ -173,6 +244,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     its text;
+    made record;
 BEGIN
     PERFORM postern.expect_defined('source', name);
     SELECT string_agg(format('"%s"', d.name), ', ') INTO its
@@ -183,6 +255,22 @@ BEGIN
             DETAIL = format('Streams %s use it.', its),
             HINT = 'Drop them first, by postern.drop_stream().';
     END IF;
+    FOR made IN
+        SELECT p.pubname, p.pubowner = m.owner AS is_ours,
+               (SELECT min(o.name) FROM postern.source_definitions o
+                WHERE o.name <> m.source
+                    AND p.pubname = coalesce(nullif(o.options ->> 'publication', ''), 'postern_' || o.name)) AS other
+        FROM postern.made_publications m JOIN pg_publication p ON p.oid = m.publication
+        WHERE m.source = drop_source.name
+    LOOP
+        IF made.is_ours AND made.other IS NULL THEN
+            EXECUTE format('DROP PUBLICATION %I', made.pubname);
+        ELSIF made.is_ours THEN
+            RAISE NOTICE 'publication "%" stays: source "%" has it, too', made.pubname, made.other;
+        ELSE
+            RAISE NOTICE 'publication "%" stays: it has another owner by now', made.pubname;
+        END IF;
+    END LOOP;
     DELETE FROM postern.source_definitions d WHERE d.name = drop_source.name;
 END $$;
 
@@ -256,6 +344,7 @@ DECLARE
     reached pg_lsn;
 BEGIN
     PERFORM postern.expect_defined('stream', name);
+    PERFORM postern.expect_given('lsn', lsn IS NOT NULL);
     IF EXISTS (SELECT FROM postern.stream_definitions d JOIN postern.source_definitions o ON o.name = d.source
                WHERE d.name = rewind_stream.name AND o.kind <> 'postgres') THEN
         RAISE object_not_in_prerequisite_state USING
@@ -302,6 +391,7 @@ DECLARE
     its text;
 BEGIN
     PERFORM postern.expect_defined('source', name);
+    PERFORM postern.expect_given('lsn', lsn IS NOT NULL);
     FOR its IN SELECT d.name FROM postern.stream_definitions d WHERE d.source = rewind_source.name ORDER BY d.name LOOP
         PERFORM postern.rewind_stream(its, lsn);
         rewound := rewound + 1;
@@ -328,7 +418,7 @@ SELECT d.name, d.kind,
        postern.without_secrets(d.options) AS options
 FROM postern.source_definitions d
 LEFT JOIN postern.source_states s ON s.source = d.name
-LEFT JOIN postern.running_sources() r ON r.name = d.name
+LEFT JOIN postern.running_sources() r ON r.name = pg_catalog.convert_to(d.name, 'UTF8')
 LEFT JOIN pg_catalog.pg_replication_slots l ON l.slot_name = s.slot;
 
 CREATE VIEW postern.streams AS
@@ -337,8 +427,9 @@ SELECT d.name, d.source, d.sink,
             WHEN pg_catalog.pg_is_in_recovery() THEN 'standby'
             WHEN s.state IN ('failed', 'blocked', 'starting', 'snapshot') THEN s.state
             ELSE coalesce(r.state, 'waiting') END AS state,
-       coalesce(r.error, s.last_error) AS last_error,
-       coalesce(to_timestamp(r.error_at), s.last_error_at) AS last_error_at,
+       -- The later of the two.
+       CASE WHEN s.last_error_at > coalesce(to_timestamp(r.error_at), '-infinity') THEN s.last_error ELSE r.error END AS last_error,
+       greatest(s.last_error_at, to_timestamp(r.error_at)) AS last_error_at,
        coalesce(r.events, 0) AS events, coalesce(r.bytes, 0) AS bytes, coalesce(r.skipped, 0) AS skipped, coalesce(r.errors, 0) AS errors,
        s.received_lsn,
        greatest(r.delivered_lsn::pg_lsn, p.delivered_lsn) AS delivered_lsn,
@@ -354,13 +445,15 @@ FROM postern.stream_definitions d
 JOIN postern.sources s ON s.name = d.source
 LEFT JOIN postern.stream_states w ON w.stream = d.name
 LEFT JOIN postern.stream_positions p ON p.stream = d.name
-LEFT JOIN postern.running_streams() r ON r.name = d.name;
+LEFT JOIN postern.running_streams() r ON r.name = pg_catalog.convert_to(d.name, 'UTF8');
 
 CREATE VIEW postern.sinks AS
 SELECT d.name, d.kind,
        count(s.name)::integer AS streams,
        count(s.name) FILTER (WHERE s.state = 'running')::integer AS streams_running,
-       min(s.last_error) FILTER (WHERE s.state <> 'running') AS last_error,
+       -- What the sink itself has said; what its sources have, they show.
+       min(r.error) FILTER (WHERE s.state <> 'running') AS last_error,
+       coalesce(sum(s.errors), 0)::bigint AS errors,
        coalesce(sum(s.events), 0)::bigint AS events,
        coalesce(sum(s.bytes), 0)::bigint AS bytes,
        coalesce(sum(s.skipped), 0)::bigint AS skipped,
@@ -370,6 +463,7 @@ SELECT d.name, d.kind,
        postern.without_secrets(d.options) AS options
 FROM postern.sink_definitions d
 LEFT JOIN postern.streams s ON s.sink = d.name
+LEFT JOIN postern.running_streams() r ON r.name = s.name
 GROUP BY d.name, d.kind, d.options;
 
 COMMENT ON TABLE postern.source_definitions IS 'Sources of change streams, as postern.create_source() has made them';
@@ -378,6 +472,7 @@ COMMENT ON TABLE postern.stream_definitions IS 'Which source feeds which sink';
 COMMENT ON TABLE postern.stream_states IS 'Which streams shall run; not dumped, so that a copy of the database delivers nothing by itself';
 COMMENT ON TABLE postern.stream_positions IS 'Up to where each stream has delivered; not dumped';
 COMMENT ON TABLE postern.source_states IS 'What Postern has made for a source; not dumped';
+COMMENT ON TABLE postern.made_publications IS 'Publications that Postern has made, and for which source: they are dropped with it; not dumped';
 COMMENT ON TABLE postern.rejected_messages IS 'Messages of a broker that were no events; delete them when you have seen to them';
 COMMENT ON TABLE postern.snapshot_tables IS 'Tables of a snapshot, whether their rows have been delivered, and where their changes begin; not dumped';
 COMMENT ON VIEW postern.sources IS 'Each source of change streams in this database, with its worker and its slot';
@@ -392,4 +487,7 @@ COMMENT ON COLUMN postern.streams.skipped IS 'Events that were left out by the s
 COMMENT ON COLUMN postern.streams.delivered_lsn IS 'Everything that was committed before this has been delivered';
 COMMENT ON COLUMN postern.streams.confirmed_lsn IS 'What its source''s slot has confirmed: changes before it cannot be had again';
 COMMENT ON COLUMN postern.streams.lag IS 'For how long the oldest change that is not delivered has been committed';
+COMMENT ON COLUMN postern.streams.last_error IS 'What its sink or its source has said last';
+COMMENT ON COLUMN postern.streams.gap IS 'Its source''s: changes that were lost to streams that had not delivered them';
+COMMENT ON COLUMN postern.sinks.errors IS 'Errors of its streams, the sink''s each time that it failed, since the server''s start';
 COMMENT ON VIEW postern.sinks IS 'Each sink of change streams in this database';

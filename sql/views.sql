@@ -158,6 +158,7 @@ REVOKE EXECUTE ON FUNCTION
     postern.create_source, postern.create_sink, postern.create_stream,
     postern.alter_source, postern.alter_sink, postern.alter_stream,
     postern.drop_source, postern.drop_sink, postern.drop_stream, postern.switch_streams, postern.expect_defined,
+    postern.expect_given, postern.expect_name, postern.expect_options,
     postern.start_source, postern.start_sink, postern.start_stream,
     postern.pause_source, postern.pause_sink, postern.pause_stream,
     postern.stop_source, postern.stop_sink, postern.stop_stream,

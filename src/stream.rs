@@ -7,12 +7,13 @@
 //! - [`pgoutput`]: the messages of logical decoding as they come
 //! - [`types`]: what form a type has in an event
 //! - [`relation`]: tables, as the messages describe them
-//! - [`clock`]: the time of day and PostgreSQL's epoch
+//! - [`clock`]: times of events, and of words in shared memory
 //! - [`event`]: a change as one line of JSON
 //! - [`buffer`]: decoded changes on their way from the PostgreSQL thread
 //! - [`engine`]: gives events to the sinks of a source's streams, and knows what has been delivered
 //! - [`sink`]: the small trait behind which each sink stands, and the sinks
 //! - [`source`]: where events come from beside the server's own WAL
+//! - [`lines`]: what threads have for the server's log
 //! - [`ledger`]: what was given to a sink and has not been confirmed yet
 //! - [`shared`]: the words in shared memory
 //! - [`timings`]: how long things took, in such words
@@ -34,6 +35,7 @@ mod error;
 pub mod event;
 mod json;
 pub mod ledger;
+pub mod lines;
 pub mod options;
 pub mod page;
 pub mod pgoutput;

@@ -142,7 +142,7 @@ pgrx::extension_sql_file!(
     "../../sql/streams.sql",
     name = "streams",
     requires =
-        [check_source, check_sink, without_secrets, definitions_changed, running_sources, running_streams]
+        [check_source, check_sink, hide_secrets, definitions_changed, running_sources, running_streams]
 );
 
 pgrx::extension_sql_file!(

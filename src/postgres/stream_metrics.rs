@@ -19,30 +19,54 @@ const OF_STREAM: &[&str] = &["database", "source", "stream", "sink"];
 type SourceMetric = (&'static str, &'static str, Kind, fn(&Source) -> Option<f64>);
 
 const SOURCE_METRICS: [SourceMetric; 8] = [
-    ("postern_source_up", "1 while its worker streams.", Kind::Gauge, |source| {
-        Some(u8::from(source.state() == SourceState::Streaming).into())
-    }),
-    ("postern_source_received_bytes", "Position up to which WAL is decoded.", Kind::Gauge, |source| {
-        position(source.received.load(Relaxed))
-    }),
-    ("postern_source_confirmed_bytes", "Position that its slot has confirmed.", Kind::Gauge, |source| {
-        position(source.confirmed.load(Relaxed))
-    }),
-    ("postern_source_buffered_bytes", "Decoded changes in memory.", Kind::Gauge, |source| {
-        Some(source.buffered.load(Relaxed) as f64)
-    }),
-    ("postern_source_buffered_max_bytes", "The most that there ever were.", Kind::Gauge, |source| {
-        Some(source.buffered_most.load(Relaxed) as f64)
-    }),
-    ("postern_source_events_total", "Events handed over to all its streams.", Kind::Counter, |source| {
-        Some(source.timings.get().count as f64)
-    }),
-    ("postern_source_worker_starts_total", "Starts of its worker.", Kind::Counter, |source| {
-        Some(source.starts.load(Relaxed) as f64)
-    }),
-    ("postern_source_errors_total", "Ends of its worker with an error.", Kind::Counter, |source| {
-        Some(source.errors.load(Relaxed) as f64)
-    }),
+    (
+        "postern_source_up",
+        "1 while its worker decodes WAL; 0 also while it reads a snapshot.",
+        Kind::Gauge,
+        |source| Some(u8::from(source.state() == SourceState::Streaming).into()),
+    ),
+    (
+        "postern_source_received_bytes",
+        "Position up to which it has decoded the WAL.",
+        Kind::Gauge,
+        |source| position(source.received.load(Relaxed)),
+    ),
+    (
+        "postern_source_confirmed_bytes",
+        "Position that its replication slot has confirmed.",
+        Kind::Gauge,
+        |source| position(source.confirmed.load(Relaxed)),
+    ),
+    (
+        "postern_source_buffered_bytes",
+        "Bytes of decoded changes that wait in memory for its sinks.",
+        Kind::Gauge,
+        |source| Some(source.buffered.load(Relaxed) as f64),
+    ),
+    (
+        "postern_source_buffered_max_bytes",
+        "The most bytes that have ever waited so.",
+        Kind::Gauge,
+        |source| Some(source.buffered_most.load(Relaxed) as f64),
+    ),
+    (
+        "postern_source_events_total",
+        "Events handed over to its streams; those that are made again count again.",
+        Kind::Counter,
+        |source| Some(source.timings.get().count as f64),
+    ),
+    (
+        "postern_source_worker_starts_total",
+        "Starts of its worker, those after an error among them.",
+        Kind::Counter,
+        |source| Some(source.starts.load(Relaxed) as f64),
+    ),
+    (
+        "postern_source_errors_total",
+        "Errors: ends of its worker, changes without a publication, too much WAL, messages that were no events.",
+        Kind::Counter,
+        |source| Some(source.errors.load(Relaxed) as f64),
+    ),
 ];
 
 /// A stream where and when it is looked at.
@@ -60,18 +84,24 @@ const STREAM_METRICS: [StreamMetric; 9] = [
     ("postern_stream_up", "1 while it runs and its sink is well.", Kind::Gauge, |look| {
         Some(u8::from(look.stream.state() == StreamState::Running).into())
     }),
-    ("postern_stream_events_total", "Events given to the sink.", Kind::Counter, |look| {
-        Some(look.stream.events.load(Relaxed) as f64)
-    }),
+    (
+        "postern_stream_events_total",
+        "Events given to the sink; those that are given again count again.",
+        Kind::Counter,
+        |look| Some(look.stream.events.load(Relaxed) as f64),
+    ),
     ("postern_stream_bytes_total", "Bytes of these events.", Kind::Counter, |look| {
         Some(look.stream.bytes.load(Relaxed) as f64)
     }),
     ("postern_stream_skipped_total", "Events left out by the sink's options.", Kind::Counter, |look| {
         Some(look.stream.skipped.load(Relaxed) as f64)
     }),
-    ("postern_stream_errors_total", "Errors of the sink.", Kind::Counter, |look| {
-        Some(look.stream.errors.load(Relaxed) as f64)
-    }),
+    (
+        "postern_stream_errors_total",
+        "Errors of its sink, one that lasts counted once.",
+        Kind::Counter,
+        |look| Some(look.stream.errors.load(Relaxed) as f64),
+    ),
     (
         "postern_stream_delivered_bytes",
         "Position before which everything that was committed is delivered.",
@@ -80,7 +110,7 @@ const STREAM_METRICS: [StreamMetric; 9] = [
     ),
     (
         "postern_stream_lag_bytes",
-        "Bytes of WAL from there to the end of what the server has written.",
+        "Bytes of WAL from what is delivered to the end of what the server has written.",
         Kind::Gauge,
         Look::lag_bytes,
     ),
@@ -92,7 +122,7 @@ const STREAM_METRICS: [StreamMetric; 9] = [
     ),
     (
         "postern_stream_delivered_timestamp_seconds",
-        "When an event was delivered last.",
+        "When an event was delivered last, in seconds since 1970.",
         Kind::Gauge,
         |look| Some(look.stream.delivered_at.load(Relaxed) as f64 / 1e6).filter(|time| *time > 0.0),
     ),
@@ -132,7 +162,7 @@ pub(super) fn families(shared: Shared, status: &Status) -> Vec<Family> {
         ),
         one(
             "postern_stream_refused_total",
-            "Times that a source or stream found no place.",
+            "Times that a source or stream found no place: postern.max_streams is too low.",
             Kind::Counter,
             header.refused.load(Relaxed) as f64,
         ),
@@ -157,7 +187,7 @@ pub(super) fn families(shared: Shared, status: &Status) -> Vec<Family> {
     }
     families.push(Family {
         name: "postern_source_state",
-        help: "1 for the state that it is in.",
+        help: "1 for the state that it is in, 0 for the others.",
         kind: Kind::Gauge,
         labels: &["database", "source", "state"],
         samples: sources
@@ -186,7 +216,7 @@ pub(super) fn families(shared: Shared, status: &Status) -> Vec<Family> {
     }
     families.push(Family {
         name: "postern_stream_state",
-        help: "1 for the state that it is in.",
+        help: "1 for the state that it is in, 0 for the others.",
         kind: Kind::Gauge,
         labels: &["database", "source", "stream", "sink", "state"],
         samples: looks

@@ -97,12 +97,16 @@ impl PostgresSource {
         if !RETRY.contains(&retry) {
             return Err(OptionError::new(name, "must be from 100ms to 1d"));
         }
+        let publication = o.text("publication")?.filter(|text| !text.is_empty());
+        if publication.as_ref().is_some_and(|name| name.len() > 63) {
+            return Err(OptionError::new("publication", "must have at most 63 bytes"));
+        }
         let wal_limit = Some(o.bytes("wal_limit", 0)?).filter(|limit| *limit > 0);
         if o.has("at_wal_limit") && wal_limit.is_none() {
             return Err(OptionError::new("at_wal_limit", "needs the option \"wal_limit\""));
         }
         let source = Self {
-            publication: o.text("publication")?.filter(|text| !text.is_empty()),
+            publication,
             tables: o.list("tables")?,
             slot,
             retain,
@@ -159,7 +163,15 @@ impl PostgresSource {
     }
 
     pub fn publication_name(&self, source: &str) -> String {
-        self.publication.clone().unwrap_or_else(|| format!("postern_{source}"))
+        self.publication.clone().unwrap_or_else(|| {
+            let whole = format!("postern_{source}");
+            if whole.len() <= 63 {
+                return whole;
+            }
+            // The server would cut it without a word.
+            let end = (0..=54).rev().find(|end| whole.is_char_boundary(*end)).unwrap_or(0);
+            format!("{}_{:08x}", &whole[..end], digest(source))
+        })
     }
 }
 
@@ -223,5 +235,8 @@ mod tests {
         assert_ne!(source.slot_name("Shop", 5), source.slot_name("shop", 5));
         assert!(source.slot_name(&"x".repeat(63), u32::MAX).len() <= 63);
         assert_eq!(source.publication_name("Shop"), "postern_Shop");
+        let long = source.publication_name(&"ü".repeat(31));
+        assert!(long.starts_with("postern_üü") && long.len() <= 63, "{long}");
+        assert_ne!(long, source.publication_name(&format!("{}x", "ü".repeat(31))));
     }
 }

@@ -1,12 +1,14 @@
 //! The engine of a source: takes decoded changes out of the buffer, makes events of them, gives them to the sinks of all its streams, and
 //! knows what has been delivered, which is what the slot may confirm. One thread; main reads what it publishes.
 
+mod arrears;
 pub mod consumer;
 mod feed;
+mod feeds;
 mod marks;
 mod watch;
 
-pub use feed::{From, Sort};
+pub use feed::{From, Make};
 pub use watch::Watch;
 
 use super::buffer::{Buffer, Chunk, Record};
@@ -19,6 +21,7 @@ use super::relation::{Relation, Relations};
 use super::sink::Event;
 use super::types::{Described, Types};
 use feed::Feed;
+use feeds::Feeds;
 use marks::Marks;
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -119,7 +122,7 @@ pub struct Engine {
     encoder: Encoder,
     relations: Relations,
     types: Types,
-    feeds: Vec<Feed>,
+    feeds: Feeds,
     marks: Marks,
     encoded: Encoded,
     transaction: Option<Open>,
@@ -142,14 +145,21 @@ struct Open {
 }
 
 impl Engine {
-    /// `begins`: everything that was committed before this is delivered already.
-    pub fn new(shared: Arc<Shared>, encoder: Encoder, streams: Vec<From>, begins: Lsn) -> Self {
+    /// `begins`: everything that was committed before this is delivered already. `arrears`: bytes of events that may be kept for sinks that
+    /// have failed.
+    pub fn new(
+        shared: Arc<Shared>,
+        encoder: Encoder,
+        streams: Vec<From>,
+        begins: Lsn,
+        arrears: usize,
+    ) -> Self {
         Self {
             shared,
             encoder,
             relations: Relations::default(),
             types: Types::default(),
-            feeds: streams.into_iter().map(Feed::new).collect(),
+            feeds: Feeds::new(streams, arrears),
             marks: Marks::new(begins),
             encoded: Encoded::default(),
             transaction: None,
@@ -160,32 +170,21 @@ impl Engine {
 
     /// Runs until it is stopped or cannot go on.
     pub fn run(mut self) {
-        // A panic is said at once: main would wait for room for ever.
-        let served = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let outcome = self.serve();
+        let outcome = feeds::outcome(|| {
+            let outcome = self.feed();
+            self.feeds.settle();
             self.publish();
             outcome
-        }));
-        let outcome = served.unwrap_or_else(|_| Some(Outcome::Broken("its engine has panicked".to_owned())));
+        });
         if let Some(outcome) = outcome {
             self.shared.report.lock().outcome = Some(outcome);
             (self.shared.wake)();
         }
     }
 
-    fn serve(&mut self) -> Option<Outcome> {
-        let outcome = self.feed();
-        // What is out has a moment to arrive, so that it is not sent again.
-        let end = Instant::now() + Duration::from_secs(1);
-        while self.feeds.iter().any(Feed::is_out) && Instant::now() < end {
-            self.poll(NEWS);
-        }
-        outcome
-    }
-
     fn feed(&mut self) -> Option<Outcome> {
         while !self.shared.stops() {
-            let patience = if self.feeds.iter().any(Feed::is_out) { Duration::ZERO } else { IDLE };
+            let patience = if self.feeds.are_out() { Duration::ZERO } else { IDLE };
             match self.shared.buffer.next(patience) {
                 Some(chunk) => {
                     let worked = self.work(&chunk);
@@ -196,24 +195,18 @@ impl Engine {
                         return Some(Outcome::Broken(error.to_string()));
                     }
                     if self.shared.buffer.is_empty() {
-                        self.feeds.iter_mut().for_each(Feed::flush);
+                        self.feeds.flush();
                     }
-                    self.poll(Duration::ZERO);
+                    self.feeds.poll(Duration::ZERO);
                 }
-                None => self.poll(NEWS),
+                None => self.feeds.poll(NEWS),
             }
-            if self.feeds.iter_mut().any(Feed::wants_again) {
+            if self.feeds.want_again() {
                 return Some(Outcome::Again);
             }
             self.publish();
         }
         None
-    }
-
-    fn poll(&mut self, patience: Duration) {
-        for feed in &mut self.feeds {
-            feed.poll(if feed.is_out() { patience } else { Duration::ZERO });
-        }
     }
 
     fn work(&mut self, chunk: &Chunk) -> Result<(), Error> {
@@ -315,13 +308,14 @@ impl Engine {
         let Some(open) = &mut self.transaction else { return Ok(()) };
         let serial = open.base + ordinal;
         let position = Position { commit: open.told.commit_end, ordinal };
-        let wants = |feed: &Feed| if open.snapshot { feed.is_fed() } else { feed.wants(position) };
+        let snapshot = open.snapshot;
+        let wants = |feed: &Feed| feed.wants(position, snapshot);
         if !self.feeds.iter().any(wants) {
             // Who is behind may want it, and is not asked.
             open.void = false;
             return Ok(());
         }
-        if !open.snapshot
+        if !snapshot
             && let Some(floor) = relation.and_then(|oid| self.floors.get(&oid))
             && position.commit <= *floor
         {
@@ -351,10 +345,27 @@ impl Engine {
             key: self.encoded.has_key.then_some(&self.encoded.key[..]),
             payload: &self.encoded.payload,
         };
+        while !self.feeds.arrears.is_cut() && !self.feeds.arrears.has_room(&event) {
+            self.feeds.poll(Duration::ZERO);
+            Self::publish_of(&self.shared, &mut self.marks, &mut self.feeds, self.serial);
+            // Who is well goes on without those that have failed; when nobody is, it is decoding that waits.
+            if self.feeds.iter().any(Feed::is_fed) || !self.feeds.iter().any(Feed::is_owed) {
+                break;
+            }
+            if self.shared.stops() {
+                return Ok(());
+            }
+            std::thread::sleep(NEWS);
+        }
+        self.feeds.arrears.keep(&event, position, snapshot);
         let fed = |feeds: &[Feed]| feeds.iter().filter(|feed| feed.is_fed()).count();
         let mut handled = Duration::ZERO;
         for index in 0..self.feeds.len() {
-            if !wants(&self.feeds[index]) {
+            // Who has caught up meanwhile has had it of what was kept.
+            if !wants(&self.feeds[index])
+                || !self.feeds[index].is_fed()
+                || self.feeds[index].given() >= serial
+            {
                 continue;
             }
             let begun = Instant::now();
@@ -362,13 +373,13 @@ impl Engine {
                 if self.shared.stops() {
                     return Ok(());
                 }
-                self.feeds[index].poll(NEWS);
+                self.feeds.poll_one(index, NEWS);
                 if begun.elapsed() >= HOLD_UP && fed(&self.feeds) > 1 {
                     self.feeds[index].leave_behind(&self.marks);
                 }
                 let mut another_is_well = false;
                 for other in (0..self.feeds.len()).filter(|other| *other != index) {
-                    self.feeds[other].poll(Duration::ZERO);
+                    self.feeds.poll_one(other, Duration::ZERO);
                     another_is_well |= self.feeds[other].wants_again();
                 }
                 // It does not wait for this one: the worker begins anew, with both.
@@ -379,7 +390,7 @@ impl Engine {
             }
             if let Some(watch) = self.shared.watch.as_ref().filter(|_| self.feeds[index].is_fed()) {
                 let time = begun.elapsed();
-                watch.given(self.feeds[index].shown(), position, &event, time);
+                watch.given(self.feeds[index].shown(), Some(position), &event, time);
                 handled += time;
             }
         }
@@ -409,7 +420,8 @@ impl Engine {
     }
 
     /// Writes down how far the streams are, and wakes main when that is further than before.
-    fn publish_of(shared: &Shared, marks: &mut Marks, feeds: &mut [Feed], serial: u64) {
+    fn publish_of(shared: &Shared, marks: &mut Marks, feeds: &mut Feeds, serial: u64) {
+        feeds.reach(serial, marks);
         let streams: Vec<_> = feeds.iter_mut().map(|feed| feed.report(marks, serial)).collect();
         let least = feeds.iter().map(|feed| feed.delivered(serial)).min().unwrap_or(serial);
         marks.forget(least);

@@ -9,11 +9,14 @@
 //! did not touch and the server therefore does not send (TOASTed values) is taken from the old row where that came along
 //! (REPLICA IDENTITY FULL), and otherwise left out, or what [`EventOptions::unchanged`] says.
 
+mod row;
+
+use self::row::{Row, Value};
 use super::clock::Clock;
 use super::error::Error;
-use super::pgoutput::{Message, Old, Place, Tuple};
+use super::pgoutput::{Message, Old, Place};
 use super::position::Lsn;
-use super::relation::{Column, Relation};
+use super::relation::Relation;
 use super::{json, value};
 use siphasher::sip128::{Hasher128, SipHasher13};
 use std::hash::Hasher;
@@ -393,78 +396,6 @@ fn table_of<'a>(
             is(relations.iter().find(|of| *of == oid).or(relations.iter().next()).unwrap_or(0)).map(Some)
         }
         _ => Ok(None),
-    }
-}
-
-/// A row before and after a change.
-struct Row<'a> {
-    relation: &'a Relation,
-    new: Option<Tuple<'a>>,
-    old: Option<Old<'a>>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Value<'a> {
-    Null,
-    Unchanged,
-    Text(&'a [u8]),
-    Binary,
-}
-
-impl<'a> Row<'a> {
-    fn new(relation: &'a Relation, new: Option<Tuple<'a>>, old: Option<Old<'a>>) -> Self {
-        Self { relation, new, old }
-    }
-
-    /// Finds where its columns are.
-    fn place(&self, new: &mut Vec<Place>, old: &mut Vec<Place>) -> Result<(), Error> {
-        for (tuple, places) in [(self.new, new), (self.old.map(|old| old.tuple()), old)] {
-            let Some(tuple) = tuple else { continue };
-            tuple.places(places);
-            if places.len() != self.relation.columns.len() {
-                return Err(Error::Columns {
-                    table: self.relation.table.clone(),
-                    found: places.len(),
-                    described: self.relation.columns.len(),
-                });
-            }
-        }
-        Ok(())
-    }
-
-    /// A value of the row as it is after the change, or was before it was deleted.
-    fn value(&self, place: usize, new: &[Place], old: &[Place]) -> Value<'a> {
-        let Some(tuple) = self.new else { return self.old_value(place, old) };
-        match value(tuple, new.get(place)) {
-            // It is what it was, and that may have come along.
-            Value::Unchanged if self.has_old(place) => self.old_value(place, old),
-            value => value,
-        }
-    }
-
-    fn old_value(&self, place: usize, old: &[Place]) -> Value<'a> {
-        self.old.map_or(Value::Null, |tuple| value(tuple.tuple(), old.get(place)))
-    }
-
-    fn has_old(&self, place: usize) -> bool {
-        match self.old {
-            Some(Old::Row(_)) => true,
-            Some(Old::Key(_)) => self.relation.columns.get(place).is_some_and(|column| column.identity),
-            None => false,
-        }
-    }
-
-    fn binary(&self, column: &Column) -> Error {
-        Error::Binary { table: self.relation.table.clone(), column: column.name.clone() }
-    }
-}
-
-fn value<'a>(tuple: Tuple<'a>, place: Option<&Place>) -> Value<'a> {
-    match place {
-        Some(Place::Text { start, end }) => Value::Text(tuple.text(*start, *end)),
-        Some(Place::Unchanged) => Value::Unchanged,
-        Some(Place::Binary) => Value::Binary,
-        Some(Place::Null) | None => Value::Null,
     }
 }
 

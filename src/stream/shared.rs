@@ -209,6 +209,7 @@ pub struct Source {
     /// Milliseconds from an end with an error to the next start.
     pub retry_interval: AtomicU32,
     pub starts: AtomicU64,
+    /// Ends with an error, and what was said without an end: changes without a publication, too much WAL, messages that were no events.
     pub errors: AtomicU64,
     /// Its events: from when one is made to when all sinks have taken it.
     pub timings: Timings,

@@ -79,7 +79,7 @@ pub type Log = std::sync::Arc<dyn Fn(String) + Send + Sync>;
 /// What a sink is made with.
 #[derive(Clone)]
 pub struct Setting {
-    /// The last serial number before the first event that comes.
+    /// The last serial number before the first event that comes: not 0 for a sink that is made again.
     pub delivered: u64,
     /// Bytes that the sink may keep at most: `postern.stream_buffer_size`. One event that is larger is still taken when nothing is kept.
     pub buffer_size: usize,

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What a source hands out: every one has a serial number, higher by one than that of the last, and all are acknowledged alike.
+/// What a source hands out: every one has a serial number, from 1, higher by one than that of the last, and all are acknowledged alike.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Received {
     Message(Message),
@@ -48,14 +48,16 @@ pub struct Place {
     pub offset: i64,
 }
 
+/// What a message costs beside its bytes.
+const OVERHEAD: usize = 256;
+
 impl Received {
     /// Bytes that it keeps, roughly.
     pub fn size(&self) -> usize {
-        let (key, payload) = match self {
-            Self::Message(message) => (&message.key, &message.payload),
-            Self::Rejected(rejected) => (&rejected.key, &rejected.payload),
-        };
-        key.as_ref().map_or(0, Vec::len) + payload.len()
+        match self {
+            Self::Message(message) => size(message.key.as_ref(), &message.payload),
+            Self::Rejected(rejected) => rejected.size(),
+        }
     }
 
     pub fn serial(&self) -> u64 {
@@ -66,15 +68,27 @@ impl Received {
     }
 }
 
+impl Rejected {
+    /// As [`Received::size`].
+    pub fn size(&self) -> usize {
+        size(self.key.as_ref(), &self.payload)
+    }
+}
+
+fn size(key: Option<&Vec<u8>>, payload: &[u8]) -> usize {
+    key.map_or(0, Vec::len) + payload.len() + OVERHEAD
+}
+
 /// Where messages come from. Dropping a source acknowledges to the other end what was acknowledged to the source, if that takes no longer
 /// than a second.
 pub trait Source: Send {
-    /// Waits up to `patience` for messages and takes up to `most` of them, and no more than the source's own batch. It must be called
-    /// every few seconds also when nobody has room for more, with `most` 0: else the other end takes this member for dead.
+    /// Waits up to `patience` for messages and takes them until they have `room` bytes, the last of them maybe more, and no more than the
+    /// source's own batch. It must be called every few seconds also when nobody has room for more, with `room` 0: else the other end takes
+    /// this member for dead.
     ///
     /// # Errors
     /// When the source cannot go on.
-    fn poll(&mut self, most: usize, patience: Duration) -> Result<Vec<Received>, Failure>;
+    fn poll(&mut self, room: usize, patience: Duration) -> Result<Vec<Received>, Failure>;
 
     /// Every sink has what was handed out up to this serial number. The other end is told at the next `poll` that is due.
     fn acknowledge(&mut self, serial: u64);
@@ -86,9 +100,7 @@ pub trait Source: Send {
 /// What a source is made with.
 #[derive(Clone)]
 pub struct Setting {
-    /// The serial number before the first one that is handed out.
-    pub last_serial: u64,
-    /// Bytes that the source may fetch ahead: `postern.stream_buffer_size`.
+    /// Bytes that the source may fetch ahead: its share of `postern.stream_buffer_size`.
     pub buffer_size: usize,
     /// The stream's name, for whom the other end shows it to.
     pub stream: String,

@@ -40,6 +40,7 @@ mod stream_large;
 mod stream_operator;
 mod stream_order;
 mod stream_rewind;
+mod stream_sinks;
 mod stream_snapshot;
 mod stream_sql;
 mod threads;

@@ -2,9 +2,11 @@
 //! workers' main threads.
 
 use super::decoding;
+use super::functions::plain;
 use crate::stream::engine::StreamReport;
 use crate::stream::position::{Lsn, Position};
 use crate::stream::source::Rejected;
+use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiError, SpiHeapTupleData};
 use serde_json::{Map, Value};
@@ -107,8 +109,8 @@ pub(super) fn orphans(prefix: &str) -> Result<Vec<String>, SpiError> {
 pub(super) fn load() -> Result<Vec<SourceDefinition>, SpiError> {
     Spi::connect(|client| {
         let sources = client.select(
-            "SELECT d.name, d.kind, d.options::text, s.slot::text, s.made_slot, s.begins::text, s.snapshot_done, s.gap,
-                    s.confirmed::text, s.rewound
+            "SELECT convert_to(d.name, 'UTF8'), convert_to(d.kind, 'UTF8'), convert_to(d.options::text, 'UTF8'), s.slot::text, s.made_slot,
+                    s.begins::text, s.snapshot_done, convert_to(s.gap, 'UTF8'), s.confirmed::text, s.rewound
              FROM postern.source_definitions d LEFT JOIN postern.source_states s ON s.source = d.name ORDER BY d.name",
             None,
             &[],
@@ -122,15 +124,15 @@ pub(super) fn load() -> Result<Vec<SourceDefinition>, SpiError> {
                     made_slot: row.get(5)?.unwrap_or(false),
                     begins: lsn(&row, 6)?.unwrap_or_default(),
                     snapshot_done: row.get(7)?.unwrap_or(false),
-                    gap: row.get(8)?,
+                    gap: text(&row, 8)?,
                     confirmed: lsn(&row, 9)?,
                     rewound: row.get(10)?.unwrap_or_default(),
                 }),
                 None => None,
             };
             found.push(SourceDefinition {
-                name: row.get(1)?.unwrap_or_default(),
-                kind: row.get(2)?.unwrap_or_default(),
+                name: text(&row, 1)?.unwrap_or_default(),
+                kind: text(&row, 2)?.unwrap_or_default(),
                 options: object(&row, 3)?,
                 streams: Vec::new(),
                 state,
@@ -138,7 +140,8 @@ pub(super) fn load() -> Result<Vec<SourceDefinition>, SpiError> {
             });
         }
         let streams = client.select(
-            "SELECT d.source, d.name, d.sink, k.kind, k.options::text, coalesce(w.state, 'stopped'), coalesce(w.started, 0),
+            "SELECT convert_to(d.source, 'UTF8'), convert_to(d.name, 'UTF8'), convert_to(d.sink, 'UTF8'), convert_to(k.kind, 'UTF8'),
+                    convert_to(k.options::text, 'UTF8'), coalesce(w.state, 'stopped'), coalesce(w.started, 0),
                     p.commit_lsn::text, p.ordinal, p.delivered_lsn::text, coalesce(p.rewound, 0)
              FROM postern.stream_definitions d
              JOIN postern.sink_definitions k ON k.name = d.sink
@@ -149,7 +152,7 @@ pub(super) fn load() -> Result<Vec<SourceDefinition>, SpiError> {
             &[],
         )?;
         for row in streams {
-            let source: String = row.get(1)?.unwrap_or_default();
+            let source = text(&row, 1)?.unwrap_or_default();
             let Some(source) = found.iter_mut().find(|one| one.name == source) else { continue };
             let state: String = row.get(6)?.unwrap_or_default();
             let started: i64 = row.get(7)?.unwrap_or_default();
@@ -161,9 +164,9 @@ pub(super) fn load() -> Result<Vec<SourceDefinition>, SpiError> {
                 _ => None,
             };
             let stream = StreamDefinition {
-                name: row.get(2)?.unwrap_or_default(),
-                sink: row.get(3)?.unwrap_or_default(),
-                kind: row.get(4)?.unwrap_or_default(),
+                name: text(&row, 2)?.unwrap_or_default(),
+                sink: text(&row, 3)?.unwrap_or_default(),
+                kind: text(&row, 4)?.unwrap_or_default(),
                 options: object(&row, 5)?,
                 state: match &state[..] {
                     "running" => Wanted::Running,
@@ -200,12 +203,22 @@ pub(super) fn load() -> Result<Vec<SourceDefinition>, SpiError> {
     })
 }
 
+/// A text in the database's encoding, which the query has as `convert_to(…, 'UTF8')`.
+fn text(row: &SpiHeapTupleData<'_>, column: usize) -> Result<Option<String>, SpiError> {
+    Ok(row.get::<Vec<u8>>(column)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// A text for a query that has it as `convert_from(…, 'UTF8')`.
+pub(super) fn utf8(text: &str) -> DatumWithOid<'static> {
+    text.as_bytes().to_vec().into()
+}
+
 fn lsn(row: &SpiHeapTupleData<'_>, column: usize) -> Result<Option<Lsn>, SpiError> {
     Ok(row.get::<String>(column)?.and_then(|text| text.parse().ok()))
 }
 
 fn object(row: &SpiHeapTupleData<'_>, column: usize) -> Result<Map<String, Value>, SpiError> {
-    let text: String = row.get(column)?.unwrap_or_default();
+    let text = text(row, column)?.unwrap_or_default();
     Ok(match serde_json::from_str(&text) {
         Ok(Value::Object(map)) => map,
         _ => Map::new(),
@@ -228,9 +241,9 @@ pub(super) struct SnapshotTable {
 pub(super) fn snapshot_tables(source: &str) -> Result<Vec<SnapshotTable>, SpiError> {
     Spi::connect(|client| {
         let rows = client.select(
-            "SELECT relation, lsn::text, delivered FROM postern.snapshot_tables WHERE source = $1",
+            "SELECT relation, lsn::text, delivered FROM postern.snapshot_tables WHERE source = convert_from($1, 'UTF8')",
             None,
-            &[source.into()],
+            &[utf8(source)],
         )?;
         rows.map(|row| {
             let relation = row.get::<pg_sys::Oid>(1)?.unwrap_or(pg_sys::InvalidOid);
@@ -252,8 +265,8 @@ pub(super) fn begin_snapshot_table(source: &str, relation: u32) -> Result<(), Sp
     decoding::hide_transaction(true);
     Spi::run_with_args(
         "INSERT INTO postern.snapshot_tables (source, relation, lsn, delivered)
-         VALUES ($1, $2, pg_catalog.pg_current_wal_insert_lsn(), false)",
-        &[source.into(), pg_sys::Oid::from(relation).into()],
+         VALUES (convert_from($1, 'UTF8'), $2, pg_catalog.pg_current_wal_insert_lsn(), false)",
+        &[utf8(source), pg_sys::Oid::from(relation).into()],
     )
 }
 
@@ -264,8 +277,9 @@ pub(super) fn begin_snapshot_table(source: &str, relation: u32) -> Result<(), Sp
 pub(super) fn end_snapshot_table(source: &str, relation: u32, lsn: Lsn) -> Result<(), SpiError> {
     decoding::hide_transaction(true);
     Spi::run_with_args(
-        "UPDATE postern.snapshot_tables SET lsn = $3::pg_lsn, delivered = true WHERE source = $1 AND relation = $2",
-        &[source.into(), pg_sys::Oid::from(relation).into(), lsn.to_string().into()],
+        "UPDATE postern.snapshot_tables SET lsn = $3::pg_lsn, delivered = true
+         WHERE source = convert_from($1, 'UTF8') AND relation = $2",
+        &[utf8(source), pg_sys::Oid::from(relation).into(), lsn.to_string().into()],
     )
 }
 
@@ -276,11 +290,12 @@ pub(super) fn end_snapshot_table(source: &str, relation: u32, lsn: Lsn) -> Resul
 pub(super) fn owner_of_slot(slot: &str, source: &str) -> Result<Option<String>, SpiError> {
     Spi::connect(|client| {
         let mut rows = client.select(
-            "SELECT source FROM postern.source_states WHERE slot = $1::name AND source <> $2",
+            "SELECT convert_to(source, 'UTF8') FROM postern.source_states
+             WHERE slot = $1::name AND source <> convert_from($2, 'UTF8')",
             None,
-            &[slot.into(), source.into()],
+            &[slot.into(), utf8(source)],
         )?;
-        rows.next().map_or(Ok(None), |row| row.get(1))
+        rows.next().map_or(Ok(None), |row| text(&row, 1))
     })
 }
 
@@ -290,7 +305,10 @@ pub(super) fn owner_of_slot(slot: &str, source: &str) -> Result<Option<String>, 
 /// As SPI's.
 pub(super) fn forget_snapshot(source: &str) -> Result<(), SpiError> {
     decoding::hide_transaction(true);
-    Spi::run_with_args("DELETE FROM postern.snapshot_tables WHERE source = $1", &[source.into()])
+    Spi::run_with_args(
+        "DELETE FROM postern.snapshot_tables WHERE source = convert_from($1, 'UTF8')",
+        &[utf8(source)],
+    )
 }
 
 /// Writes down what was made for a source.
@@ -299,18 +317,18 @@ pub(super) fn forget_snapshot(source: &str) -> Result<(), SpiError> {
 /// As SPI's.
 pub(super) fn record_source(source: &str, record: &SourceRecord) -> Result<(), SpiError> {
     let arguments = [
-        source.into(),
+        utf8(source),
         record.slot.as_str().into(),
         record.made_slot.into(),
         record.begins.to_string().into(),
         record.snapshot_done.into(),
-        record.gap.clone().into(),
+        record.gap.as_ref().map(|gap| gap.as_bytes().to_vec()).into(),
         record.confirmed.map(|lsn| lsn.to_string()).into(),
     ];
     decoding::hide_transaction(true);
     Spi::run_with_args(
         "INSERT INTO postern.source_states (source, slot, made_slot, begins, snapshot_done, gap, confirmed)
-         VALUES ($1, $2, $3, $4::pg_lsn, $5, $6, $7::pg_lsn)
+         VALUES (convert_from($1, 'UTF8'), $2, $3, $4::pg_lsn, $5, convert_from($6, 'UTF8'), $7::pg_lsn)
          ON CONFLICT (source) DO UPDATE
          SET slot = excluded.slot, made_slot = excluded.made_slot, begins = excluded.begins,
              snapshot_done = excluded.snapshot_done, gap = excluded.gap, confirmed = excluded.confirmed",
@@ -319,28 +337,68 @@ pub(super) fn record_source(source: &str, record: &SourceRecord) -> Result<(), S
 }
 
 /// Writes down what the slot is about to confirm. False: an operator has set the position of a stream, so it may not. Nothing: somebody is
-/// about to, or the source is gone.
+/// about to, or drops a stream, or the source is gone.
 ///
 /// # Errors
 /// As SPI's.
 pub(super) fn record_confirmed(source: &str, rewound: i64, lsn: Lsn) -> Result<Option<bool>, SpiError> {
     decoding::hide_transaction(true);
     Spi::connect_mut(|client| {
-        let locked = client.update(
-            "SELECT rewound = $2 FROM postern.source_states WHERE source = $1 FOR UPDATE SKIP LOCKED",
+        // Whoever drops or rewinds streams goes on to lock their source: waiting for them here would be a deadlock.
+        let free = client.update(
+            "WITH its AS (SELECT name FROM postern.stream_definitions WHERE source = convert_from($1, 'UTF8'))
+             SELECT (SELECT count(*) FROM its) = (
+                    SELECT count(*) FROM (
+                        SELECT FROM postern.stream_definitions WHERE source = convert_from($1, 'UTF8') FOR KEY SHARE SKIP LOCKED) d)
+                AND (SELECT count(*) FROM postern.stream_positions JOIN its ON name = stream) = (
+                    SELECT count(*) FROM (
+                        SELECT FROM postern.stream_positions WHERE stream IN (SELECT name FROM its) FOR UPDATE SKIP LOCKED) p)",
             None,
-            &[source.into(), rewound.into()],
+            &[utf8(source)],
+        )?;
+        if free.into_iter().next().map_or(Ok(None), |row| row.get::<bool>(1))? != Some(true) {
+            return Ok(None);
+        }
+        let locked = client.update(
+            "SELECT rewound = $2 FROM postern.source_states WHERE source = convert_from($1, 'UTF8') FOR UPDATE SKIP LOCKED",
+            None,
+            &[utf8(source), rewound.into()],
         )?;
         let allowed = locked.into_iter().next().map_or(Ok(None), |row| row.get::<bool>(1))?;
         if allowed == Some(true) {
             client.update(
-                "UPDATE postern.source_states SET confirmed = $2::pg_lsn WHERE source = $1",
+                "UPDATE postern.source_states SET confirmed = $2::pg_lsn WHERE source = convert_from($1, 'UTF8')",
                 None,
-                &[source.into(), lsn.to_string().into()],
+                &[utf8(source), lsn.to_string().into()],
             )?;
         }
         Ok(allowed)
     })
+}
+
+/// Whether there is such a publication.
+///
+/// # Errors
+/// As SPI's.
+pub(super) fn is_published(publication: &str) -> Result<bool, SpiError> {
+    let found = Spi::get_one_with_args::<bool>(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = convert_from($1, 'UTF8'))",
+        &[utf8(publication)],
+    )?;
+    Ok(found == Some(true))
+}
+
+/// A publication was made for a source, in this transaction: it goes with it.
+///
+/// # Errors
+/// As SPI's.
+pub(super) fn record_publication(source: &str, publication: &str) -> Result<(), SpiError> {
+    decoding::hide_transaction(true);
+    Spi::run_with_args(
+        "INSERT INTO postern.made_publications (publication, owner, source)
+         SELECT oid, pubowner, convert_from($1, 'UTF8') FROM pg_catalog.pg_publication WHERE pubname = convert_from($2, 'UTF8')",
+        &[utf8(source), utf8(publication)],
+    )
 }
 
 /// Keeps a message that was no event.
@@ -351,15 +409,15 @@ pub(super) fn keep_aside(source: &str, rejected: &Rejected) -> Result<(), SpiErr
     decoding::hide_transaction(true);
     Spi::run_with_args(
         "INSERT INTO postern.rejected_messages (source, topic, partition, message_offset, key, payload, reason)
-         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+         VALUES (convert_from($1, 'UTF8'), $2, $3, $4, $5, $6, $7)",
         &[
-            source.into(),
-            rejected.place.topic.to_string().into(),
+            utf8(source),
+            plain(rejected.place.topic.to_string()).into(),
             rejected.place.partition.into(),
             rejected.place.offset.into(),
             rejected.key.clone().into(),
             rejected.payload.clone().into(),
-            rejected.why.as_str().into(),
+            plain(rejected.why.clone()).into(),
         ],
     )
 }
@@ -371,7 +429,7 @@ pub(super) fn keep_aside(source: &str, rejected: &Rejected) -> Result<(), SpiErr
 pub(super) fn record_position(stream: &str, rewound: i64, report: &StreamReport) -> Result<(), SpiError> {
     let whole = report.position.ordinal == u64::MAX;
     let arguments = [
-        stream.into(),
+        utf8(stream),
         report.position.commit.to_string().into(),
         (!whole).then_some(report.position.ordinal as i64).into(),
         report.delivered.to_string().into(),
@@ -380,7 +438,7 @@ pub(super) fn record_position(stream: &str, rewound: i64, report: &StreamReport)
     decoding::hide_transaction(true);
     Spi::run_with_args(
         "INSERT INTO postern.stream_positions AS p (stream, commit_lsn, ordinal, delivered_lsn, rewound)
-         SELECT d.name, $2::pg_lsn, $3, $4::pg_lsn, $5 FROM postern.stream_definitions d WHERE d.name = $1
+         SELECT d.name, $2::pg_lsn, $3, $4::pg_lsn, $5 FROM postern.stream_definitions d WHERE d.name = convert_from($1, 'UTF8')
          ON CONFLICT (stream) DO UPDATE
          SET commit_lsn = excluded.commit_lsn, ordinal = excluded.ordinal, delivered_lsn = excluded.delivered_lsn,
              recorded_at = now()

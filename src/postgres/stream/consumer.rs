@@ -4,10 +4,11 @@
 use super::super::signals;
 use super::super::worker::{Latch, cancels_nothing};
 use super::catalog::{self, SourceDefinition, Wanted};
-use super::feeds::{Lines, feed};
-use super::worker::{End, LINES, said, wait, write};
+use super::feeds::{Memory, feed, write_lines};
+use super::worker::{End, said, wait, write};
 use crate::stream::engine::consumer::{Consumer, Shared as Consumers};
-use crate::stream::engine::{Outcome, StreamReport};
+use crate::stream::engine::{Outcome, StreamReport, Watch};
+use crate::stream::lines::{Waiting, lines};
 use crate::stream::shared::{Shared, Source, SourceState};
 use crate::stream::source::{self, Setting};
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
@@ -15,7 +16,6 @@ use pgrx::prelude::*;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
-use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 /// Pause before it is started again after an error.
@@ -35,21 +35,16 @@ pub(super) fn serve(
         at.set_state(SourceState::Stopped);
         return End::Told;
     }
-    let (line, lines) = sync_channel(LINES);
-    let size = super::super::guc::stream_buffer_size() / 2;
-    let each = size / definition.streams.len().max(1);
-    let log = {
-        let line = line.clone();
-        Arc::new(move |text| drop(line.try_send(text)))
-    };
+    let (line, lines) = lines(shared.header);
+    let memory = Memory::new(definition);
     // The source and the sinks start threads of their own: every signal is blocked before.
     signals::block_all();
-    let setting = Setting { last_serial: 0, buffer_size: size, stream: definition.name.clone(), log };
+    let setting = Setting { buffer_size: memory.arrears, stream: definition.name.clone(), log: line.log() };
     let made = source::make(&definition.kind, &definition.options, &setting);
     let streams = definition
         .streams
         .iter()
-        .map(|stream| feed(shared, number, stream, StreamReport::default(), each, &line, RETRY));
+        .map(|stream| feed(shared, number, stream, StreamReport::default(), memory.sink, &line, RETRY));
     let started = match (made, streams.collect::<Result<Vec<_>, End>>()) {
         (Err(error), _) => Err(End::Blocked(error.to_string())),
         (_, Err(end)) => Err(end),
@@ -57,7 +52,8 @@ pub(super) fn serve(
             // SAFETY: set for every process of the server.
             let latch = Latch(unsafe { pg_sys::MyLatch });
             let consumers = Arc::new(Consumers::new(move || latch.set()));
-            let consumer = Consumer::new(Arc::clone(&consumers), made, streams, size);
+            let watch = Watch { header: shared.header, source: at, lines: line.clone() };
+            let consumer = Consumer::new(Arc::clone(&consumers), made, streams, watch, memory.ahead);
             let thread = std::thread::Builder::new().name("postern stream".to_owned());
             match thread.spawn(move || consumer.run()) {
                 Ok(thread) => Ok((consumers, thread)),
@@ -74,23 +70,18 @@ pub(super) fn serve(
     let look = AssertUnwindSafe(|| look(at, definition, &consumers, &lines));
     let ended = PgTryBuilder::new(look).catch_others(|error| End::Failed(said(&error))).execute();
     consumers.stop();
-    let panicked = thread.join().is_err();
-    lines.write(&definition.name);
-    match (panicked, consumers.outcome()) {
-        (true, _) => End::Failed("its engine has panicked".to_owned()),
-        (_, Some(Outcome::Again)) => End::Again,
-        (_, Some(Outcome::Broken(error))) => End::Failed(error),
-        (_, None) => ended,
+    // It says itself why it ended.
+    let _ = thread.join();
+    write_lines(&lines, &definition.name);
+    match consumers.outcome() {
+        Some(Outcome::Again) => End::Again,
+        Some(Outcome::Broken(error)) => End::Failed(error),
+        None => ended,
     }
 }
 
 /// Until it is over.
-fn look(
-    at: &'static Source,
-    definition: &SourceDefinition,
-    consumers: &Consumers,
-    lines: &std::sync::mpsc::Receiver<String>,
-) -> End {
+fn look(at: &'static Source, definition: &SourceDefinition, consumers: &Consumers, lines: &Waiting) -> End {
     loop {
         cancels_nothing();
         check_for_interrupts!();
@@ -98,7 +89,7 @@ fn look(
             // SAFETY: on main, outside a transaction.
             unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
         }
-        lines.write(&definition.name);
+        write_lines(lines, &definition.name);
         let rejected = consumers.rejected();
         if let Some(last) = rejected.last().map(|one| one.serial) {
             let kept =

@@ -1,32 +1,22 @@
 /*
- * Logical decoding in this process, as the server's own SQL functions do it (logicalfuncs.c, slotfuncs.c, walsender.c): pgoutput
+ * Logical decoding in this process, as the server's own SQL functions do it (logicalfuncs.c, walsender.c): pgoutput
  * turns changes into the replication protocol's messages, and our own write callback takes them. There is no policy here, only
  * access; every function is declared, with its meaning, in decoding.rs. Runs on a stream worker's main thread.
  */
 #include "postgres.h"
 
-#include "access/genam.h"
-#include "access/heapam.h"
 #include "access/htup_details.h"
-#include "access/table.h"
-#include "access/tableam.h"
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "access/xlogreader.h"
 #include "access/xlogutils.h"
 #include "catalog/namespace.h"
-#include "catalog/pg_database.h"
 #include "catalog/pg_publication.h"
 #include "catalog/pg_type.h"
-#include "executor/spi.h"
 #include "libpq/pqformat.h"
-#include "libpq/pqsignal.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
-#include "parser/parser.h"
-#include "pgstat.h"
-#include "postmaster/bgworker.h"
 #include "replication/decode.h"
 #include "replication/logical.h"
 #include "replication/logicalproto.h"
@@ -35,11 +25,6 @@
 #include "replication/output_plugin.h"
 #include "replication/reorderbuffer.h"
 #include "replication/slot.h"
-#include "replication/snapbuild.h"
-#include "storage/condition_variable.h"
-#include "storage/lwlock.h"
-#include "storage/proc.h"
-#include "tcop/tcopprot.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/inval.h"
@@ -48,7 +33,6 @@
 #include "utils/rel.h"
 #include "utils/relcache.h"
 #include "utils/resowner.h"
-#include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
 /* A transaction that is being replayed. Mirrored in decoding.rs. */
@@ -311,83 +295,6 @@ on_filter_by_origin(LogicalDecodingContext *ctx, RepOriginId origin)
 	return plugin.filter_by_origin_cb != NULL && plugin.filter_by_origin_cb(ctx, origin);
 }
 
-/* The words of a slot, as they are now; false when there is none of that name. */
-bool
-postern_slot(const char *name, uint32 *database, int *active_pid, uint64 *confirmed, uint64 *restart, bool *invalidated,
-			 bool *logical, bool *two_phase, char *slot_plugin)
-{
-	bool		found = false;
-
-	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
-	for (int i = 0; i < max_replication_slots; i++)
-	{
-		ReplicationSlot *slot = &ReplicationSlotCtl->replication_slots[i];
-
-		if (!slot->in_use || strcmp(NameStr(slot->data.name), name) != 0)
-			continue;
-		found = true;
-		SpinLockAcquire(&slot->mutex);
-		*database = slot->data.database;
-		*active_pid = slot->active_pid;
-		*confirmed = slot->data.confirmed_flush;
-		*restart = slot->data.restart_lsn;
-#if PG_VERSION_NUM >= 160000
-		*invalidated = slot->data.invalidated != RS_INVAL_NONE;
-#else
-		*invalidated = slot->data.restart_lsn == InvalidXLogRecPtr && slot->data.invalidated_at != InvalidXLogRecPtr;
-#endif
-		*logical = SlotIsLogical(slot);
-		*two_phase = slot->data.two_phase;
-		strlcpy(slot_plugin, NameStr(slot->data.plugin), NAMEDATALEN);
-		SpinLockRelease(&slot->mutex);
-		break;
-	}
-	LWLockRelease(ReplicationSlotControlLock);
-	return found;
-}
-
-/*
- * Makes a logical slot; in a transaction. With a snapshot, the transaction, which must be REPEATABLE READ and have read nothing,
- * sees exactly what was committed before the slot begins. A slot that does not stay is dropped by postern_slot_drop().
- */
-uint64
-postern_slot_create(const char *name, bool stays, bool with_snapshot, bool failover)
-{
-	LogicalDecodingContext *ctx;
-	uint64		begins;
-
-	CheckSlotPermissions();
-	CheckLogicalDecodingRequirements();
-#if PG_VERSION_NUM >= 170000
-	ReplicationSlotCreate(name, true, stays ? RS_EPHEMERAL : RS_TEMPORARY, false, failover, false);
-#else
-	ReplicationSlotCreate(name, true, stays ? RS_EPHEMERAL : RS_TEMPORARY, false);
-#endif
-	ctx = CreateInitDecodingContext("pgoutput", NIL, with_snapshot, InvalidXLogRecPtr,
-									XL_ROUTINE(.page_read = read_local_xlog_page,
-											   .segment_open = wal_segment_open,
-											   .segment_close = wal_segment_close),
-									NULL, NULL, NULL);
-	DecodingContextFindStartpoint(ctx);
-	begins = MyReplicationSlot->data.confirmed_flush;
-	if (with_snapshot)
-		RestoreTransactionSnapshot(SnapBuildInitialSnapshot(ctx->snapshot_builder), MyProc);
-	FreeDecodingContext(ctx);
-	if (stays)
-		ReplicationSlotPersist();
-	ReplicationSlotRelease();
-	return begins;
-}
-
-void
-postern_slot_drop(const char *name)
-{
-#if PG_VERSION_NUM >= 190000
-#error "look at ReplicationSlotDrop"
-#endif
-	ReplicationSlotDrop(name, true);
-}
-
 /* Begins to decode what the slot has not confirmed. Outside a transaction; the slot is held until the process ends. */
 void
 postern_decoding_begin(const char *slot, const char *publication_name, bool messages)
@@ -400,7 +307,7 @@ postern_decoding_begin(const char *slot, const char *publication_name, bool mess
 	round_context = AllocSetContextCreate(TopMemoryContext, "postern stream", ALLOCSET_DEFAULT_SIZES);
 	before = MemoryContextSwitchTo(TopMemoryContext);
 	options = lappend(options, makeDefElem("proto_version", (Node *) makeString("1"), -1));
-	strlcpy(publication, publication_name, sizeof(publication));
+	strlcpy(publication, pg_client_to_server(publication_name, strlen(publication_name)), sizeof(publication));
 	options = lappend(options, makeDefElem("publication_names",
 										   (Node *) makeString(pstrdup(quote_identifier(publication))), -1));
 	if (messages)
@@ -485,79 +392,6 @@ postern_decoding_end(void)
 	}
 }
 
-/* Until attach_signal_handlers(): a SIGTERM ends the process at the next look at interrupts, also amid the server's own waits. */
-void
-postern_end_on_sigterm(void)
-{
-	pqsignal(SIGTERM, die);
-	BackgroundWorkerUnblockSignals();
-}
-
-/* After an error that was caught outside a transaction. */
-void
-postern_after_error(void)
-{
-	HOLD_INTERRUPTS();
-	LWLockReleaseAll();
-	ConditionVariableCancelSleep();
-	pgstat_report_wait_end();
-	AbortOutOfAnyTransaction();
-	FlushErrorState();
-	RESUME_INTERRUPTS();
-}
-
-/* What this transaction writes is left out by every stream of Postern. */
-void
-postern_hide_transaction(bool hide)
-{
-	replorigin_session_origin = hide ? DoNotReplicateId : InvalidRepOriginId;
-}
-
-/*
- * Reads what a query gives, under the transaction's snapshot, and calls back for each row: its columns as their types write them, in
- * UTF-8, null for null. Inside SPI.
- */
-void
-postern_copy_rows(const char *query, void (*row) (void *context, int columns, const char *const *values), void *context)
-{
-	Portal		portal = SPI_cursor_open_with_args(NULL, query, 0, NULL, NULL, NULL, true, CURSOR_OPT_NO_SCROLL);
-	MemoryContext rows = AllocSetContextCreate(CurrentMemoryContext, "postern snapshot", ALLOCSET_DEFAULT_SIZES);
-	int			columns = portal->tupDesc->natts;
-	const char **values = palloc(sizeof(char *) * Max(columns, 1));
-
-	for (;;)
-	{
-		SPI_cursor_fetch(portal, true, 100);
-		if (SPI_processed == 0)
-			break;
-		for (uint64 i = 0; i < SPI_processed; i++)
-		{
-			MemoryContext before = MemoryContextSwitchTo(rows);
-
-			for (int column = 0; column < columns; column++)
-			{
-				char	   *value = SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, column + 1);
-
-				values[column] = value ? pg_server_to_client(value, strlen(value)) : NULL;
-			}
-			row(context, columns, values);
-			MemoryContextSwitchTo(before);
-			MemoryContextReset(rows);
-			CHECK_FOR_INTERRUPTS();
-		}
-		SPI_freetuptable(SPI_tuptable);
-	}
-	SPI_cursor_close(portal);
-	MemoryContextDelete(rows);
-}
-
-/* Whether a text is one statement, and nothing behind it. */
-bool
-postern_is_one_statement(const char *text)
-{
-	return list_length(raw_parser(text, RAW_PARSE_DEFAULT)) == 1;
-}
-
 /* Tells the worker of a type that is not built in, as for a change. */
 void
 postern_tell_type(uint32 type)
@@ -571,31 +405,4 @@ postern_tell_type(uint32 type)
 	pq_sendint32(&message, type);
 	tell_type(&message);
 	pfree(message.data);
-}
-
-/* For a transaction that is to have a slot's snapshot. */
-void
-postern_repeatable_read(void)
-{
-	XactIsoLevel = XACT_REPEATABLE_READ;
-	XactReadOnly = true;
-}
-
-/* Calls back for every database that can be connected to; in a transaction of a process without a database. */
-void
-postern_databases(void (*found) (void *context, uint32 database, const char *name), void *context)
-{
-	Relation	relation = table_open(DatabaseRelationId, AccessShareLock);
-	TableScanDesc scan = table_beginscan_catalog(relation, 0, NULL);
-	HeapTuple	tuple;
-
-	while (HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection)))
-	{
-		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
-
-		if (form->datallowconn && !form->datistemplate)
-			found(context, form->oid, NameStr(form->datname));
-	}
-	table_endscan(scan);
-	table_close(relation, AccessShareLock);
 }

@@ -1,4 +1,5 @@
-//! The Rust side of `decoding.c`: making slots, and decoding in this process. A stream worker's main thread.
+//! The Rust side of `decoding.c`, `slots.c` and `session.c`: decoding in this process, slots, and what is beside it. A stream worker's main
+//! thread; also a scout's and the launcher's.
 
 use super::super::shim::guarded;
 use crate::stream::position::Lsn;
@@ -50,8 +51,9 @@ guarded! {
     );
     fn postern_tell_type(type_oid: u32);
     fn postern_repeatable_read();
-    fn postern_is_one_statement(text: *const c_char) -> bool;
+    fn postern_execute_one(statement: *const c_char) -> bool;
     fn postern_hide_transaction(hide: bool);
+    fn postern_database_is_locked(database: u32) -> bool;
     fn postern_databases(
         found: unsafe extern "C-unwind" fn(*mut c_void, u32, *const c_char),
         context: *mut c_void,
@@ -132,9 +134,9 @@ pub(super) fn take_snapshot(name: &str) -> Lsn {
     }
 }
 
-/// Calls back for each row that a query gives, with its columns as text in UTF-8. Connected to SPI. An error that the call back raises ends
+/// Calls back for each row that a query, in the encoding of what is decoded, gives, with its columns as text in UTF-8. Connected to SPI. An error that the call back raises ends
 /// it.
-pub(super) fn copy_rows(query: &str, mut row: impl FnMut(&[Option<&[u8]>])) {
+pub(super) fn copy_rows(query: Vec<u8>, mut row: impl FnMut(&[Option<&[u8]>])) {
     type Call<'a> = dyn FnMut(&[Option<&[u8]>]) + 'a;
     struct Row<'a> {
         row: &'a mut Call<'a>,
@@ -158,13 +160,23 @@ pub(super) fn copy_rows(query: &str, mut row: impl FnMut(&[Option<&[u8]>])) {
     unsafe { postern_copy_rows(query.as_ptr(), call, (&raw mut context).cast()) }
 }
 
-/// Whether a text is one statement of SQL, with nothing behind it. Raises the parser's own errors.
-pub(super) fn is_one_statement(text: &str) -> bool {
+/// Runs one statement of SQL; false when it is not one, or more. Connected to SPI. Raises the server's own errors.
+pub(super) fn execute_one(statement: &str) -> bool {
     // A zero byte ends nothing: there is none in what came from the server.
-    CString::new(text).is_ok_and(|text| {
+    CString::new(statement).is_ok_and(|statement| {
         // SAFETY: a terminated text, in a transaction.
-        unsafe { postern_is_one_statement(text.as_ptr()) }
+        unsafe { postern_execute_one(statement.as_ptr()) }
     })
+}
+
+/// A name as SQL has it.
+pub(super) fn quoted(name: &[u8]) -> Vec<u8> {
+    let mut quoted = vec![b'"'];
+    for byte in name {
+        quoted.extend_from_slice(if *byte == b'"' { b"\"\"" } else { std::slice::from_ref(byte) });
+    }
+    quoted.push(b'"');
+    quoted
 }
 
 /// The receiver hears what a type is that is not built in.
@@ -211,6 +223,12 @@ pub(super) fn databases() -> Vec<(u32, String)> {
     // SAFETY: `found` takes what it is given.
     unsafe { postern_databases(found, (&raw mut list).cast()) }
     list
+}
+
+/// Whether nobody can connect to a database at the moment. In a transaction.
+pub(super) fn is_locked(database: u32) -> bool {
+    // SAFETY: in a transaction, by the caller.
+    unsafe { postern_database_is_locked(database) }
 }
 
 /// Who takes what is decoded. Called amid the server's own decoding: errors that are raised end the round.

@@ -2,32 +2,42 @@
 //! main thread.
 
 use super::super::guc;
-use super::catalog::{StreamDefinition, Wanted};
+use super::catalog::{SourceDefinition, StreamDefinition, Wanted};
 use super::work::Work;
-use super::worker::{End, LINES, database_name};
-use crate::stream::engine::{From, Sort, StreamReport};
+use super::worker::{End, database_name};
+use crate::stream::engine::{From, Make, StreamReport};
 use crate::stream::event;
+use crate::stream::lines::{Lines, Waiting};
 use crate::stream::position::{Lsn, Position};
 use crate::stream::shared::{Shared, Stream};
 use crate::stream::sink::{self, Failure, Setting};
 use pgrx::prelude::*;
 use std::ffi::CStr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
-use std::sync::mpsc::{Receiver as Waiting, SyncSender};
 use std::time::Duration;
 
-/// Lines that the engine's thread has for the server's log.
-pub(super) trait Lines {
-    /// Writes those that wait.
-    fn write(&self, source: &str);
+/// Writes the lines that a source's threads have for the server's log.
+pub(super) fn write_lines(lines: &Waiting, source: &str) {
+    for line in lines.take() {
+        log!("postern: stream of \"{source}\": {line}");
+    }
 }
 
-impl Lines for Waiting<String> {
-    fn write(&self, source: &str) {
-        for line in self.try_iter().take(LINES) {
-            log!("postern: stream of \"{source}\": {line}");
-        }
+/// How a source's `postern.stream_buffer_size` is divided.
+pub(super) struct Memory {
+    /// What is decoded, or fetched and kept here, and not given to every sink.
+    pub ahead: usize,
+    /// What a sink has and has not delivered, each.
+    pub sink: usize,
+    /// What is kept for sinks that have failed; what the source itself fetches ahead, where it is not this server's WAL.
+    pub arrears: usize,
+}
+
+impl Memory {
+    pub fn new(definition: &SourceDefinition) -> Self {
+        let size = guc::stream_buffer_size();
+        let running = definition.streams.iter().filter(|stream| stream.state == Wanted::Running).count();
+        Self { ahead: size / 2, sink: size / 4 / running.max(1), arrears: size / 4 }
     }
 }
 
@@ -38,8 +48,7 @@ impl Work {
             position: Position { commit: confirmed, ordinal: u64::MAX },
             delivered: confirmed,
         };
-        let running = self.definition.streams.iter().filter(|stream| stream.state == Wanted::Running).count();
-        let size = guc::stream_buffer_size() / 2 / running.max(1);
+        let size = Memory::new(&self.definition).sink;
         let feed = |stream| {
             let its: &StreamDefinition = stream;
             let begins = its.position.unwrap_or(begins);
@@ -67,42 +76,34 @@ impl Work {
     }
 }
 
-/// What the engine needs of a stream: its sink, if it is to run, with so many bytes for itself.
+/// What the engine needs of a stream: what makes its sink, if it is to run, with so many bytes for itself. The engine's thread, which makes it
+/// again after a failure, has every signal blocked, as main has that makes it first.
 pub(super) fn feed(
     shared: Shared,
     number: usize,
     stream: &StreamDefinition,
     begins: StreamReport,
     size: usize,
-    line: &SyncSender<String>,
+    line: &Lines,
     retry: Duration,
 ) -> Result<From, End> {
     let Some(shown) = shared.stream(number, stream.name.as_bytes()) else {
         let why = format!("stream \"{}\" has no place: raise postern.max_streams", stream.name);
         return Err(End::Failed(why));
     };
-    let sink = if stream.state == Wanted::Running {
-        let (line, dropped) = (line.clone(), &shared.header.lines_dropped);
-        let setting = Setting {
-            delivered: 0,
-            buffer_size: size,
-            stream: stream.name.clone(),
-            log: Arc::new(move |text| {
-                if line.try_send(text).is_err() {
-                    dropped.fetch_add(1, Relaxed);
-                }
-            }),
-        };
-        match sink::make(&stream.kind, &stream.options, &setting) {
-            Ok(made) => Sort::Sink(made),
-            // Its options were right when they were given: what they name may come back.
-            Err(error) => Sort::Unmade(Failure { message: error.to_string(), lasting: false }),
-        }
-    } else {
-        Sort::Nothing
-    };
+    let make = (stream.state == Wanted::Running).then(|| {
+        let (kind, options) = (stream.kind.clone(), stream.options.clone());
+        let setting =
+            Setting { delivered: 0, buffer_size: size, stream: stream.name.clone(), log: line.log() };
+        let make: Make = Box::new(move |delivered| {
+            sink::make(&kind, &options, &Setting { delivered, ..setting.clone() })
+                // Its options were right when they were given: what they name may come back.
+                .map_err(|error| Failure { message: error.to_string(), lasting: false })
+        });
+        make
+    });
     show_where(shown, &begins);
-    Ok(From { sink, begins, shown, retry })
+    Ok(From { make, begins, shown, retry, log: line.log() })
 }
 
 fn show_where(shown: &Stream, at: &StreamReport) {

@@ -5,25 +5,26 @@ use crate::stream::options::OptionError;
 use crate::stream::shared::{Shared, SourceState};
 use crate::stream::{definition, sink};
 use pgrx::prelude::*;
-use pgrx::{JsonB, PgTrigger, PgXactCallbackEvent, register_xact_callback};
+use pgrx::{PgTrigger, PgXactCallbackEvent, register_xact_callback};
 use serde_json::{Map, Value};
+use std::ffi::c_int;
 use std::sync::atomic::Ordering::*;
 
-/// True, or an error that names the option.
+/// True, or an error that names the option. Both are in UTF-8, whatever the database's encoding.
 #[pg_extern(immutable, parallel_safe, strict)]
-fn check_source(kind: &str, options: JsonB) -> bool {
-    answer(definition::check(kind, &object(options)))
+fn check_source(kind: &[u8], options: &[u8]) -> bool {
+    answer(definition::check(&String::from_utf8_lossy(kind), &object(options)))
 }
 
-/// True, or an error that names the option.
+/// True, or an error that names the option. Both are in UTF-8, whatever the database's encoding.
 #[pg_extern(immutable, parallel_safe, strict)]
-fn check_sink(kind: &str, options: JsonB) -> bool {
-    answer(sink::check(kind, &object(options)))
+fn check_sink(kind: &[u8], options: &[u8]) -> bool {
+    answer(sink::check(&String::from_utf8_lossy(kind), &object(options)))
 }
 
-fn object(options: JsonB) -> Map<String, Value> {
-    match options.0 {
-        Value::Object(map) => map,
+fn object(options: &[u8]) -> Map<String, Value> {
+    match serde_json::from_slice(options) {
+        Ok(Value::Object(map)) => map,
         _ => refuse("options must be a JSON object"),
     }
 }
@@ -36,16 +37,26 @@ fn answer(checked: Result<(), OptionError>) -> bool {
 }
 
 fn refuse(why: &str) -> ! {
-    ereport!(PgLogLevel::ERROR, PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, why.to_owned());
+    ereport!(PgLogLevel::ERROR, PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, plain(why.to_owned()));
     unreachable!()
 }
 
-/// Options as everybody may see them who may see the views.
+/// A text of ours as the database can have it: where its encoding is not UTF-8, without what is not ASCII.
+pub(super) fn plain(text: String) -> String {
+    // SAFETY: a word of this process.
+    let encoding = unsafe { pg_sys::GetDatabaseEncoding() };
+    if text.is_ascii() || encoding == pg_sys::pg_enc::PG_UTF8 as c_int {
+        return text;
+    }
+    text.chars().map(|c| if c.is_ascii() { c } else { '?' }).collect()
+}
+
+/// Options, in UTF-8, as everybody may see them who may see the views.
 #[pg_extern(immutable, parallel_safe, strict)]
-fn without_secrets(options: JsonB) -> JsonB {
-    let mut value = options.0;
+fn hide_secrets(options: &[u8]) -> Vec<u8> {
+    let mut value = serde_json::from_slice(options).unwrap_or_default();
     hide(&mut value);
-    JsonB(value)
+    value.to_string().into_bytes()
 }
 
 fn hide(value: &mut Value) {
@@ -88,13 +99,13 @@ fn here(shared: Shared) -> impl Iterator<Item = (usize, &'static crate::stream::
     })
 }
 
-/// One row a source of this database that the launcher knows. Positions are texts of pg_lsn, times are seconds since 1970.
+/// One row a source of this database that the launcher knows. Names are in UTF-8, positions are texts of pg_lsn, times are seconds since 1970.
 #[pg_extern(volatile, parallel_restricted)]
 #[allow(clippy::type_complexity)]
 fn running_sources() -> TableIterator<
     'static,
     (
-        name!(name, String),
+        name!(name, Vec<u8>),
         name!(state, String),
         name!(worker_pid, Option<i32>),
         name!(since, Option<f64>),
@@ -110,7 +121,7 @@ fn running_sources() -> TableIterator<
     let shared = loaded();
     TableIterator::new(here(shared).map(|(_, source)| {
         (
-            source.name.text(),
+            source.name.text().into_bytes(),
             source.state().name().to_owned(),
             Some(source.pid.load(Relaxed)).filter(|pid| *pid != 0),
             seconds(source.since.load(Relaxed)),
@@ -119,7 +130,7 @@ fn running_sources() -> TableIterator<
             lsn(source.received.load(Relaxed)),
             source.buffered.load(Relaxed) as i64,
             source.buffered_most.load(Relaxed) as i64,
-            source.error.get(),
+            source.error.get().map(plain),
             seconds(source.error_at.load(Relaxed)),
         )
     }))
@@ -131,7 +142,7 @@ fn running_sources() -> TableIterator<
 fn running_streams() -> TableIterator<
     'static,
     (
-        name!(name, String),
+        name!(name, Vec<u8>),
         name!(state, String),
         name!(events, i64),
         name!(bytes, i64),
@@ -148,7 +159,7 @@ fn running_streams() -> TableIterator<
     TableIterator::new(here(shared).flat_map(move |(number, _)| {
         shared.streams_of(number).map(|stream| {
             (
-                stream.name.text(),
+                stream.name.text().into_bytes(),
                 stream.state().name().to_owned(),
                 stream.events.load(Relaxed) as i64,
                 stream.bytes.load(Relaxed) as i64,
@@ -157,7 +168,7 @@ fn running_streams() -> TableIterator<
                 lsn(stream.delivered.load(Relaxed)),
                 seconds(stream.behind_since.load(Relaxed)),
                 seconds(stream.delivered_at.load(Relaxed)),
-                stream.error.get(),
+                stream.error.get().map(plain),
                 seconds(stream.error_at.load(Relaxed)),
             )
         })

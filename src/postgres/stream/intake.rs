@@ -3,11 +3,12 @@
 
 use super::super::worker::cancels_nothing;
 use super::decoding::{RawType, Receiver, Replayed};
-use super::feeds::Lines;
+use super::feeds::write_lines;
 use super::limit::Limit;
 use super::worker::{QUIET, wait};
 use crate::stream::buffer::{CHUNK, Chunk, Record};
 use crate::stream::engine::Shared as Engines;
+use crate::stream::lines::Waiting;
 use crate::stream::position::Lsn;
 use crate::stream::shared::Source;
 use pgrx::bgworkers::BackgroundWorker;
@@ -16,7 +17,6 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
-use std::sync::mpsc::Receiver as Waiting;
 
 /// What takes what is decoded.
 pub(super) struct Intake {
@@ -37,7 +37,7 @@ pub(super) struct Intake {
     pub published_again: bool,
     pub stated: bool,
     pub limit: Limit,
-    pub lines: Waiting<String>,
+    pub lines: Waiting,
 }
 
 impl Intake {
@@ -64,7 +64,7 @@ impl Intake {
             // SAFETY: on main; in a transaction too, as the server's own WAL sender does amid its decoding.
             unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
         }
-        self.lines.write(&self.source.name.text());
+        write_lines(&self.lines, &self.source.name.text());
         self.limit.look(self.source);
         self.is_over()
     }

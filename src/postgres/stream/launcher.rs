@@ -13,7 +13,6 @@ use pgrx::bgworkers::{
 };
 use pgrx::prelude::*;
 use std::collections::{HashMap, VecDeque};
-use std::ffi::c_int;
 use std::sync::atomic::Ordering::*;
 use std::time::{Duration, Instant};
 
@@ -76,17 +75,7 @@ fn run(shared: Shared) -> i32 {
         if BackgroundWorker::sigterm_received() {
             return 1;
         }
-        let events = pg_sys::WL_LATCH_SET | pg_sys::WL_POSTMASTER_DEATH | pg_sys::WL_TIMEOUT;
-        // SAFETY: our own latch.
-        let happened = unsafe {
-            let happened =
-                pg_sys::WaitLatch(pg_sys::MyLatch, events as c_int, TICK, pg_sys::PG_WAIT_EXTENSION);
-            pg_sys::ResetLatch(pg_sys::MyLatch);
-            happened
-        };
-        if happened & pg_sys::WL_POSTMASTER_DEATH as c_int != 0 {
-            return 1;
-        }
+        worker::wait(TICK);
         cancels_nothing();
         check_for_interrupts!();
         if BackgroundWorker::sighup_received() {
@@ -126,6 +115,12 @@ impl Launcher {
             self.forget_database(database);
         }
         let Some(database) = self.queue.pop_front() else { return };
+        if !Self::databases().contains(&database) {
+            return self.forget(database);
+        }
+        if is_locked(database) {
+            return self.queue.push_back(database);
+        }
         let worker = dynamic("postern scout", "postern scout", scout::FUNCTION, u64::from(database));
         match worker {
             Some(worker) => self.scout = Some((database, worker)),
@@ -159,11 +154,21 @@ impl Launcher {
     fn forget_database(&mut self, database: u32) {
         let has = self.shared.sources_in_use().any(|(_, source)| source.database.load(Relaxed) == database);
         if has && !Self::databases().contains(&database) {
-            for (_, source) in self.shared.sources_in_use() {
-                if source.database.load(Relaxed) == database {
-                    gone(source);
-                }
-            }
+            self.forget(database);
+        }
+    }
+
+    /// It is no more.
+    fn forget(&self, database: u32) {
+        let its = |source: &Source| source.database.load(Relaxed) == database;
+        let mut name = None;
+        for (_, source) in self.shared.sources_in_use().filter(|(_, source)| its(source)) {
+            name = Some(source.database_name.text());
+            gone(source);
+        }
+        if let Some(name) = name {
+            let text = format!("database \"{name}\" is no more, and its change streams with it");
+            log(LogLine { level: Level::Log, text });
         }
     }
 
@@ -202,6 +207,9 @@ impl Launcher {
     }
 
     fn start(&mut self, number: usize, source: &'static Source) {
+        if is_locked(source.database.load(Relaxed)) {
+            return;
+        }
         let turn = source.turn.load(Relaxed).wrapping_add(1);
         source.turn.store(turn, Release);
         source.stop.store(0, Release);
@@ -228,6 +236,11 @@ impl Launcher {
             log(LogLine { level: Level::Warning, text });
         }
     }
+}
+
+/// Somebody is dropping or copying it: who connects now would wait, and then die of it.
+fn is_locked(database: u32) -> bool {
+    BackgroundWorker::transaction(|| decoding::is_locked(database))
 }
 
 fn lives(worker: &DynamicBackgroundWorker) -> bool {

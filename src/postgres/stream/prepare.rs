@@ -2,13 +2,14 @@
 //! worker's main thread.
 
 use super::catalog::{self, SourceDefinition, SourceRecord};
-use super::decoding::{self, Slot};
+use super::decoding::{self, Slot, quoted};
 use super::worker::{End, write};
 use crate::stream::definition::{LostSlot, PostgresSource};
 use crate::stream::position::Lsn;
 use crate::stream::shared::Source;
 use pgrx::bgworkers::BackgroundWorker;
 use pgrx::prelude::*;
+use pgrx::spi::SpiError;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering::*;
 
@@ -25,7 +26,7 @@ pub(super) fn prepare(
     options: &PostgresSource,
 ) -> Result<Prepared, End> {
     let publication = options.publication_name(&definition.name);
-    let made = BackgroundWorker::transaction(|| make_publication(&publication, options));
+    let made = write(|| make_publication(&definition.name, &publication, options));
     match made {
         Ok(true) => log!("postern: made publication \"{publication}\" for source \"{}\"", definition.name),
         Ok(false) => {}
@@ -198,12 +199,8 @@ pub(super) fn record_source(source: &str, record: &SourceRecord) -> Result<(), S
 }
 
 /// Whether there was none.
-fn make_publication(name: &str, options: &PostgresSource) -> Result<bool, pgrx::spi::Error> {
-    let found = Spi::get_one_with_args::<bool>(
-        "SELECT EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = $1)",
-        &[name.into()],
-    )?;
-    if found == Some(true) {
+fn make_publication(source: &str, name: &str, options: &PostgresSource) -> Result<bool, SpiError> {
+    if catalog::is_published(name)? {
         return Ok(false);
     }
     let tables = if options.tables.is_empty() {
@@ -213,19 +210,15 @@ fn make_publication(name: &str, options: &PostgresSource) -> Result<bool, pgrx::
     };
     // The operator's tables need not be qualified.
     Spi::run("SET LOCAL search_path = pg_catalog, public")?;
-    let statement = format!("CREATE PUBLICATION {} {tables}", quoted(name));
-    if !decoding::is_one_statement(&statement) {
+    let quoted = quoted(name.as_bytes());
+    let statement = format!("CREATE PUBLICATION {} {tables}", String::from_utf8_lossy(&quoted));
+    if !Spi::connect_mut(|_| decoding::execute_one(&statement)) {
         ereport!(
             PgLogLevel::ERROR,
             PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
             "option \"tables\" must be tables as SQL has them after FOR TABLE"
         );
     }
-    Spi::run(&statement)?;
+    catalog::record_publication(source, name)?;
     Ok(true)
-}
-
-/// An identifier, as SQL has it.
-pub(super) fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }

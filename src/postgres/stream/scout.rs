@@ -8,6 +8,7 @@ use crate::stream::definition::{AtLimit, PostgresSource};
 use crate::stream::shared::{Shared, Source, SourceState, StreamState};
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
 use pgrx::prelude::*;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering::*;
 
 pub(super) const FUNCTION: &str = "postern_scout_main";
@@ -34,6 +35,17 @@ fn look(shared: Shared, database: u32) {
         pg_sys::BackgroundWorkerInitializeConnectionByOid(pg_sys::Oid::from(database), pg_sys::InvalidOid, 0);
     }
     BackgroundWorker::transaction(worker::speak_plainly);
+    let looked = AssertUnwindSafe(|| scout(shared, database));
+    PgTryBuilder::new(looked)
+        .catch_others(|error| {
+            // What it has begun to read may be dropped at the same time: it is looked at again.
+            let error = worker::said(&error);
+            log!("postern: could not look at the change streams of database {database}: {error}");
+        })
+        .execute();
+}
+
+fn scout(shared: Shared, database: u32) {
     let definitions = BackgroundWorker::transaction(|| {
         if !catalog::is_here() {
             return Some(Vec::new());

@@ -3,8 +3,8 @@
 //! written down, so what is interrupted goes on with the next one. A stream worker's main thread.
 
 use super::catalog::{self, SnapshotTable, Wanted};
-use super::decoding;
-use super::prepare::{quoted, record_source};
+use super::decoding::{self, quoted};
+use super::prepare::record_source;
 use super::work::Work;
 use super::worker::{BUSY, wait, write};
 use crate::stream::buffer::Record;
@@ -22,20 +22,21 @@ const OWN_SCHEMA: &str = "postern";
 #[derive(Debug, Clone)]
 pub(super) struct Table {
     pub oid: u32,
-    pub schema: String,
-    pub name: String,
+    /// This and the other names: in the encoding of what is decoded.
+    pub schema: Vec<u8>,
+    pub name: Vec<u8>,
     /// `pg_class.relreplident`.
     identity: u8,
     /// It has its rows in partitions, which are not read by themselves.
     partitioned: bool,
     columns: Vec<Column>,
     /// The publication's WHERE.
-    filter: Option<String>,
+    filter: Option<Vec<u8>>,
 }
 
 #[derive(Debug, Clone)]
 struct Column {
-    name: String,
+    name: Vec<u8>,
     type_oid: u32,
     modifier: i32,
     key: bool,
@@ -48,8 +49,9 @@ struct Column {
 pub(super) fn tables(publication: &str) -> Result<Vec<Table>, SpiError> {
     Spi::connect(|client| {
         let rows = client.select(
-            "SELECT c.oid, p.schemaname::text, p.tablename::text, c.relreplident::text || c.relkind::text, p.rowfilter,
-                    a.attname::text, a.atttypid, a.atttypmod,
+            "SELECT c.oid, convert_to(p.schemaname::text, pg_client_encoding()), convert_to(p.tablename::text, pg_client_encoding()),
+                    c.relreplident::text || c.relkind::text, convert_to(p.rowfilter, pg_client_encoding()),
+                    convert_to(a.attname::text, pg_client_encoding()), a.atttypid, a.atttypmod,
                     c.relreplident = 'f' OR coalesce(a.attnum = ANY (i.indkey), false)
              FROM pg_catalog.pg_publication_tables p
              JOIN pg_catalog.pg_namespace n ON n.nspname = p.schemaname
@@ -57,10 +59,10 @@ pub(super) fn tables(publication: &str) -> Result<Vec<Table>, SpiError> {
              JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = ANY (p.attnames)
              LEFT JOIN pg_catalog.pg_index i
                 ON i.indrelid = c.oid AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END
-             WHERE p.pubname = $1 AND p.schemaname <> $2
+             WHERE p.pubname = convert_from($1, 'UTF8') AND p.schemaname <> $2
              ORDER BY p.schemaname, p.tablename, a.attnum",
             None,
-            &[publication.into(), OWN_SCHEMA.into()],
+            &[catalog::utf8(publication), OWN_SCHEMA.into()],
         )?;
         let mut tables: Vec<Table> = Vec::new();
         for row in rows {
@@ -92,13 +94,18 @@ pub(super) fn tables(publication: &str) -> Result<Vec<Table>, SpiError> {
 }
 
 impl Table {
-    fn query(&self) -> String {
+    fn query(&self) -> Vec<u8> {
         let columns: Vec<_> = self.columns.iter().map(|column| quoted(&column.name)).collect();
-        let filter = self.filter.as_ref().map_or_else(String::new, |filter| format!(" WHERE {filter}"));
         // Who inherits is a table of its own.
-        let only = if self.partitioned { "" } else { "ONLY " };
-        let name = format!("{}.{}", quoted(&self.schema), quoted(&self.name));
-        format!("SELECT {} FROM {only}{name}{filter}", columns.join(", "))
+        let only: &[u8] = if self.partitioned { b"" } else { b"ONLY " };
+        let (schema, name) = (quoted(&self.schema), quoted(&self.name));
+        let mut query =
+            [b"SELECT ", &columns.join(&b", "[..])[..], b" FROM ", only, &schema, b".", &name].concat();
+        if let Some(filter) = &self.filter {
+            query.extend_from_slice(b" WHERE ");
+            query.extend_from_slice(filter);
+        }
+        query
     }
 
     /// As pgoutput describes it: PostgreSQL's documentation, "Logical Replication Message Formats", Relation.
@@ -106,14 +113,14 @@ impl Table {
         let mut out = vec![b'R'];
         out.extend_from_slice(&self.oid.to_be_bytes());
         for name in [&self.schema, &self.name] {
-            out.extend_from_slice(name.as_bytes());
+            out.extend_from_slice(name);
             out.push(0);
         }
         out.push(self.identity);
         out.extend_from_slice(&(self.columns.len() as u16).to_be_bytes());
         for column in &self.columns {
             out.push(u8::from(column.key));
-            out.extend_from_slice(column.name.as_bytes());
+            out.extend_from_slice(&column.name);
             out.push(0);
             out.extend_from_slice(&column.type_oid.to_be_bytes());
             out.extend_from_slice(&column.modifier.to_be_bytes());
@@ -156,7 +163,7 @@ impl Table {
             message(&self.description());
             let mut out = Vec::new();
             Spi::connect(|_| {
-                decoding::copy_rows(&self.query(), |values| {
+                decoding::copy_rows(self.query(), |values| {
                     self.row(values, &mut out);
                     message(&out);
                 });
@@ -201,8 +208,8 @@ impl Work {
                 }
                 log!(
                     "postern: source \"{source}\": snapshot of table \"{}\".\"{}\"",
-                    table.schema,
-                    table.name
+                    String::from_utf8_lossy(&table.schema),
+                    String::from_utf8_lossy(&table.name)
                 );
                 if known.is_none() {
                     write(|| catalog::begin_snapshot_table(&source, table.oid))
@@ -233,7 +240,7 @@ impl Work {
     }
 
     /// Waits until so many tables are delivered to every stream; false when it is over before. A stream whose sink has failed holds it up
-    /// until that is made again, with a new worker, or somebody sees to it.
+    /// until that is made again, or somebody sees to it.
     fn wait_for_snapshots(&self, tables: u64) -> bool {
         while !self.look() {
             let report = self.engines.report();

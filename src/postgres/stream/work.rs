@@ -1,20 +1,21 @@
 //! A source of this server's WAL at work: decodes round after round, confirms what all streams have, writes down where each is, and ends
 //! in order whatever ends it. A stream worker's main thread; the engine has the other one.
 
+use super::super::signals;
 use super::super::worker::Latch;
-use super::super::{guc, signals};
 use super::catalog::{self, SourceDefinition};
 use super::confirming::Confirming;
 use super::decoding;
-use super::feeds::Lines;
+use super::feeds;
 use super::intake::{Intake, Shares};
 use super::limit::{self, Limit};
 use super::prepare::{Prepared, record_source};
-use super::worker::{BUSY, End, LINES, QUIET, said, wait};
+use super::worker::{BUSY, End, QUIET, said, wait};
 use crate::stream::buffer::Chunk;
 use crate::stream::definition::{LostSlot, PostgresSource};
 use crate::stream::engine::{Engine, Outcome, Shared as Engines, StreamReport, Watch};
 use crate::stream::event::Encoder;
+use crate::stream::lines::{Lines, lines};
 use crate::stream::position::Lsn;
 use crate::stream::shared::{Shared, Source, SourceState};
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
@@ -26,7 +27,6 @@ use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
-use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -50,7 +50,7 @@ pub(super) struct Work {
     pub(super) prepared: Prepared,
     pub(super) engines: Arc<Engines>,
     pub(super) intake: Rc<RefCell<Intake>>,
-    pub(super) line: SyncSender<String>,
+    pub(super) line: Lines,
     pub(super) shared: Shared,
     pub(super) number: usize,
     /// Where each stream is, as far as that is written down, and what its sink had then.
@@ -74,10 +74,10 @@ impl Work {
     ) -> Self {
         // SAFETY: set for every process of the server.
         let latch = Latch(unsafe { pg_sys::MyLatch });
-        let half = guc::stream_buffer_size() / 2;
-        let (line, lines) = sync_channel(LINES);
-        let watch = Watch { header: shared.header, source, line: line.clone() };
-        let engines = Arc::new(Engines::new(half, move || latch.set()).watched(watch));
+        let (line, lines) = lines(shared.header);
+        let watch = Watch { header: shared.header, source, lines: line.clone() };
+        let ahead = feeds::Memory::new(&definition).ahead;
+        let engines = Arc::new(Engines::new(ahead, move || latch.set()).watched(watch));
         let intake = Intake {
             engines: Arc::clone(&engines),
             chunk: Chunk::default(),
@@ -122,7 +122,8 @@ impl Work {
         // The sinks may start threads too: every signal is blocked before any exists.
         signals::block_all();
         let thread = self.streams(confirmed).and_then(|streams| {
-            let engine = Engine::new(Arc::clone(&self.engines), encoder, streams, confirmed);
+            let arrears = feeds::Memory::new(&self.definition).arrears;
+            let engine = Engine::new(Arc::clone(&self.engines), encoder, streams, confirmed, arrears);
             let thread = std::thread::Builder::new().name("postern stream".to_owned());
             thread
                 .spawn(move || engine.run())
@@ -217,7 +218,7 @@ impl Work {
             };
             // SAFETY: a setting of this process, for this transaction's commit.
             unsafe { pg_sys::synchronous_commit = level as c_int };
-            // First, as who rewinds does: it locks the source.
+            // First: it locks what is written after it, and waits for nobody.
             let allowed = catalog::record_confirmed(source, rewound, lsn)?;
             if allowed.is_none() {
                 return Ok(None);
@@ -274,8 +275,9 @@ impl Work {
             decoding::after_error();
         }
         self.engines.stop();
-        let panicked = thread.join().is_err();
-        self.intake.borrow().lines.write(&self.definition.name);
+        // It says itself why it ended.
+        let _ = thread.join();
+        feeds::write_lines(&self.intake.borrow().lines, &self.definition.name);
         let over = self.intake.borrow_mut().is_over();
         let settled = AssertUnwindSafe(|| {
             self.record(true);
@@ -285,9 +287,6 @@ impl Work {
             Ok(())
         });
         let settled = PgTryBuilder::new(settled).catch_others(|error| Err(said(&error))).execute();
-        if panicked {
-            return End::Failed("its engine has panicked".to_owned());
-        }
         if let Some(error) = self.intake.borrow_mut().limit.over.take() {
             return self.give_up(error);
         }

@@ -24,9 +24,6 @@ pub(super) const FUNCTION: &str = "postern_stream_main";
 pub(super) const BUSY: c_long = 10;
 pub(super) const QUIET: c_long = 100;
 
-/// Lines for the log that may wait; what comes beyond is dropped and counted.
-pub(super) const LINES: usize = 256;
-
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn postern_stream_main(argument: pg_sys::Datum) {
@@ -49,6 +46,8 @@ pub(super) enum End {
     Failed(String),
     /// With an error that waits for the operator.
     Blocked(String),
+    /// The extension is no more in this database: the scout sees to what is left.
+    Gone,
 }
 
 fn run(shared: Shared, number: usize, turn: u32) {
@@ -67,7 +66,18 @@ fn run(shared: Shared, number: usize, turn: u32) {
     source.since.store(now(), Relaxed);
     let work = AssertUnwindSafe(|| serve(shared, number, source));
     let end = PgTryBuilder::new(work).catch_others(|error| End::Failed(said(&error))).execute();
+    let end = match end {
+        End::Failed(_) if is_gone() => End::Gone,
+        end => end,
+    };
     let (state, error) = match end {
+        End::Gone => {
+            shared.header.ask_for_scan(source.database.load(Relaxed));
+            let retry = i64::from(source.retry_interval.load(Relaxed)) * 1000;
+            source.retry_at.store(now() + retry, Relaxed);
+            log!("postern: source \"{}\" ends with the extension", source.name.text());
+            (SourceState::Failed, None)
+        }
         End::Told | End::Again => (SourceState::Waiting, None),
         End::Failed(error) => (SourceState::Failed, Some(error)),
         End::Blocked(error) => (SourceState::Blocked, Some(error)),
@@ -90,6 +100,13 @@ fn run(shared: Shared, number: usize, turn: u32) {
             stream.set_state(StreamState::Waiting);
         }
     }
+}
+
+/// Whether what has failed has failed because the extension was dropped.
+fn is_gone() -> bool {
+    decoding::after_error();
+    let look = || !BackgroundWorker::transaction(catalog::is_here);
+    PgTryBuilder::new(look).catch_others(|_| false).execute()
 }
 
 /// However the process ends, the launcher sees that it has.
@@ -124,10 +141,10 @@ fn serve(shared: Shared, number: usize, source: &'static Source) -> End {
     // The server looks for the conversion between the encodings, which it does in transactions only.
     BackgroundWorker::transaction(speak_plainly);
     let name = source.name.text();
-    let load = || match catalog::is_here() {
-        true => catalog::load().map(|all| all.into_iter().find(|one| one.name == name)),
-        false => Ok(None),
-    };
+    if !BackgroundWorker::transaction(catalog::is_here) {
+        return End::Gone;
+    }
+    let load = || catalog::load().map(|all| all.into_iter().find(|one| one.name == name));
     let definition = match BackgroundWorker::transaction(load) {
         Ok(Some(definition)) => definition,
         Ok(None) => return End::Told,
@@ -197,10 +214,10 @@ pub(super) fn wait(milliseconds: c_long) {
 }
 
 pub(super) fn database_name() -> String {
-    BackgroundWorker::transaction(|| {
-        Spi::get_one::<String>("SELECT pg_catalog.current_database()::text")
-            .ok()
-            .flatten()
-            .unwrap_or_default()
-    })
+    let name = BackgroundWorker::transaction(|| {
+        Spi::get_one::<Vec<u8>>(
+            "SELECT convert_to(pg_catalog.current_database()::text, pg_client_encoding())",
+        )
+    });
+    String::from_utf8_lossy(&name.ok().flatten().unwrap_or_default()).into_owned()
 }

@@ -2,28 +2,28 @@
 //! acknowledges them when every sink has them and what was no event is kept aside. One thread.
 
 use super::feed::{Feed, From};
+use super::feeds::{self, Feeds};
+use super::marks::Marks;
+use super::watch::Watch;
 use super::{IDLE, NEWS, Outcome};
+use crate::stream::position::{Lsn, Position};
 use crate::stream::shared::StreamState;
 use crate::stream::sink::{Event, Failure};
 use crate::stream::source::{Received, Rejected, Source};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
 use std::time::{Duration, Instant};
 
-/// Messages that were taken from the source and not yet by every sink.
-const AHEAD: usize = 1_000;
-
-/// What was no event and is not kept aside yet.
+/// Messages that were no events and are kept aside at once.
 const REJECTED: usize = 100;
-
-/// Messages that are taken at once: their size is known only when they are there.
-const BATCH: usize = 50;
 
 /// What both threads hold.
 pub struct Shared {
-    rejected: Mutex<VecDeque<Rejected>>,
+    /// What was no event and is not kept aside yet, and its bytes.
+    rejected: Mutex<VecDeque<Arc<Rejected>>>,
+    rejected_bytes: AtomicUsize,
     /// Serial number of the last rejected message that is kept aside.
     kept: AtomicU64,
     trouble: Mutex<Option<String>>,
@@ -37,6 +37,7 @@ impl Shared {
     pub fn new(wake: impl Fn() + Send + Sync + 'static) -> Self {
         Self {
             rejected: Mutex::default(),
+            rejected_bytes: AtomicUsize::new(0),
             kept: AtomicU64::new(0),
             trouble: Mutex::default(),
             outcome: Mutex::default(),
@@ -45,14 +46,18 @@ impl Shared {
         }
     }
 
-    /// Main's: what is to be kept aside, the oldest first. It stays until [`Shared::keep`].
-    pub fn rejected(&self) -> Vec<Rejected> {
-        self.rejected.lock().iter().cloned().collect()
+    /// Main's: what is to be kept aside, the oldest first, at most 100. It stays until [`Shared::keep`].
+    pub fn rejected(&self) -> Vec<Arc<Rejected>> {
+        self.rejected.lock().iter().take(REJECTED).cloned().collect()
     }
 
     /// Main's: all up to this number are kept aside.
     pub fn keep(&self, serial: u64) {
-        self.rejected.lock().retain(|rejected| rejected.serial > serial);
+        let mut rejected = self.rejected.lock();
+        while let Some(kept) = rejected.pop_front_if(|rejected| rejected.serial <= serial) {
+            self.rejected_bytes.fetch_sub(kept.size(), Relaxed);
+        }
+        drop(rejected);
         self.kept.store(serial, Release);
     }
 
@@ -75,30 +80,42 @@ impl Shared {
 pub struct Consumer {
     shared: Arc<Shared>,
     source: Box<dyn Source>,
-    feeds: Vec<Feed>,
+    feeds: Feeds,
+    watch: Watch,
+    /// Taken, and not yet given to every feed.
     waiting: VecDeque<Received>,
-    /// Bytes of those that wait, and how many there may be.
+    /// Bytes of those that wait, and how many of these, of what not every sink has, and of what is to be kept aside there may be.
     bytes: usize,
     buffer_size: usize,
-    /// How many feeds have the first of those that wait.
+    /// How many feeds have the first of those that wait, and since when it is given to them.
     served: usize,
+    giving: Option<Instant>,
     /// Serial numbers: of the last message that every feed was given, and of the last that was rejected.
     handled: u64,
     rejected: u64,
 }
 
 impl Consumer {
-    /// Serial numbers begin with 1. `buffer_size`: bytes of messages beyond which no more are taken before these are gone.
-    pub fn new(shared: Arc<Shared>, source: Box<dyn Source>, streams: Vec<From>, buffer_size: usize) -> Self {
-        let feeds = streams.into_iter().map(Feed::new).collect();
+    /// Serial numbers begin with 1. `buffer_size`: bytes of messages that are kept here, whatever for, but for the last one that was taken,
+    /// which may be larger than what was left.
+    pub fn new(
+        shared: Arc<Shared>,
+        source: Box<dyn Source>,
+        streams: Vec<From>,
+        watch: Watch,
+        buffer_size: usize,
+    ) -> Self {
         Self {
             shared,
             source,
-            feeds,
+            // No more comes than there is room for: nothing is ever left out.
+            feeds: Feeds::new(streams, usize::MAX),
+            watch,
             waiting: VecDeque::new(),
             bytes: 0,
             buffer_size,
             served: 0,
+            giving: None,
             handled: 0,
             rejected: 0,
         }
@@ -106,10 +123,7 @@ impl Consumer {
 
     /// Runs until it is stopped or cannot go on.
     pub fn run(mut self) {
-        // A panic is said at once: main would not look for another reason.
-        let served = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.serve()));
-        let broken = |_| Some(Outcome::Broken("its engine has panicked".to_owned()));
-        if let Some(outcome) = served.unwrap_or_else(broken) {
+        if let Some(outcome) = feeds::outcome(|| self.serve()) {
             *self.shared.outcome.lock() = Some(outcome);
             (self.shared.wake)();
         }
@@ -122,35 +136,31 @@ impl Consumer {
             }
             self.give();
             if self.waiting.is_empty() {
-                self.feeds.iter_mut().for_each(Feed::flush);
+                self.feeds.flush();
             }
-            let patience = if self.waiting.is_empty() { Duration::ZERO } else { NEWS };
-            self.poll(patience);
-            if self.feeds.iter_mut().any(Feed::wants_again) {
-                return Some(Outcome::Again);
-            }
+            self.feeds.poll(if self.waiting.is_empty() { Duration::ZERO } else { NEWS });
             self.acknowledge();
         }
-        // What is out has a moment to arrive, so that it does not come again.
-        let end = Instant::now() + Duration::from_secs(1);
-        while self.feeds.iter().any(Feed::is_out) && Instant::now() < end {
-            self.poll(NEWS);
-        }
+        // What is out does not come again, if it arrives soon.
+        self.feeds.settle();
         self.acknowledge();
         let _ = self.source.poll(0, Duration::ZERO);
         None
     }
 
-    /// Nobody goes on without the others: a message is acknowledged for all of them.
-    fn all_are_fed(&self) -> bool {
-        self.feeds.iter().all(Feed::is_fed)
+    /// Bytes that may be taken.
+    fn room(&self) -> usize {
+        // Nobody goes on without the others: a message is acknowledged for all of them.
+        if !self.feeds.iter().all(Feed::is_fed) {
+            return 0;
+        }
+        let kept = self.bytes + self.feeds.arrears.size() + self.shared.rejected_bytes.load(Relaxed);
+        self.buffer_size.saturating_sub(kept)
     }
 
     fn take(&mut self) -> Result<(), Failure> {
-        let has_room = self.all_are_fed() && self.bytes < self.buffer_size;
-        let room = if has_room { AHEAD.saturating_sub(self.waiting.len()).min(BATCH) } else { 0 };
-        let out = self.feeds.iter().any(Feed::is_out) || !self.waiting.is_empty();
-        let received = self.source.poll(room, if out { NEWS } else { IDLE })?;
+        let busy = self.feeds.are_out() || !self.waiting.is_empty();
+        let received = self.source.poll(self.room(), if busy { NEWS } else { IDLE })?;
         self.bytes += received.iter().map(Received::size).sum::<usize>();
         self.waiting.extend(received);
         let trouble = self.source.trouble();
@@ -168,47 +178,45 @@ impl Consumer {
 
     fn give(&mut self) {
         while let Some(first) = self.waiting.front() {
-            match first {
-                Received::Rejected(rejected) => {
-                    let mut kept = self.shared.rejected.lock();
-                    if kept.len() >= REJECTED {
+            if let Received::Message(message) = first {
+                let event = Event {
+                    serial: message.serial,
+                    schema: "",
+                    table: &message.table,
+                    key: message.key.as_deref(),
+                    payload: &message.payload,
+                };
+                let giving = *self.giving.get_or_insert_with(|| {
+                    // Whose sink fails is given it again.
+                    self.feeds.arrears.keep(&event, Position::default(), true);
+                    Instant::now()
+                });
+                while let Some(feed) = self.feeds.get_mut(self.served) {
+                    // Who has failed and caught up has had it of what was kept.
+                    if feed.given() < event.serial && (!feed.is_fed() || !feed.give(&event) || !feed.is_fed())
+                    {
                         return;
                     }
-                    kept.push_back(rejected.clone());
-                    drop(kept);
-                    self.rejected = rejected.serial;
-                    (self.shared.wake)();
+                    self.watch.given(feed.shown(), None, &event, giving.elapsed());
+                    self.served += 1;
                 }
-                Received::Message(message) => {
-                    let event = Event {
-                        serial: message.serial,
-                        schema: "",
-                        table: &message.table,
-                        key: message.key.as_deref(),
-                        payload: &message.payload,
-                    };
-                    while let Some(feed) = self.feeds.get_mut(self.served) {
-                        if !feed.give(&event) || !feed.is_fed() {
-                            return;
-                        }
-                        self.served += 1;
-                    }
-                }
+                self.watch.done(giving.elapsed());
             }
             self.served = 0;
+            self.giving = None;
             self.handled = first.serial();
             self.bytes -= first.size();
-            self.waiting.pop_front();
-        }
-    }
-
-    fn poll(&mut self, patience: Duration) {
-        for feed in &mut self.feeds {
-            feed.poll(if feed.is_out() { patience } else { Duration::ZERO });
+            if let Some(Received::Rejected(rejected)) = self.waiting.pop_front() {
+                self.rejected = rejected.serial;
+                self.shared.rejected_bytes.fetch_add(rejected.size(), Relaxed);
+                self.shared.rejected.lock().push_back(Arc::new(rejected));
+                (self.shared.wake)();
+            }
         }
     }
 
     fn acknowledge(&mut self) {
+        self.feeds.reach(self.handled, &Marks::new(Lsn(0)));
         // Whoever is fed no more has only what its sink has said that it has.
         let of = |feed: &Feed| if feed.is_fed() { feed.delivered(self.handled) } else { feed.has() };
         let mut serial = self.feeds.iter().map(of).min().unwrap_or(self.handled).min(self.handled);

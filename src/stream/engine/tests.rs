@@ -3,7 +3,7 @@
 use super::*;
 use crate::stream::event::{EventOptions, KeyForm};
 use crate::stream::pgoutput::written;
-use crate::stream::shared::Stream;
+use crate::stream::shared::{Stream, StreamState};
 use crate::stream::sink::{Failure, Given, Progress, Sink};
 use std::thread::JoinHandle;
 
@@ -15,6 +15,8 @@ struct Hand {
     holds: Option<u64>,
     full: bool,
     fails: Option<Failure>,
+    /// What each sink was made with.
+    made: Vec<u64>,
 }
 
 struct Held(Arc<Mutex<Hand>>);
@@ -96,13 +98,20 @@ fn transaction(chunk: &mut Chunk, commit_end: u64, messages: u64) {
     chunk.push(&Record::Commit { commit_end });
 }
 
+/// Bytes that are kept for who has failed.
+const ARREARS: usize = 10_000;
+
 /// What an engine is given of these sinks.
 fn froms(sinks: &[(&Arc<Mutex<Hand>>, StreamReport)]) -> Vec<From> {
-    let from = |(hand, begins): &(&Arc<Mutex<Hand>>, StreamReport)| From {
-        sink: Sort::Sink(Box::new(Held(Arc::clone(hand)))),
-        begins: *begins,
-        shown: Box::leak(Box::default()),
-        retry: Duration::from_millis(20),
+    let from = |(hand, begins): &(&Arc<Mutex<Hand>>, StreamReport)| {
+        let hand = Arc::clone(hand);
+        let make: Make = Box::new(move |delivered| {
+            hand.lock().made.push(delivered);
+            Ok(Box::new(Held(Arc::clone(&hand))))
+        });
+        let retry = Duration::from_millis(20);
+        let shown = Box::leak(Box::default());
+        From { make: Some(make), begins: *begins, shown, retry, log: Arc::new(|_| {}) }
     };
     sinks.iter().map(from).collect()
 }
@@ -110,7 +119,7 @@ fn froms(sinks: &[(&Arc<Mutex<Hand>>, StreamReport)]) -> Vec<From> {
 /// An engine whose work a test does itself.
 fn engine(sinks: &[(&Arc<Mutex<Hand>>, StreamReport)]) -> Engine {
     let shared = Arc::new(Shared::new(1 << 20, || {}));
-    Engine::new(shared, Encoder::new(options(), 1), froms(sinks), Lsn(100))
+    Engine::new(shared, Encoder::new(options(), 1), froms(sinks), Lsn(100), ARREARS)
 }
 
 impl Rig {
@@ -118,7 +127,7 @@ impl Rig {
         let shared = Arc::new(Shared::new(1 << 20, || {}));
         let streams = froms(sinks);
         let shown = streams.iter().map(|from| from.shown).collect();
-        let engine = Engine::new(Arc::clone(&shared), Encoder::new(options(), 1), streams, Lsn(100));
+        let engine = Engine::new(Arc::clone(&shared), Encoder::new(options(), 1), streams, Lsn(100), ARREARS);
         let thread = std::thread::spawn(move || engine.run());
         Self { shared, chunk: Chunk::default(), thread: Some(thread), shown }
     }
@@ -234,7 +243,7 @@ fn transactions_without_an_event_leave_no_mark_while_a_sink_is_down() {
     engine.work(&chunk).unwrap();
     assert_eq!(engine.marks.len(), 1);
     hand.lock().holds = None;
-    engine.poll(Duration::ZERO);
+    engine.feeds.poll(Duration::ZERO);
     engine.publish();
     assert_eq!((engine.marks.len(), engine.shared.report().delivered), (0, Lsn(1_199)));
 }
@@ -254,16 +263,91 @@ fn a_sink_that_holds_the_others_up_is_left_behind_and_asks_for_what_it_lacks_whe
     assert!(quick.lock().taken.len() <= 2);
 }
 
+fn fail(lasting: bool) -> Option<Failure> {
+    Some(Failure { message: "no".into(), lasting })
+}
+
 #[test]
-fn a_sink_that_fails_is_made_again_after_a_while_and_a_lasting_failure_waits_for_the_operator() {
-    let fail = |lasting| Some(Failure { message: "no".into(), lasting });
+fn a_sink_that_fails_is_made_again_and_nobody_else_notices() {
+    let (failed, well) = (Arc::new(Mutex::new(Hand::default())), Arc::new(Mutex::new(Hand::default())));
+    failed.lock().holds = Some(0);
+    let mut rig = Rig::new(&[(&failed, at(100, u64::MAX)), (&well, at(100, u64::MAX))]);
+    rig.transaction(200, 3);
+    rig.send();
+    rig.until("both were given all", |_| failed.lock().taken.len() == 3);
+    // It confirms the first two.
+    let second = failed.lock().taken[1].0;
+    failed.lock().holds = Some(second);
+    rig.until("it is amid the transaction", |report| {
+        report.streams[0].position == Position { commit: Lsn(200), ordinal: 2 }
+    });
+    failed.lock().fails = fail(false);
+    rig.transaction(300, 2);
+    rig.send();
+    rig.until("the other goes on", |report| report.streams[1] == at(300, u64::MAX));
+    rig.until("it has failed again and again", |_| rig.shown[0].errors.load(Relaxed) > 2);
+    rig.transaction(400, 1);
+    rig.send();
+    rig.until("the other goes on", |report| report.streams[1] == at(400, u64::MAX));
+    let report = rig.shared.report();
+    assert_eq!((report.outcome, report.delivered), (None, Lsn(100)), "nothing is confirmed that it lacks");
+    assert_eq!(report.streams[0].position, Position { commit: Lsn(200), ordinal: 2 });
+    assert_eq!((rig.shown[0].error.get(), rig.shown[0].state()), (Some("no".into()), StreamState::Failed));
+    (failed.lock().fails, failed.lock().holds) = (None, None);
+    rig.until("all have all", |report| report.delivered == Lsn(400));
+    // What it had not confirmed came again, in order, to a sink that knows what it has.
+    assert_eq!((ordinals(&failed), ordinals(&well)), (vec![1, 2, 3, 3, 1, 2, 1], vec![1, 2, 3, 1, 2, 1]));
+    assert_eq!((failed.lock().made.last().copied(), well.lock().made.len()), (Some(second), 1));
+    rig.transaction(500, 1);
+    rig.send();
+    rig.until("they go on", |report| report.delivered == Lsn(500));
+    assert_eq!((rig.shared.report().outcome, rig.shown[0].state()), (None, StreamState::Running));
+}
+
+#[test]
+fn the_only_sink_that_fails_holds_decoding_up_when_no_more_is_kept_and_lacks_nothing_in_the_end() {
     let hand = Arc::new(Mutex::new(Hand { fails: fail(false), ..Hand::default() }));
     let mut rig = Rig::new(&[(&hand, at(100, u64::MAX))]);
-    rig.transaction(200, 1);
+    for commit_end in 200..260 {
+        rig.transaction(commit_end, 10);
+    }
     rig.send();
-    rig.until("it is to be made again", |report| report.outcome == Some(Outcome::Again));
-    assert_eq!((rig.shared.report().delivered, rig.shown[0].error.get()), (Lsn(100), Some("no".into())));
+    rig.until("it has failed again and again", |_| rig.shown[0].errors.load(Relaxed) > 2);
+    assert!(rig.shared.buffer.bytes().0 > 0, "the engine is amid the chunk");
+    hand.lock().fails = None;
+    rig.until("all is delivered", |report| report.delivered == Lsn(259));
+    assert_eq!(ordinals(&hand), (200..260).flat_map(|_| 1..=10).collect::<Vec<_>>());
+    assert_eq!(rig.shared.report().outcome, None);
+}
 
+#[test]
+fn a_sink_that_lacks_more_than_is_kept_is_well_before_it_is_decoded_again_for_it() {
+    let (failed, well) = (Arc::new(Mutex::new(Hand::default())), Arc::new(Mutex::new(Hand::default())));
+    failed.lock().fails = fail(false);
+    let mut rig = Rig::new(&[(&failed, at(100, u64::MAX)), (&well, at(100, u64::MAX))]);
+    for commit_end in 200..260 {
+        rig.transaction(commit_end, 10);
+    }
+    rig.send();
+    rig.until("the other goes on", |report| {
+        report.streams.get(1).is_some_and(|stream| *stream == at(259, u64::MAX))
+    });
+    rig.until("it has failed again and again", |_| rig.shown[0].errors.load(Relaxed) > 2);
+    assert_eq!((rig.shared.report().outcome, rig.shared.report().delivered), (None, Lsn(100)));
+    failed.lock().fails = None;
+    rig.until("a worker is to begin anew", |report| report.outcome == Some(Outcome::Again));
+    let report = rig.shared.report();
+    let taken = failed.lock().taken.len() as u64;
+    assert!((10..200).contains(&taken), "{taken}");
+    // Where it is, so that nothing comes twice.
+    let Position { commit, ordinal } = report.streams[0].position;
+    let whole = (commit.0 - 199) * 10;
+    assert_eq!(if ordinal == u64::MAX { whole } else { whole - 10 + ordinal }, taken);
+    assert!(report.delivered < Lsn(259) && report.delivered == report.streams[0].delivered);
+}
+
+#[test]
+fn a_lasting_failure_waits_for_the_operator() {
     let (lasting, well) = (
         Arc::new(Mutex::new(Hand { fails: fail(true), ..Hand::default() })),
         Arc::new(Mutex::new(Hand::default())),
@@ -276,7 +360,7 @@ fn a_sink_that_fails_is_made_again_after_a_while_and_a_lasting_failure_waits_for
     });
     let report = rig.shared.report();
     assert_eq!((report.outcome, report.delivered), (None, Lsn(100)));
-    assert_eq!(rig.shown[0].state(), crate::stream::shared::StreamState::Blocked);
+    assert_eq!(rig.shown[0].state(), StreamState::Blocked);
 }
 
 #[test]

@@ -1,7 +1,9 @@
-//! Sinks that deliver nowhere: `stub_discard` only counts, `stub_log` writes each event to the server's log. For trying a source, and
+//! Sinks that deliver nowhere: `stub_discard` only counts, `stub_log` writes each event to the server's log, cut where
+//! it is long. For trying a source, and
 //! for measuring. Engine's thread.
 
 use super::{Event, Failure, Given, Log, Progress, Setting, Sink};
+use crate::stream::lines;
 use crate::stream::options::{OptionError, Options};
 use std::time::Duration;
 
@@ -31,7 +33,7 @@ fn stub(setting: &Setting, log: Option<Log>) -> Box<dyn Sink> {
 impl Sink for Stub {
     fn give(&mut self, event: &Event<'_>) -> Result<Given, Failure> {
         if let Some(log) = &self.log {
-            log(String::from_utf8_lossy(event.payload).into_owned());
+            log(lines::cut(event.payload));
         }
         self.progress.delivered = event.serial;
         Ok(Given::Taken)

@@ -105,8 +105,12 @@ impl Plan {
 impl Kafka {
     fn new(plan: Plan, setting: &Setting) -> Result<Self, OptionError> {
         let Plan { mut config, topics, batch, commit_interval } = plan;
-        let room = (setting.buffer_size / 1024).clamp(1, 2_097_151);
-        config.set("queued.max.messages.kbytes", room.to_string());
+        // Half for what waits in the library's queue, half for the answer that it is reading, which has to have room for one message.
+        let half = setting.buffer_size / 2;
+        config.set("queued.max.messages.kbytes", (half / 1024).clamp(1, 2_097_151).to_string());
+        let largest =
+            config.get("message.max.bytes").and_then(|bytes| bytes.parse().ok()).unwrap_or(1_000_000);
+        broker::set_unless_given(&mut config, "fetch.max.bytes", &half.clamp(largest, 1 << 30).to_string());
         if config.get("client.id").is_none() {
             config.set("client.id", format!("postern-{}", setting.stream.replace('\0', "")));
         }
@@ -114,9 +118,9 @@ impl Kafka {
         let context = Rebalances::new(setting.stream.clone(), setting.log.clone());
         let consumer: BaseConsumer<Rebalances> = config.create_with_context(context).map_err(wrong)?;
         consumer.subscribe(&topics.iter().map(String::as_str).collect::<Vec<_>>()).map_err(wrong)?;
-        let (held, last_serial) = (VecDeque::new(), setting.last_serial);
         let committed = Instant::now();
-        Ok(Self { consumer, batch, commit_interval, committed, last_serial, held, paused: false })
+        let held = VecDeque::new();
+        Ok(Self { consumer, batch, commit_interval, committed, last_serial: 0, held, paused: false })
     }
 
     fn assignment(&self) -> parking_lot::MutexGuard<'_, Assignment> {
@@ -193,23 +197,26 @@ fn receive(message: &BorrowedMessage<'_>, serial: u64) -> Received {
 }
 
 impl Kafka {
-    fn poll(&mut self, most: usize, patience: Duration) -> Result<Vec<Received>, Failure> {
+    fn poll(&mut self, room: usize, patience: Duration) -> Result<Vec<Received>, Failure> {
         self.commit_if_due();
-        let most = most.min(self.batch);
-        if most == 0 {
+        if room == 0 {
             self.pause(true);
             let received = self.one(patience)?;
             self.held.extend(received);
             return Ok(Vec::new());
         }
         self.pause(false);
-        let mut batch: Vec<_> = (0..most).map_while(|_| self.held.pop_front()).collect();
-        let mut patience = if batch.is_empty() { patience } else { Duration::ZERO };
-        while batch.len() < most
-            && let Some(received) = self.one(patience)?
-        {
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        // The first one is waited for, the others are there or not.
+        let mut patience = patience;
+        while batch.len() < self.batch && bytes < room {
+            let next = match self.held.pop_front() {
+                Some(held) => Some(held),
+                None => self.one(patience)?,
+            };
+            let Some(received) = next else { break };
+            bytes += received.size();
             batch.push(received);
-            // The first one is waited for, the others are there or not.
             patience = Duration::ZERO;
         }
         Ok(batch)
@@ -217,8 +224,8 @@ impl Kafka {
 }
 
 impl Source for Member {
-    fn poll(&mut self, most: usize, patience: Duration) -> Result<Vec<Received>, Failure> {
-        self.0.as_mut().map_or_else(|| Ok(Vec::new()), |kafka| kafka.poll(most, patience))
+    fn poll(&mut self, room: usize, patience: Duration) -> Result<Vec<Received>, Failure> {
+        self.0.as_mut().map_or_else(|| Ok(Vec::new()), |kafka| kafka.poll(room, patience))
     }
 
     fn acknowledge(&mut self, serial: u64) {

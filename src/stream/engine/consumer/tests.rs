@@ -1,25 +1,34 @@
 //! The consumer with a source and sinks that a test holds in its hand.
 
 use super::*;
-use crate::stream::engine::{Sort, StreamReport};
-use crate::stream::shared::Stream;
+use crate::stream::engine::{Make, StreamReport};
+use crate::stream::lines::{Waiting, lines};
+use crate::stream::shared::{Header, Source as Words, Stream};
 use crate::stream::sink::{Given, Progress, Sink};
 use crate::stream::source::{Message, Place};
 
 #[derive(Default)]
 struct Hand {
     messages: VecDeque<Received>,
+    taken: usize,
     acknowledged: u64,
 }
 
 struct HeldSource(Arc<Mutex<Hand>>);
 
 impl Source for HeldSource {
-    fn poll(&mut self, most: usize, _patience: Duration) -> Result<Vec<Received>, Failure> {
+    fn poll(&mut self, room: usize, _patience: Duration) -> Result<Vec<Received>, Failure> {
         std::thread::sleep(Duration::from_millis(1));
         let mut hand = self.0.lock();
-        let most = most.min(hand.messages.len());
-        Ok(hand.messages.drain(..most).collect())
+        let (mut taken, mut bytes) = (Vec::new(), 0);
+        while bytes < room
+            && let Some(message) = hand.messages.pop_front()
+        {
+            bytes += message.size();
+            taken.push(message);
+        }
+        hand.taken += taken.len();
+        Ok(taken)
     }
 
     fn acknowledge(&mut self, serial: u64) {
@@ -35,7 +44,8 @@ impl Source for HeldSource {
 struct Taken {
     serials: Vec<u64>,
     holds: Option<u64>,
-    fails: bool,
+    fails: Option<Failure>,
+    full: bool,
 }
 
 struct HeldSink(Arc<Mutex<Taken>>);
@@ -43,8 +53,11 @@ struct HeldSink(Arc<Mutex<Taken>>);
 impl Sink for HeldSink {
     fn give(&mut self, event: &Event<'_>) -> Result<Given, Failure> {
         let mut taken = self.0.lock();
-        if taken.fails {
-            return Err(Failure { message: "no".into(), lasting: true });
+        if let Some(failure) = taken.fails.clone() {
+            return Err(failure);
+        }
+        if taken.full {
+            return Ok(Given::Full);
         }
         taken.serials.push(event.serial);
         Ok(Given::Taken)
@@ -69,6 +82,10 @@ struct Rig {
     shared: Arc<Shared>,
     source: Arc<Mutex<Hand>>,
     thread: Option<std::thread::JoinHandle<()>>,
+    header: &'static Header,
+    words: &'static Words,
+    shown: Vec<&'static Stream>,
+    lines: Waiting,
 }
 
 impl Drop for Rig {
@@ -81,22 +98,40 @@ impl Drop for Rig {
 }
 
 fn rig(sinks: &[&Arc<Mutex<Taken>>], messages: Vec<Received>) -> Rig {
+    rig_of(sinks, messages, 1 << 20)
+}
+
+fn rig_of(sinks: &[&Arc<Mutex<Taken>>], messages: Vec<Received>, buffer_size: usize) -> Rig {
+    let (header, words): (&'static Header, &'static Words) =
+        (Box::leak(Box::default()), Box::leak(Box::default()));
+    let (line, lines) = lines(header);
+    let mut shown = Vec::new();
     let shared = Arc::new(Shared::new(|| {}));
-    let source = Arc::new(Mutex::new(Hand { messages: messages.into(), acknowledged: 0 }));
-    let streams = sinks.iter().map(|sink| From {
-        sink: Sort::Sink(Box::new(HeldSink(Arc::clone(sink)))),
-        begins: StreamReport::default(),
-        shown: Box::leak(Box::<Stream>::default()),
-        retry: Duration::from_millis(10),
+    let source = Arc::new(Mutex::new(Hand { messages: messages.into(), ..Hand::default() }));
+    let streams = sinks.iter().map(|sink| {
+        let sink = Arc::clone(sink);
+        let make: Make = Box::new(move |_| Ok(Box::new(HeldSink(Arc::clone(&sink)))));
+        let words: &'static Stream = Box::leak(Box::default());
+        shown.push(words);
+        From {
+            make: Some(make),
+            begins: StreamReport::default(),
+            shown: words,
+            retry: Duration::from_millis(10),
+            log: line.log(),
+        }
     });
+    let streams = streams.collect();
+    let watch = Watch { header, source: words, lines: line };
     let consumer = Consumer::new(
         Arc::clone(&shared),
         Box::new(HeldSource(Arc::clone(&source))),
-        streams.collect(),
-        1 << 20,
+        streams,
+        watch,
+        buffer_size,
     );
     let thread = Some(std::thread::spawn(move || consumer.run()));
-    Rig { shared, source, thread }
+    Rig { shared, source, thread, header, words, shown, lines }
 }
 
 fn place(offset: u64) -> Place {
@@ -109,8 +144,12 @@ fn message(serial: u64) -> Received {
 }
 
 fn bad(serial: u64) -> Received {
+    rejected(serial, 1)
+}
+
+fn rejected(serial: u64, size: usize) -> Received {
     let why = "is no JSON".to_owned();
-    Received::Rejected(Rejected { serial, place: place(serial), key: None, payload: b"?".to_vec(), why })
+    Received::Rejected(Rejected { serial, place: place(serial), key: None, payload: vec![b'?'; size], why })
 }
 
 fn until(what: &str, holds: impl Fn() -> bool) {
@@ -151,11 +190,94 @@ fn what_is_no_event_is_acknowledged_when_it_is_kept_aside() {
 #[test]
 fn a_sink_that_has_given_up_keeps_messages_from_being_acknowledged() {
     let (well, failed) = (Arc::new(Mutex::new(Taken::default())), Arc::new(Mutex::new(Taken::default())));
-    failed.lock().fails = true;
+    failed.lock().fails = Some(Failure { message: "no".into(), lasting: true });
     let rig = rig(&[&well, &failed], (1..=3).map(message).collect());
     until("the first was given to who is well", || well.lock().serials == [1]);
     let begun = Instant::now();
     until("a while", || begun.elapsed() > Duration::from_millis(100));
     assert_eq!((rig.source.lock().acknowledged, rig.shared.outcome()), (0, None));
     assert_eq!(well.lock().serials, [1]);
+}
+
+#[test]
+fn what_is_kept_stays_within_the_buffer_whatever_it_is_kept_for() {
+    let size = 2_000 + message(1).size();
+    let large = |serial| match message(serial) {
+        Received::Message(message) => Received::Message(Message { payload: vec![b'x'; 2_002], ..message }),
+        other => other,
+    };
+    // A sink that takes nothing, one that confirms nothing, and what nobody keeps aside.
+    let (full, holding) =
+        (Taken { full: true, ..Taken::default() }, Taken { holds: Some(0), ..Taken::default() });
+    for (sink, messages) in [
+        (full, (1..=100).map(large).collect::<Vec<_>>()),
+        (holding, (1..=100).map(large).collect()),
+        (Taken::default(), (1..=100).map(|serial| rejected(serial, 2_002)).collect()),
+    ] {
+        let sink = Arc::new(Mutex::new(sink));
+        let rig = rig_of(&[&sink], messages, 10 * size);
+        until("it takes what there is room for", || rig.source.lock().taken >= 10);
+        let begun = Instant::now();
+        until("a while", || begun.elapsed() > Duration::from_millis(100));
+        let taken = rig.source.lock().taken;
+        // The last one may be larger than what was left, and one is about to be given.
+        assert!((10..=12).contains(&taken), "{taken}");
+        assert_eq!(rig.source.lock().acknowledged, 0);
+    }
+}
+
+#[test]
+fn rejected_messages_are_not_copied() {
+    let sink = Arc::new(Mutex::new(Taken::default()));
+    let rig = rig(&[&sink], (1..=300).map(bad).collect());
+    until("all wait", || rig.shared.rejected_bytes.load(Relaxed) == 300 * bad(1).size());
+    let (one, again) = (rig.shared.rejected(), rig.shared.rejected());
+    assert_eq!(one.len(), REJECTED);
+    assert!(one.iter().zip(&again).all(|(one, again)| Arc::ptr_eq(one, again)));
+    for last in [100, 200, 300] {
+        assert_eq!(rig.shared.rejected().last().map(|rejected| rejected.serial), Some(last));
+        rig.shared.keep(last);
+    }
+    assert_eq!((rig.shared.rejected().len(), rig.shared.rejected_bytes.load(Relaxed)), (0, 0));
+    until("all are acknowledged", || rig.source.lock().acknowledged == 300);
+}
+
+#[test]
+fn what_is_given_is_timed_counted_and_said_while_debugging_is_on() {
+    let sink = Arc::new(Mutex::new(Taken::default()));
+    let rig = rig(&[&sink], Vec::new());
+    rig.header.debug.store(1, Relaxed);
+    rig.source.lock().messages.extend([message(1), bad(2), message(3)]);
+    until("both are given", || sink.lock().serials == [1, 3]);
+    until("and counted", || rig.words.timings.get().count == 2);
+    assert_eq!(rig.shown[0].timings.get().count, 2);
+    let said = rig.lines.take();
+    assert_eq!(said, ["debug: stream \"\" was given an event of t, 2 bytes"; 2]);
+}
+
+#[test]
+fn a_sink_that_fails_is_made_again_and_the_source_goes_on() {
+    let (well, failed) = (Arc::new(Mutex::new(Taken::default())), Arc::new(Mutex::new(Taken::default())));
+    failed.lock().holds = Some(1);
+    let rig = rig(&[&well, &failed], (1..=3).map(message).collect());
+    until("all were given", || well.lock().serials.len() == 3 && failed.lock().serials.len() == 3);
+    until("as far as the slower has it", || rig.source.lock().acknowledged == 1);
+    failed.lock().fails = Some(Failure { message: "no".into(), lasting: false });
+    rig.source.lock().messages.extend((4..=6).map(message));
+    until("it has failed again and again", || rig.shown[1].errors.load(Relaxed) > 2);
+    assert_eq!((rig.source.lock().acknowledged, rig.shared.outcome()), (1, None));
+    let mut taken = failed.lock();
+    (taken.fails, taken.holds) = (None, None);
+    drop(taken);
+    until("all", || rig.source.lock().acknowledged == 6);
+    // What it had not confirmed came again, in order.
+    assert_eq!(
+        (&well.lock().serials[..], &failed.lock().serials[..]),
+        (&[1, 2, 3, 4, 5, 6][..], &[1, 2, 3, 2, 3, 4, 5, 6][..])
+    );
+    assert_eq!(rig.shown[1].state(), StreamState::Running);
+    let said = rig.lines.take();
+    assert_eq!(said.len(), 2, "{said:?}");
+    assert!(said[0].contains("has failed, and its sink is made again in 10ms: no"), "{said:?}");
+    assert!(said[1].contains("delivers again"), "{said:?}");
 }

@@ -1,0 +1,115 @@
+//! A sink that fails: it alone is made again, and the other sinks of its source notice nothing.
+
+use crate::stream::{delivered, events, file, running, start};
+use anyhow::{Context, Result, ensure};
+use pgrx_tests::cluster::Cluster;
+use pgrx_tests::wait;
+use std::path::{Path, PathBuf};
+
+/// A source `shop` that feeds two files, `one` and `two`.
+fn to_two_files(cluster: &Cluster, options: &str) -> Result<[PathBuf; 2]> {
+    let paths = ["one", "two"].map(|name| file(cluster, &format!("{name}.jsonl")));
+    cluster.sql("create table t (id int primary key)")?;
+    cluster.sql(&format!("select postern.create_source('shop', 'postgres', '{options}')"))?;
+    for (name, path) in ["one", "two"].iter().zip(&paths) {
+        cluster.sql(&format!(
+            "select postern.create_sink('{name}', 'file', '{{\"path\":\"{}\",\"sync\":\"10ms\"}}');
+             select postern.create_stream('{name}', 'shop', '{name}')",
+            path.display()
+        ))?;
+    }
+    running(cluster, "one")?;
+    running(cluster, "two")?;
+    Ok(paths)
+}
+
+/// The ids in a file.
+fn ids(path: &PathBuf) -> Result<Vec<i64>> {
+    Ok(events(path)?.iter().filter_map(|event| event["Columns"]["id"].as_i64()).collect())
+}
+
+/// Where the file was there is now a directory, until [`mend`]. The sink sees that when it has synced the row of this id.
+fn spoil(cluster: &Cluster, path: &Path, id: i64) -> Result<PathBuf> {
+    let aside = path.with_extension("aside");
+    std::fs::rename(path, &aside)?;
+    std::fs::create_dir(path)?;
+    cluster.sql(&format!("insert into t values ({id})"))?;
+    delivered(cluster)?;
+    Ok(aside)
+}
+
+/// The file grows again where it ended.
+fn mend(path: &Path, aside: &Path) -> Result<()> {
+    std::fs::remove_dir(path)?;
+    Ok(std::fs::rename(aside, path)?)
+}
+
+fn stream_is(cluster: &Cluster, name: &str, beginning: &str) -> Result<()> {
+    let seen = || {
+        cluster.sql(&format!("select state, errors, last_error from postern.streams where name = '{name}'"))
+    };
+    wait::until(&format!("stream {name} is {beginning}"), || {
+        seen().is_ok_and(|seen| seen.starts_with(beginning))
+    })
+    .with_context(|| format!("{:?}; {}", seen(), cluster.log_tail()))
+}
+
+fn worker(cluster: &Cluster) -> Result<String> {
+    cluster.sql("select worker_pid, worker_starts, errors from postern.sources")
+}
+
+#[test]
+fn a_sink_that_fails_is_made_again_alone_and_lacks_nothing() -> Result<()> {
+    let cluster = start("stream-sink-alone", &[])?;
+    let [one, two] = to_two_files(&cluster, r#"{"retry":"200ms"}"#)?;
+    cluster.sql("insert into t select generate_series(1, 100)")?;
+    delivered(&cluster)?;
+    let before = worker(&cluster)?;
+    let aside = spoil(&cluster, &one, 101)?;
+    cluster.sql("insert into t select generate_series(102, 200)")?;
+    // Said at once, and once.
+    cluster.wait_log("stream \"one\" has failed, and its sink is made again in 200ms: ")?;
+    wait::until("the other goes on", || ids(&two).is_ok_and(|ids| ids.len() == 200))?;
+    let errors = || cluster.sql("select errors from postern.sinks where name = 'one'");
+    wait::until("it has failed again and again", || {
+        errors().is_ok_and(|errors| errors.parse::<i64>().is_ok_and(|errors| errors > 2))
+    })
+    .with_context(|| format!("{:?}", errors()))?;
+    let shown = cluster.sql(
+        "select string_agg(concat_ws(' ', i.name, t.state = 'running', i.last_error is null, i.errors > 0), ', ' order by i.name)
+         from postern.sinks i join postern.streams t on t.sink = i.name",
+    )?;
+    ensure!(shown == "one f f t, two t t f", "{shown}");
+    cluster.sql("insert into t select generate_series(201, 300)")?;
+    wait::until("the other goes on", || ids(&two).is_ok_and(|ids| ids.len() == 300))?;
+    ensure!(worker(&cluster)? == before, "{} {before}", worker(&cluster)?);
+    ensure!(cluster.sql("select state from postern.streams where name = 'two'")? == "running");
+    mend(&one, &aside)?;
+    running(&cluster, "one")?;
+    delivered(&cluster)?;
+    let all: Vec<_> = (1..=300).collect();
+    ensure!(ids(&one)? == all && ids(&two)? == all, "{:?}", ids(&one)?);
+    ensure!(worker(&cluster)? == before, "{} {before}", worker(&cluster)?);
+    cluster.wait_log("stream \"one\" delivers again")?;
+    Ok(())
+}
+
+#[test]
+fn a_sink_that_lacks_more_than_memory_holds_gets_it_when_it_is_well() -> Result<()> {
+    let cluster = start("stream-sink-much", &[("postern.stream_buffer_size", "1MB")])?;
+    let [one, two] = to_two_files(&cluster, r#"{"retry":"200ms"}"#)?;
+    cluster.sql("insert into t values (0)")?;
+    delivered(&cluster)?;
+    let before = worker(&cluster)?;
+    let aside = spoil(&cluster, &one, 1)?;
+    cluster.sql("insert into t select generate_series(2, 10000)")?;
+    wait::until("the other goes on", || ids(&two).is_ok_and(|ids| ids.len() == 10_001))?;
+    stream_is(&cluster, "one", "failed|")?;
+    ensure!(worker(&cluster)? == before, "nobody is disturbed before it is well");
+    mend(&one, &aside)?;
+    delivered(&cluster)?;
+    let all: Vec<_> = (0..=10_000).collect();
+    ensure!(ids(&one)? == all, "{} events", ids(&one)?.len());
+    ensure!(ids(&two)? == all, "{} events", ids(&two)?.len());
+    Ok(())
+}
