@@ -85,9 +85,14 @@ impl Plan {
         accepted(options)?;
         let (topics, fallback) = topics(options)?;
         let largest = config.get("message.max.bytes").and_then(|bytes| bytes.parse().ok());
+        let missing_topic = remedy(options, "on_missing_topic")?;
+        if missing_topic == Remedy::Stop {
+            // Well before it is a trouble that nothing is confirmed: that would say less. Whoever skips wants to be sure.
+            set_unless_given(&mut config, "topic.metadata.propagation.max.ms", "5000");
+        }
         let remedies = Remedies {
             oversized: remedy(options, "on_oversized")?,
-            missing_topic: remedy(options, "on_missing_topic")?,
+            missing_topic,
             unmapped: remedy(options, "on_unmapped")?,
         };
         Ok(Self { config, topics, fallback, remedies, largest: largest.unwrap_or(1_000_000) })
