@@ -405,6 +405,47 @@ fn small_events_arrive_at_a_broker_that_takes_less_than_a_batch_of_them() -> Res
 }
 
 #[test]
+fn among_events_that_are_too_large_nothing_else_is_missing_and_what_a_key_has_last_is_in_order() -> Result<()>
+{
+    if no_broker() {
+        return Ok(());
+    }
+    let sink = r#"{"on_oversized":"skip","batchSize":50,"tableTopicMapping":{"counted":"many"}}"#;
+    let (broker, cluster) = small_broker("stream-mixed", sink)?;
+    broker.create_topic("many", 3)?;
+    cluster.sql(
+        "create table counted (id int primary key, n int, v text);
+         insert into counted select i, 0 from generate_series(0, 19) i;
+         do $$ begin
+             for i in 0..2999 loop
+                 update counted set n = n + 1, v = repeat('x', case i % 307 when 5 then 20000 else 10 + i % 200 end)
+                 where id = i % 20;
+             end loop;
+         end $$",
+    )?;
+    delivered(&cluster)?;
+    // The last time that each came.
+    let mut last = BTreeMap::new();
+    let records = broker.consume("many")?;
+    for (place, record) in records.iter().enumerate() {
+        let event = event(record)?;
+        let number = |name: &str| event["Columns"][name].as_i64().with_context(|| record.payload.clone());
+        last.insert((number("id")?, number("n")?), (record.partition, place));
+    }
+    eprintln!("{} came twice", records.len() - last.len());
+    let is_large = |id: i64, n: i64| n > 0 && ((n - 1) * 20 + id) % 307 == 5;
+    let all = (0..20).flat_map(|id| (0..=150).map(move |n| (id, n)));
+    let wanted: Vec<_> = all.filter(|(id, n)| !is_large(*id, *n)).collect();
+    ensure!(last.keys().copied().eq(wanted), "{last:?}");
+    for (((one, _), before), ((other, _), after)) in last.iter().zip(last.iter().skip(1)) {
+        ensure!(one != other || before < after, "row {one}: {last:?}");
+    }
+    let skipped = cluster.sql("select skipped from postern.streams")?;
+    ensure!(skipped == "10", "{skipped}");
+    Ok(())
+}
+
+#[test]
 fn a_missing_topic_is_what_the_stream_says_each_time_it_is_tried() -> Result<()> {
     if no_broker() {
         return Ok(());

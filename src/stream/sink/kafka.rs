@@ -72,7 +72,7 @@ impl Kafka {
             config.set("client.id", format!("postern-{}", setting.stream.replace('\0', "")));
         }
         let reports = Reports::new(setting.delivered, remedies, setting.stream.clone(), setting.log.clone());
-        reports.state().single = config.get("batch.num.messages") == Some("1");
+        reports.state().single = is_single(&config);
         // Files of certificates and keys are read here, and properties that do not go together found.
         let producer = producer(&config, &reports).map_err(|error| broker::unusable(&config, &error))?;
         let batch_size = config.get("batch.size").and_then(|bytes| bytes.parse().ok()).unwrap_or(1_000_000);
@@ -266,6 +266,11 @@ impl Sink for Kafka {
             nap = (nap * 2).min(Duration::from_millis(20));
         }
     }
+}
+
+/// The operator wants each message to be a batch of its own.
+fn is_single(config: &ClientConfig) -> bool {
+    config.get("batch.num.messages") == Some("1")
 }
 
 fn producer(config: &ClientConfig, reports: &Reports) -> Result<BaseProducer<Reports>, KafkaError> {

@@ -7,7 +7,7 @@
 //! While that goes on the sink is full.
 
 use super::reports::{Again, Out};
-use super::{Handed, Kafka, producer, refused};
+use super::{Handed, Kafka, is_single, producer, refused};
 use crate::stream::sink::Failure;
 use rdkafka::producer::{Producer, PurgeConfig};
 use std::collections::{HashMap, VecDeque};
@@ -108,7 +108,7 @@ impl Kafka {
                 self.producer.purge(PurgeConfig::default().queue().non_blocking());
                 return Ok(());
             }
-            self.begin_singly()?;
+            self.begin_again()?;
         }
         let until = self.resend.singly.as_ref().map_or(u64::MAX, |singly| singly.until);
         while let Some(event) = self.resend.queue.front().filter(|event| event.out.serial <= until) {
@@ -133,28 +133,31 @@ impl Kafka {
         Ok(())
     }
 
-    fn begin_singly(&mut self) -> Result<(), Failure> {
+    fn begin_again(&mut self) -> Result<(), Failure> {
         let mut state = self.reports.state();
         let Some(refused) = state.refused.take() else { return Ok(()) };
         let skipped = state.skipped;
-        state.single = true;
+        // None was, when something else ended the producer.
+        let before = self.resend.singly.as_ref().map_or(0, |singly| singly.until);
+        let until = Some(refused.last.max(before)).filter(|until| *until > 0);
+        state.single = until.is_some() || is_single(&self.config);
         drop(state);
         let most = refused.most();
         let mut events = refused.events;
         events.extend(self.resend.queue.drain(..));
         events.sort_unstable_by_key(|event| event.out.serial);
         self.resend.queue = events.into();
-        self.resend.singly = Some(Singly { until: refused.last, skipped, refused: most });
+        self.resend.singly = until.map(|until| Singly { until, skipped, refused: most });
         self.replace_producer()
     }
 
     fn end_singly(&mut self) -> Result<(), Failure> {
         let Some(Singly { skipped, refused, .. }) = self.resend.singly.take() else { return Ok(()) };
         let mut state = self.reports.state();
-        state.single = false;
+        state.single = is_single(&self.config);
         let none_was_too_large = state.skipped == skipped;
         drop(state);
-        if none_was_too_large && refused > 0 {
+        if none_was_too_large {
             self.batch_size = (self.batch_size.min(refused) / 2).max(1);
             self.config.set("batch.size", self.batch_size.to_string());
             self.reports.say(&format!(
