@@ -463,7 +463,7 @@ SELECT d.name, d.kind,
        postern.without_secrets(d.options) AS options
 FROM postern.sink_definitions d
 LEFT JOIN postern.streams s ON s.sink = d.name
-LEFT JOIN postern.running_streams() r ON r.name = s.name
+LEFT JOIN postern.running_streams() r ON r.name = pg_catalog.convert_to(s.name, 'UTF8')
 GROUP BY d.name, d.kind, d.options;
 
 COMMENT ON TABLE postern.source_definitions IS 'Sources of change streams, as postern.create_source() has made them';

@@ -346,9 +346,9 @@ fn small_broker(name: &str, sink: &str) -> Result<(Broker, Cluster)> {
 }
 
 /// The ids of the events that have arrived.
-fn ids(broker: &Broker) -> Result<Vec<i64>> {
+fn ids(broker: &Broker, topic: &str) -> Result<Vec<i64>> {
     let id = |record: &Record| event(record)?["Columns"]["id"].as_i64().context("no id");
-    broker.consume("all")?.iter().map(id).collect()
+    broker.consume(topic)?.iter().map(id).collect()
 }
 
 #[test]
@@ -365,20 +365,19 @@ fn an_event_that_the_broker_finds_too_large_stops_its_stream_or_is_left_out_and_
         seen().is_ok_and(|seen| seen.starts_with("blocked|0|") && seen.contains("on_oversized"))
     })
     .with_context(|| format!("{:?}; {}", seen(), cluster.log_tail()))?;
-    ensure!(!ids(&broker)?.contains(&2), "{:?}", ids(&broker)?);
+    ensure!(!ids(&broker, "all")?.contains(&2), "{:?}", ids(&broker, "all")?);
     cluster.sql(r#"select postern.alter_sink('topics', '{"on_oversized":"skip"}')"#)?;
     cluster.sql("select postern.start_stream('shop to topics')")?;
     running(&cluster, "shop to topics")?;
     delivered(&cluster)?;
     // What was out when it stopped may have come twice, and nothing is missing but what was left out.
-    let arrived = ids(&broker)?;
+    let arrived = ids(&broker, "all")?;
     ensure!(HashSet::from_iter(arrived.iter().copied()) == HashSet::from([1, 3]), "{arrived:?}");
     ensure!(cluster.sql("select skipped from postern.streams")? == "1", "{:?}", seen());
     Ok(())
 }
 
 #[test]
-#[ignore = "a batch that the broker refuses is left out as a whole, with every small event that is in it"]
 fn events_beside_one_that_is_too_large_are_not_left_out_with_it() -> Result<()> {
     if no_broker() {
         return Ok(());
@@ -386,14 +385,13 @@ fn events_beside_one_that_is_too_large_are_not_left_out_with_it() -> Result<()> 
     let (broker, cluster) = small_broker("stream-beside", r#"{"on_oversized":"skip"}"#)?;
     cluster.sql("insert into t select i, repeat('x', case i when 50 then 20000 else 100 end) from generate_series(1, 100) i")?;
     delivered(&cluster)?;
-    let arrived = ids(&broker)?;
+    let arrived = ids(&broker, "all")?;
     ensure!(arrived == (1..=100).filter(|id| *id != 50).collect::<Vec<_>>(), "{arrived:?}");
     ensure!(cluster.sql("select skipped from postern.streams")? == "1");
     Ok(())
 }
 
 #[test]
-#[ignore = "a batch of small events that is larger than the broker takes is refused as if each of them were"]
 fn small_events_arrive_at_a_broker_that_takes_less_than_a_batch_of_them() -> Result<()> {
     if no_broker() {
         return Ok(());
@@ -401,7 +399,86 @@ fn small_events_arrive_at_a_broker_that_takes_less_than_a_batch_of_them() -> Res
     let (broker, cluster) = small_broker("stream-small", "{}")?;
     cluster.sql("insert into t select i, repeat('x', 100) from generate_series(1, 200) i")?;
     delivered(&cluster)?;
-    let arrived = ids(&broker)?;
+    let arrived = ids(&broker, "all")?;
     ensure!(arrived == (1..=200).collect::<Vec<_>>(), "{arrived:?}");
+    Ok(())
+}
+
+#[test]
+fn among_events_that_are_too_large_nothing_else_is_missing_and_what_a_key_has_last_is_in_order() -> Result<()>
+{
+    if no_broker() {
+        return Ok(());
+    }
+    let sink = r#"{"on_oversized":"skip","batchSize":50,"tableTopicMapping":{"counted":"many"}}"#;
+    let (broker, cluster) = small_broker("stream-mixed", sink)?;
+    broker.create_topic("many", 3)?;
+    cluster.sql(
+        "create table counted (id int primary key, n int, v text);
+         insert into counted select i, 0 from generate_series(0, 19) i;
+         do $$ begin
+             for i in 0..2999 loop
+                 update counted set n = n + 1, v = repeat('x', case i % 307 when 5 then 20000 else 10 + i % 200 end)
+                 where id = i % 20;
+             end loop;
+         end $$",
+    )?;
+    delivered(&cluster)?;
+    // The last time that each came.
+    let mut last = BTreeMap::new();
+    let records = broker.consume("many")?;
+    for (place, record) in records.iter().enumerate() {
+        let event = event(record)?;
+        let number = |name: &str| event["Columns"][name].as_i64().with_context(|| record.payload.clone());
+        last.insert((number("id")?, number("n")?), (record.partition, place));
+    }
+    eprintln!("{} came twice", records.len() - last.len());
+    let is_large = |id: i64, n: i64| n > 0 && ((n - 1) * 20 + id) % 307 == 5;
+    let all = (0..20).flat_map(|id| (0..=150).map(move |n| (id, n)));
+    let wanted: Vec<_> = all.filter(|(id, n)| !is_large(*id, *n)).collect();
+    ensure!(last.keys().copied().eq(wanted), "{last:?}");
+    for (((one, _), before), ((other, _), after)) in last.iter().zip(last.iter().skip(1)) {
+        ensure!(one != other || before < after, "row {one}: {last:?}");
+    }
+    let skipped = cluster.sql("select skipped from postern.streams")?;
+    ensure!(skipped == "10", "{skipped}");
+    Ok(())
+}
+
+#[test]
+fn a_missing_topic_is_what_the_stream_says_each_time_it_is_tried() -> Result<()> {
+    if no_broker() {
+        return Ok(());
+    }
+    let broker = Broker::start("stream-no-topic")?;
+    let cluster = start("stream-no-topic", &[])?;
+    cluster.sql("create table t (id int primary key)")?;
+    let sink = format!(r#"{{"hosts":"{}","topicFallback":"gone"}}"#, broker.address());
+    to_kafka(&cluster, r#"{"retry":"200ms"}"#, &sink)?;
+    cluster.sql("insert into t values (1)")?;
+    let mut said = HashSet::new();
+    wait::until_within(Duration::from_secs(60), "it is tried again and again", || {
+        said.extend(cluster.sql("select last_error from postern.streams"));
+        cluster.sql("select errors >= 3 from postern.streams").is_ok_and(|often| often == "t")
+    })
+    .with_context(|| {
+        format!("{:?}; {}", cluster.sql("select to_jsonb(s) from postern.streams s"), cluster.log_tail())
+    })?;
+    said.remove("");
+    let text = said.iter().next().context("nothing was said")?;
+    ensure!(said.len() == 1 && text.contains("\"gone\"") && text.contains("does not exist"), "{said:?}");
+    broker.create_topic("gone", 1)?;
+    delivered(&cluster)?;
+    ensure!(ids(&broker, "gone")? == [1]);
+    running(&cluster, "shop to topics")?;
+    // Once when it begins and once when it is over, however often it was tried.
+    wait::until("the log says that it is over", || {
+        cluster.log().contains("stream \"shop to topics\" delivers again")
+    })?;
+    let log = cluster.log();
+    for line in ["stream \"shop to topics\" has failed", "stream \"shop to topics\" delivers again"] {
+        ensure!(log.matches(line).count() == 1, "{line}: {log}");
+    }
+    ensure!(log.contains("does not exist"), "{log}");
     Ok(())
 }

@@ -5,17 +5,21 @@
 //!
 //! - [`plan`]: the options
 //! - [`reports`]: what comes back
+//! - [`resend`]: what follows when a broker refuses a batch for its size
 
 mod plan;
 mod reports;
+mod resend;
 #[cfg(test)]
 mod tests;
 
 use self::plan::{Plan, Remedies, Remedy};
 use self::reports::{Obstacle, Out, Reports};
+use self::resend::Resend;
 use super::{Event, Failure, Given, Progress, Setting, Sink};
 use crate::stream::broker;
 use crate::stream::options::{OptionError, Options};
+use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use std::collections::HashMap;
@@ -29,8 +33,17 @@ const MOST_OUT: usize = 1_000_000;
 /// How many events of the library are looked at in a row.
 const ROUND: usize = 10_000;
 
+/// The property.
+const GAPLESS: &str = "enable.gapless.guarantee";
+
 struct Kafka {
     producer: BaseProducer<Reports>,
+    /// What the producer is made with.
+    config: ClientConfig,
+    /// Bytes of a batch at most.
+    batch_size: usize,
+    reports: Reports,
+    resend: Resend,
     topics: HashMap<String, String>,
     fallback: Option<String>,
     remedies: Remedies,
@@ -59,34 +72,48 @@ impl Kafka {
             config.set("client.id", format!("postern-{}", setting.stream.replace('\0', "")));
         }
         let reports = Reports::new(setting.delivered, remedies, setting.stream.clone(), setting.log.clone());
+        reports.state().single = is_single(&config);
         // Files of certificates and keys are read here, and properties that do not go together found.
-        let producer =
-            config.create_with_context(reports).map_err(|error| broker::unusable(&config, &error))?;
-        let buffer_size = setting.buffer_size;
-        Ok(Self { producer, topics, fallback, remedies, buffer_size, table: "".into(), schema_length: 0 })
+        let producer = producer(&config, &reports).map_err(|error| broker::unusable(&config, &error))?;
+        let batch_size = config.get("batch.size").and_then(|bytes| bytes.parse().ok()).unwrap_or(1_000_000);
+        Ok(Self {
+            producer,
+            config,
+            batch_size,
+            reports,
+            resend: Resend::default(),
+            topics,
+            fallback,
+            remedies,
+            buffer_size: setting.buffer_size,
+            table: "".into(),
+            schema_length: 0,
+        })
     }
 
-    /// Looks at what the library has to say now.
-    fn hear(&self) {
+    /// Looks at what the library has to say now, and does what follows from it.
+    fn hear(&mut self) -> Result<(), Failure> {
         for _ in 0..ROUND {
-            let before = self.reports().state().heard;
+            let before = self.reports.state().heard;
             self.producer.poll(Duration::ZERO);
-            if self.reports().state().heard == before {
-                return;
+            if self.reports.state().heard == before {
+                break;
             }
         }
-    }
-
-    fn reports(&self) -> &Reports {
-        self.producer.context()
+        self.failure()?;
+        self.resend()
     }
 
     /// Why the sink cannot go on, if so.
     fn failure(&self) -> Result<(), Failure> {
-        let mut state = self.reports().state();
+        let mut state = self.reports.state();
         if std::mem::take(&mut state.doubtful)
             && let Some((code, text)) = self.producer.client().fatal_error()
         {
+            if code == RDKafkaErrorCode::GaplessGuarantee {
+                state.refused.get_or_insert_default();
+                return state.failure.clone().map_or(Ok(()), Err);
+            }
             state.fail(format!("the producer cannot keep its promise of idempotence: {code}: {text}"), false);
         }
         state.failure.clone().map_or(Ok(()), Err)
@@ -129,21 +156,64 @@ impl Kafka {
             let message = format!("{sentence}; on_unmapped = \"skip\" would leave it out");
             return Err(Failure { message, lasting: true });
         }
-        let mut state = self.reports().state();
+        let mut state = self.reports.state();
         state.out(serial, 0);
         state.safe(serial);
         state.skipped += 1;
         let skipped = state.skipped;
         drop(state);
-        self.reports().say_skipped(&sentence, skipped);
+        self.reports.say_skipped(&sentence, skipped);
         Ok(Given::Taken)
     }
 
     fn has_room(&self, bytes: usize) -> bool {
-        let state = self.reports().state();
+        if self.resend.is_under_way() {
+            return false;
+        }
+        let state = self.reports.state();
         let out = state.ledger.outstanding();
-        out == 0 || (out < MOST_OUT && state.bytes.saturating_add(bytes) <= self.buffer_size)
+        let fits = out < MOST_OUT && state.bytes.saturating_add(bytes) <= self.buffer_size;
+        out == 0 || (fits && state.refused.is_none())
     }
+
+    /// Hands a message to the library.
+    fn hand(
+        &self,
+        out: Box<Out>,
+        topic: &str,
+        key: Option<&[u8]>,
+        payload: &[u8],
+    ) -> Result<Handed, Failure> {
+        let serial = out.serial;
+        let mut record: BaseRecord<'_, [u8], [u8], Box<Out>> =
+            BaseRecord::with_opaque_to(topic, out).payload(payload);
+        if let Some(key) = key {
+            record = record.key(key);
+        }
+        let Err((error, _)) = self.producer.send(record) else {
+            self.reports.state().enters(serial);
+            return Ok(Handed::Inside);
+        };
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::QueueFull) => Ok(Handed::Full),
+            Some(RDKafkaErrorCode::Fatal) => {
+                self.reports.state().doubtful = true;
+                self.failure()?;
+                let is_refused = self.reports.state().refused.is_some();
+                if is_refused { Ok(Handed::Full) } else { Err(refused(&error)) }
+            }
+            Some(code) => Ok(Handed::Not(Obstacle::of(code))),
+            None => Err(refused(&error)),
+        }
+    }
+}
+
+/// What the library did with a message.
+enum Handed {
+    Inside,
+    /// It has no room now.
+    Full,
+    Not(Obstacle),
 }
 
 impl Sink for Kafka {
@@ -152,35 +222,21 @@ impl Sink for Kafka {
         self.remember_table(event);
         let bytes = event.payload.len() + event.key.map_or(0, <[u8]>::len) + OVERHEAD;
         if !self.has_room(bytes) {
-            self.hear();
-            self.failure()?;
+            self.hear()?;
             if !self.has_room(bytes) {
                 return Ok(Given::Full);
             }
         }
         let Some(topic) = self.topic(event) else { return self.unmapped(event.serial) };
-        let out = Box::new(Out { serial: event.serial, bytes, table: self.named() });
-        let mut record: BaseRecord<'_, [u8], [u8], Box<Out>> =
-            BaseRecord::with_opaque_to(topic, out).payload(event.payload);
-        if let Some(key) = event.key {
-            record = record.key(key);
-        }
-        match self.producer.send(record) {
-            Ok(()) => self.reports().state().out(event.serial, bytes),
-            Err((error, record)) => match error.rdkafka_error_code() {
-                Some(RDKafkaErrorCode::QueueFull) => return Ok(Given::Full),
-                Some(RDKafkaErrorCode::Fatal) => {
-                    self.reports().state().doubtful = true;
-                    self.failure()?;
-                    return Err(refused(&error));
-                }
-                Some(code) => {
-                    self.reports().state().out(event.serial, 0);
-                    let Out { serial, table, .. } = &*record.delivery_opaque;
-                    self.reports().obstacle(*serial, table, topic, Obstacle::of(code));
-                }
-                None => return Err(refused(&error)),
-            },
+        let table = self.named();
+        let out = Box::new(Out { serial: event.serial, bytes, table: table.clone() });
+        match self.hand(out, topic, event.key, event.payload)? {
+            Handed::Inside => self.reports.state().out(event.serial, bytes),
+            Handed::Full => return Ok(Given::Full),
+            Handed::Not(obstacle) => {
+                self.reports.state().out(event.serial, 0);
+                self.reports.obstacle(event.serial, &table, topic, obstacle);
+            }
         }
         self.failure()?;
         Ok(Given::Taken)
@@ -193,12 +249,11 @@ impl Sink for Kafka {
 
     fn poll(&mut self, patience: Duration) -> Result<Progress, Failure> {
         let started = Instant::now();
-        let before = self.reports().state().ledger.delivered();
+        let before = self.reports.state().ledger.delivered();
         let mut nap = Duration::from_micros(500);
         loop {
-            self.hear();
-            self.failure()?;
-            let mut state = self.reports().state();
+            self.hear()?;
+            let mut state = self.reports.state();
             let delivered = state.ledger.delivered();
             let left = patience.saturating_sub(started.elapsed());
             if delivered > before || state.ledger.outstanding() == 0 || left.is_zero() {
@@ -211,6 +266,22 @@ impl Sink for Kafka {
             nap = (nap * 2).min(Duration::from_millis(20));
         }
     }
+}
+
+/// The operator wants each message to be a batch of its own.
+fn is_single(config: &ClientConfig) -> bool {
+    config.get("batch.num.messages") == Some("1")
+}
+
+fn producer(config: &ClientConfig, reports: &Reports) -> Result<BaseProducer<Reports>, KafkaError> {
+    let mut config = config.clone();
+    if reports.state().single {
+        config.set("batch.num.messages", "1");
+    } else if config.get("enable.idempotence") == Some("true") {
+        // A producer that has lost a batch sends nothing after it: without this, the next ones would overtake it.
+        config.set(GAPLESS, "true");
+    }
+    config.create_with_context(reports.clone())
 }
 
 fn refused(error: &KafkaError) -> Failure {

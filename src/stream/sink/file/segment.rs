@@ -3,7 +3,7 @@
 use super::{Plan, at};
 use std::fs::{self, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -30,8 +30,16 @@ impl Segment {
         // Not blocking: a named pipe would make it wait for a reader.
         let nonblocking = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
         let mut options = OpenOptions::new();
-        options.read(true).append(true).create(true).mode(*mode).custom_flags(nonblocking);
-        let file = options.open(path)?;
+        options.read(true).append(true).mode(*mode).custom_flags(nonblocking);
+        let file = match options.clone().create_new(true).open(path) {
+            Ok(file) => {
+                // The server's umask leaves nothing for group and others. One that is there already is as somebody wants it.
+                file.set_permissions(fs::Permissions::from_mode(*mode))?;
+                file
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => options.open(path)?,
+            Err(error) => return Err(error),
+        };
         let metadata = file.metadata()?;
         if !metadata.is_file() {
             return Err(io::Error::other("it is no file"));

@@ -4,6 +4,7 @@ use super::*;
 use crate::stream::sink;
 use serde_json::{Value, json};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -264,4 +265,24 @@ fn new_files_have_the_mode_that_was_asked_for() {
         give(&mut sink, 1, "{}").unwrap();
         assert_eq!(fs::metadata(place.path()).unwrap().mode() & 0o777, mode);
     }
+}
+
+#[test]
+fn a_file_has_the_mode_that_was_asked_for_whatever_the_umask_and_one_that_was_there_keeps_its_own() {
+    let place = Place::new();
+    let mode = |name: &str| fs::metadata(place.0.join(name)).unwrap().permissions().mode() & 0o777;
+    // More than any usual umask lets through.
+    let mut sink = place.sink(json!({"mode": "0666", "rotate_size": 10}));
+    for serial in 1..=2 {
+        let event = Event { serial, schema: "public", table: "t", key: None, payload: b"{\"n\":123}" };
+        assert_eq!(sink.give(&event), Ok(Given::Taken));
+    }
+    drop(sink);
+    let names = place.names();
+    assert_eq!(names.len(), 2, "{names:?}");
+    names.iter().for_each(|name| assert_eq!(mode(name), 0o666, "{name}"));
+    let mut sink = place.sink(json!({"mode": "0600"}));
+    let event = Event { serial: 1, schema: "public", table: "t", key: None, payload: b"{}" };
+    assert_eq!(sink.give(&event), Ok(Given::Taken));
+    assert_eq!(mode("events.jsonl"), 0o666);
 }

@@ -57,7 +57,7 @@ const OURS: &[(&str, &str)] = &[
     ("delivery.report.only.error", REPORTS),
     ("dr_cb", REPORTS),
     ("dr_msg_cb", REPORTS),
-    ("enable.gapless.guarantee", "would make what is left out end the stream"),
+    ("enable.gapless.guarantee", "is on, with idempotence, where batches have more than one event"),
     ("transactional.id", "is not supported: a sink uses no transactions"),
 ];
 const ACKS: &str = "is set by the option \"requiredAcks\"";
@@ -85,9 +85,14 @@ impl Plan {
         accepted(options)?;
         let (topics, fallback) = topics(options)?;
         let largest = config.get("message.max.bytes").and_then(|bytes| bytes.parse().ok());
+        let missing_topic = remedy(options, "on_missing_topic")?;
+        if missing_topic == Remedy::Stop {
+            // Well before it is a trouble that nothing is confirmed: that would say less. Whoever skips wants to be sure.
+            set_unless_given(&mut config, "topic.metadata.propagation.max.ms", "5000");
+        }
         let remedies = Remedies {
             oversized: remedy(options, "on_oversized")?,
-            missing_topic: remedy(options, "on_missing_topic")?,
+            missing_topic,
             unmapped: remedy(options, "on_unmapped")?,
         };
         Ok(Self { config, topics, fallback, remedies, largest: largest.unwrap_or(1_000_000) })

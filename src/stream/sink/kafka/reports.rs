@@ -1,14 +1,16 @@
 //! What the client library reports back: deliveries, failures, troubles, lines for the log. Its callbacks run inside `poll` of the
 //! producer, so on the engine's thread; the lock is there because the library asks for `Sync`, and nobody ever waits for it.
 
+use super::GAPLESS;
 use super::plan::{Remedies, Remedy};
+use super::resend::Refused;
 use crate::stream::ledger::Ledger;
 use crate::stream::sink::{Failure, Log};
 use parking_lot::{Mutex, MutexGuard};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{DeliveryResult, Message};
+use rdkafka::message::{BorrowedMessage, DeliveryResult, Message};
 use rdkafka::producer::ProducerContext;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,9 +30,29 @@ pub struct Out {
     pub table: Arc<str>,
 }
 
-/// The producer's context.
+/// A message that is to be sent again.
+pub struct Again {
+    pub out: Box<Out>,
+    pub topic: String,
+    pub key: Option<Vec<u8>>,
+    pub payload: Vec<u8>,
+}
+
+impl Again {
+    fn new(out: Box<Out>, message: &BorrowedMessage<'_>) -> Self {
+        Self {
+            out,
+            topic: message.topic().to_owned(),
+            key: message.key().map(<[u8]>::to_vec),
+            payload: message.payload().unwrap_or_default().to_vec(),
+        }
+    }
+}
+
+/// The context of the producer, and of the one that replaces it.
+#[derive(Clone)]
 pub struct Reports {
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
     stream: String,
     log: Log,
 }
@@ -47,6 +69,16 @@ pub struct State {
     pub doubtful: bool,
     /// Rises with whatever is reported.
     pub heard: u64,
+    /// How many the library has.
+    pub inside: usize,
+    /// The one that it has, when there was no other since it came.
+    alone: Option<u64>,
+    /// Each message is a batch of its own.
+    pub single: bool,
+    /// A batch was refused, mostly for its size, and not everything that was on its way then has come to its end.
+    pub refused: Option<Refused>,
+    /// How often that was.
+    refusals: u64,
     trouble: Option<Trouble>,
     /// When the first of what is out went out, or the last progress was made.
     moved: Instant,
@@ -88,11 +120,16 @@ impl Reports {
             failure: None,
             doubtful: false,
             heard: 0,
+            inside: 0,
+            alone: None,
+            single: false,
+            refused: None,
+            refusals: 0,
             trouble: None,
             moved: Instant::now(),
             remedies,
         };
-        Self { state: Mutex::new(state), stream, log }
+        Self { state: Arc::new(Mutex::new(state)), stream, log }
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {
@@ -137,7 +174,30 @@ impl Reports {
     /// The first one, and then each time their number has doubled: many may come at once.
     pub fn say_skipped(&self, sentence: &str, skipped: u64) {
         if skipped.is_power_of_two() {
-            (self.log)(format!("stream \"{}\": {sentence}; left out, {skipped} so far", self.stream));
+            self.say(&format!("{sentence}; left out, {skipped} so far"));
+        }
+    }
+
+    pub fn say(&self, sentence: &str) {
+        (self.log)(format!("stream \"{}\": {sentence}", self.stream));
+    }
+
+    /// A batch was refused for its size, and this event was in it.
+    fn refuse(&self, message: &BorrowedMessage<'_>, out: Box<Out>) {
+        let mut state = self.state.lock();
+        let refused = state.refused.get_or_insert_default();
+        let is_first = !refused.is_begun();
+        refused.add(message.partition(), Again::new(out, message), true);
+        if is_first {
+            state.refusals += 1;
+            let refusals = state.refusals;
+            drop(state);
+            if refusals.is_power_of_two() {
+                let topic = message.topic();
+                self.say(&format!(
+                    "a broker has refused a batch for topic \"{topic}\" as too large, {refusals} so far: its events are sent one by one"
+                ));
+            }
         }
     }
 }
@@ -150,6 +210,12 @@ impl State {
         }
         self.ledger.out(serial);
         self.bytes += bytes;
+    }
+
+    /// The library has it.
+    pub fn enters(&mut self, serial: u64) {
+        self.alone = (self.inside == 0).then_some(serial);
+        self.inside += 1;
     }
 
     /// An event is safe, or left out.
@@ -184,7 +250,6 @@ impl State {
     }
 
     fn error(&mut self, code: Option<RDKafkaErrorCode>, reason: &str) {
-        self.doubtful = true;
         // That none can be reached is said after why one cannot be reached, which helps more.
         let text = match &mut self.trouble {
             Some(trouble) if code == Some(RDKafkaErrorCode::AllBrokersDown) => {
@@ -199,15 +264,22 @@ impl State {
 
 impl ClientContext for Reports {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        if (level as i32) <= RDKafkaLogLevel::Warning as i32 {
-            (self.log)(format!("stream \"{}\": librdkafka: {facility} {message}", self.stream));
+        // It calls that property experimental each time, and what follows from it is no error here.
+        let is_asked_for = message.contains(GAPLESS) || message.contains("gap-less guarantee");
+        if (level as i32) <= RDKafkaLogLevel::Warning as i32 && !is_asked_for {
+            self.say(&format!("librdkafka: {facility} {message}"));
         }
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         let mut state = self.state.lock();
         state.heard += 1;
-        state.error(error.rdkafka_error_code(), reason);
+        state.doubtful = true;
+        let code = error.rdkafka_error_code();
+        // Of one that is fatal the library is asked, and it may be one that this sink asked for.
+        if code != Some(RDKafkaErrorCode::Fatal) && code != Some(RDKafkaErrorCode::GaplessGuarantee) {
+            state.error(code, reason);
+        }
     }
 }
 
@@ -217,24 +289,53 @@ impl ProducerContext for Reports {
     fn delivery(&self, result: &DeliveryResult<'_>, out: Box<Out>) {
         let mut state = self.state.lock();
         state.heard += 1;
-        state.bytes = state.bytes.saturating_sub(out.bytes);
+        state.inside = state.inside.saturating_sub(1);
+        let was_alone = state.single || state.alone == Some(out.serial);
         match result {
-            Ok(_) => {
-                state.safe(out.serial);
+            Ok(message) => {
                 // What was in trouble with nothing out is over when something arrives.
                 state.trouble.take_if(|trouble| trouble.over_at.is_none());
+                if let Some(refused) = &mut state.refused
+                    && refused.is_overtaken(message.topic(), message.partition(), out.serial)
+                {
+                    refused.add_overtaken(Again::new(out, message));
+                    state.moved = Instant::now();
+                    return;
+                }
+                state.bytes = state.bytes.saturating_sub(out.bytes);
+                state.safe(out.serial);
             }
             Err((error, message)) => {
-                drop(state);
-                match error.rdkafka_error_code() {
-                    // The sink is being dropped.
-                    Some(RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight) => {}
-                    Some(RDKafkaErrorCode::Fatal) => self.state.lock().doubtful = true,
-                    Some(code) => {
-                        self.obstacle(out.serial, &out.table, message.topic(), Obstacle::of(code));
-                    }
-                    None => self.state.lock().fail(error.to_string(), false),
+                let code = error.rdkafka_error_code();
+                use RDKafkaErrorCode as C;
+                if let Some(C::Fatal | C::GaplessGuarantee | C::OutOfOrderSequenceNumber) = code {
+                    // It was behind a batch that was refused; or the library says more when it is asked.
+                    state.doubtful = true;
+                    state.refused.get_or_insert_default();
                 }
+                if let Some(
+                    C::Fatal
+                    | C::GaplessGuarantee
+                    | C::OutOfOrderSequenceNumber
+                    | C::PurgeQueue
+                    | C::PurgeInflight,
+                ) = code
+                {
+                    // Taken back, unless the sink is being dropped.
+                    if let Some(refused) = &mut state.refused {
+                        refused.add(message.partition(), Again::new(out, message), false);
+                    }
+                    return;
+                }
+                let obstacle = code.map(Obstacle::of);
+                if obstacle == Some(Obstacle::Oversized) && !was_alone {
+                    drop(state);
+                    return self.refuse(message, out);
+                }
+                state.bytes = state.bytes.saturating_sub(out.bytes);
+                let Some(obstacle) = obstacle else { return state.fail(error.to_string(), false) };
+                drop(state);
+                self.obstacle(out.serial, &out.table, message.topic(), obstacle);
             }
         }
     }

@@ -1,5 +1,7 @@
 //! The Kafka sink against librdkafka's own mock of a cluster, which listens on loopback sockets in this process.
 
+mod batches;
+
 use super::*;
 use crate::stream::sink;
 use parking_lot::Mutex;
@@ -91,7 +93,7 @@ impl Built {
 
     /// A poll with nothing out comes back at once: between two of them the library's threads get their turn.
     fn breathe(&self) {
-        if self.sink.reports().state().ledger.outstanding() == 0 {
+        if self.sink.reports.state().ledger.outstanding() == 0 {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -275,10 +277,10 @@ fn what_is_behind_a_slow_broker_is_not_delivered_before_it() {
     built.until(|progress| progress.delivered == 2);
     cluster.broker_round_trip_time(1, Duration::from_secs(1)).unwrap();
     built.sink.give(&event(3, "slow", "k", b"{}")).unwrap();
-    let of_one = built.sink.reports().state().bytes;
+    let of_one = built.sink.reports.state().bytes;
     built.sink.give(&event(4, "fast", "k", b"{}")).unwrap();
     let started = Instant::now();
-    while built.sink.reports().state().bytes > of_one {
+    while built.sink.reports.state().bytes > of_one {
         assert_eq!(built.sink.poll(Duration::from_millis(10)).unwrap().delivered, 2);
         assert!(started.elapsed() < PATIENCE);
     }
@@ -386,10 +388,10 @@ fn a_full_buffer_says_so_and_one_event_larger_than_it_is_taken() {
         serial += 1;
     }
     assert!((4..=2 + 2000 / (100 + OVERHEAD as u64)).contains(&serial), "{serial}");
-    assert!(built.sink.reports().state().bytes <= 2000);
+    assert!(built.sink.reports.state().bytes <= 2000);
     cluster.broker_up(1).unwrap();
     built.until(|progress| progress.delivered == serial - 1);
-    assert_eq!(built.sink.reports().state().bytes, 0);
+    assert_eq!(built.sink.reports.state().bytes, 0);
     assert_eq!(built.sink.give(&event(serial, "t", "k", &large)), Ok(Given::Taken));
 }
 
