@@ -207,8 +207,13 @@ impl Launcher {
     }
 
     fn start(&mut self, number: usize, source: &'static Source) {
-        if is_locked(source.database.load(Relaxed)) {
+        let database = source.database.load(Relaxed);
+        if is_locked(database) {
             return;
+        }
+        // A worker that connects to what is no more ends with a FATAL, and again at each retry.
+        if !Self::databases().contains(&database) {
+            return self.forget(database);
         }
         let turn = source.turn.load(Relaxed).wrapping_add(1);
         source.turn.store(turn, Release);
