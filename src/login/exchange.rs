@@ -116,7 +116,7 @@ where
     let minor = message.minor.min(door.minor);
     let mut out = Vec::new();
     if message.minor > door.minor || !message.unrecognized.is_empty() {
-        message::negotiate_protocol_version(&mut out, door.minor, &message.unrecognized);
+        message::negotiate_protocol_version(&mut out, minor, &message.unrecognized);
         stream.write_all(&out).await?;
         out.clear();
     }

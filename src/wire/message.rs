@@ -150,7 +150,8 @@ pub fn ready_for_query(out: &mut Vec<u8>, status: u8) {
     put(out, b'Z', |out| out.push(status));
 }
 
-/// NegotiateProtocolVersion: the newest minor version that is spoken, and the options that are not known.
+/// NegotiateProtocolVersion: the minor version that will be spoken, which is no newer than what the client asked for, and the options
+/// that are not known.
 pub fn negotiate_protocol_version(out: &mut Vec<u8>, minor: u16, unrecognized: &[Vec<u8>]) {
     put(out, b'v', |out| {
         out.extend(((3u32 << 16) | u32::from(minor)).to_be_bytes());

@@ -23,7 +23,10 @@ impl Texts {
         unsafe {
             let tranche = pg_sys::LWLockNewTrancheId();
             pg_sys::LWLockRegisterTranche(tranche, c"postern texts".as_ptr());
+            // What the process knows of the area stands where memory lives as long as the process.
+            let before = pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
             let area = super::super::shim::postern_dsa_create(tranche);
+            pg_sys::MemoryContextSwitchTo(before);
             pg_sys::dsa_pin(area);
             pg_sys::dsa_pin_mapping(area);
             (Self(area), pg_sys::dsa_get_handle(area))
@@ -35,7 +38,10 @@ impl Texts {
         let attach = || {
             // SAFETY: the handle of an area that the front made; a wrong one is an error, which is caught.
             unsafe {
+                // Which context is current during a login differs between versions.
+                let before = pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
                 let area = pg_sys::dsa_attach(handle);
+                pg_sys::MemoryContextSwitchTo(before);
                 pg_sys::dsa_pin_mapping(area);
                 Some(Self(area))
             }
