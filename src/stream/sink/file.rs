@@ -70,7 +70,8 @@ impl Plan {
             return Err(OptionError::new("path", why));
         }
         if self.path.exists() && !self.path.is_file() {
-            return Err(OptionError::new("path", "names something that is no file"));
+            let why = format!("names \"{}\", which is no file", self.path.display());
+            return Err(OptionError::new("path", why));
         }
         Ok(())
     }
