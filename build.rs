@@ -19,7 +19,7 @@ fn main() {
 mod shim {
     use std::process::Command;
 
-    const SOURCES: [&str; 14] = [
+    const SOURCES: [&str; 15] = [
         "src/postgres/shim/activity.c",
         "src/postgres/shim/catalog.c",
         "src/postgres/shim/client.c",
@@ -31,6 +31,7 @@ mod shim {
         "src/postgres/shim/session.c",
         "src/postgres/shim/socket.c",
         "src/postgres/shim/statements.c",
+        "src/postgres/shim/versions.c",
         "src/postgres/stream/decoding.c",
         "src/postgres/stream/session.c",
         "src/postgres/stream/slots.c",

@@ -1,6 +1,6 @@
 -- Change streams: what is defined, where each stream is, and what SQL can do with them. Between SQL and Postern texts go as UTF-8,
--- whatever the database's encoding. The definitions go into a dump; whether a
--- stream runs, and where it is, does not: a copy of the database must not deliver to the sinks of the original.
+-- whatever the database's encoding. The definitions go into a dump; whether a stream runs, and where it is, does not: a copy of the
+-- database must not deliver to the sinks of the original.
 
 CREATE TABLE postern.source_definitions (
     name text PRIMARY KEY CHECK (name <> '' AND octet_length(convert_to(name, 'UTF8')) <= 63),
@@ -41,8 +41,7 @@ CREATE TABLE postern.stream_positions (
     recorded_at timestamptz NOT NULL DEFAULT now()
 ) WITH (fillfactor = 50);
 
--- What Postern has made for a source, what its slot may have confirmed (it is written down before), how often a stream of it was rewound; and the tables of its snapshot: lsn is where that table's changes begin. Of one that was
--- interrupted that is before its first row was read: who has seen that row must hear that it was deleted.
+-- What Postern has made for a source, what its slot may have confirmed (it is written down before), how often a stream of it was rewound.
 CREATE TABLE postern.source_states (
     source text PRIMARY KEY REFERENCES postern.source_definitions ON DELETE CASCADE,
     slot name NOT NULL UNIQUE,
@@ -61,6 +60,8 @@ CREATE TABLE postern.made_publications (
     source text NOT NULL REFERENCES postern.source_definitions ON DELETE CASCADE
 );
 
+-- The tables of a source's snapshot: lsn is where that table's changes begin. Of one that was interrupted that is before its first row
+-- was read: who has seen that row must hear that it was deleted.
 CREATE TABLE postern.snapshot_tables (
     source text NOT NULL REFERENCES postern.source_definitions ON DELETE CASCADE,
     relation oid NOT NULL,
@@ -94,25 +95,33 @@ CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON postern.s
 CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON postern.stream_states
     FOR EACH STATEMENT EXECUTE FUNCTION postern.definitions_changed();
 
--- Raise an error unless: an argument was given; a name can be that of something new; options are such.
-CREATE FUNCTION postern.expect_given(argument text, given boolean) RETURNS void
+-- Whether there is a source, a sink or a stream of that name.
+CREATE FUNCTION postern.is_defined(what text, name text) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+RETURN CASE is_defined.what
+    WHEN 'source' THEN EXISTS (SELECT FROM postern.source_definitions d WHERE d.name = is_defined.name)
+    WHEN 'sink' THEN EXISTS (SELECT FROM postern.sink_definitions d WHERE d.name = is_defined.name)
+    ELSE EXISTS (SELECT FROM postern.stream_definitions d WHERE d.name = is_defined.name)
+END;
+
+-- Raise an error unless: something was given; a name can be that of something new; there is something of that name; no stream has it;
+-- options are such.
+CREATE FUNCTION postern.expect_given(what text, given boolean) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF NOT given THEN
-        RAISE null_value_not_allowed USING MESSAGE = format('argument "%s" must not be null', argument);
+        RAISE null_value_not_allowed USING MESSAGE = format('%s must not be null', what);
     END IF;
 END $$;
 
-CREATE FUNCTION postern.expect_name(what text, name text) RETURNS void
+CREATE FUNCTION postern.expect_new(what text, name text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     length integer;
 BEGIN
-    IF name IS NULL THEN
-        RAISE null_value_not_allowed USING MESSAGE = format('the name of a %s must not be null', what);
-    END IF;
+    PERFORM postern.expect_given(format('the name of a %s', what), name IS NOT NULL);
     BEGIN
         length := octet_length(convert_to(name, 'UTF8'));
     EXCEPTION WHEN data_exception OR undefined_function THEN
@@ -122,13 +131,43 @@ BEGIN
     IF length NOT BETWEEN 1 AND 63 THEN
         RAISE invalid_name USING MESSAGE = format('the name of a %s must have 1 to 63 bytes in UTF-8, and not %s', what, length);
     END IF;
+    IF postern.is_defined(what, name) THEN
+        RAISE duplicate_object USING MESSAGE = format('%s "%s" already exists', what, name);
+    END IF;
+END $$;
+
+CREATE FUNCTION postern.expect_defined(what text, name text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM postern.expect_given(format('the name of a %s', what), name IS NOT NULL);
+    IF NOT postern.is_defined(what, name) THEN
+        RAISE undefined_object USING MESSAGE = format('%s "%s" does not exist', what, name);
+    END IF;
+END $$;
+
+CREATE FUNCTION postern.expect_unused(what text, name text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    its text;
+BEGIN
+    SELECT string_agg(format('"%s"', d.name), ', ' ORDER BY d.name) INTO its
+    FROM postern.stream_definitions d
+    WHERE expect_unused.name = CASE what WHEN 'source' THEN d.source ELSE d.sink END;
+    IF its IS NOT NULL THEN
+        RAISE dependent_objects_still_exist USING
+            MESSAGE = format('%s "%s" %s', what, name, CASE what WHEN 'source' THEN 'feeds streams' ELSE 'is fed by streams' END),
+            DETAIL = format('Streams %s use it.', its),
+            HINT = 'Drop them first, by postern.drop_stream().';
+    END IF;
 END $$;
 
 CREATE FUNCTION postern.expect_options(options jsonb) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM postern.expect_given('options', options IS NOT NULL);
+    PERFORM postern.expect_given('argument "options"', options IS NOT NULL);
     IF jsonb_typeof(options) <> 'object' THEN
         RAISE invalid_parameter_value USING MESSAGE = 'options must be a JSON object';
     END IF;
@@ -144,33 +183,13 @@ CREATE FUNCTION postern.without_secrets(options jsonb) RETURNS jsonb
 LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp
 RETURN convert_from(postern.hide_secrets(convert_to(options::text, 'UTF8')), 'UTF8')::jsonb;
 
--- Raises an error unless there is a source, a sink or a stream of that name.
-CREATE FUNCTION postern.expect_defined(what text, name text) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF name IS NULL THEN
-        RAISE null_value_not_allowed USING MESSAGE = format('the name of a %s must not be null', what);
-    END IF;
-    IF NOT EXISTS (
-        SELECT FROM postern.source_definitions d WHERE what = 'source' AND d.name = expect_defined.name
-        UNION ALL SELECT FROM postern.sink_definitions d WHERE what = 'sink' AND d.name = expect_defined.name
-        UNION ALL SELECT FROM postern.stream_definitions d WHERE what = 'stream' AND d.name = expect_defined.name
-    ) THEN
-        RAISE undefined_object USING MESSAGE = format('%s "%s" does not exist', what, name);
-    END IF;
-END $$;
-
 CREATE FUNCTION postern.create_source(name text, kind text DEFAULT 'postgres', options jsonb DEFAULT '{}') RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM postern.expect_name('source', name);
-    PERFORM postern.expect_given('kind', kind IS NOT NULL);
+    PERFORM postern.expect_new('source', name);
+    PERFORM postern.expect_given('argument "kind"', kind IS NOT NULL);
     PERFORM postern.expect_options(options);
-    IF EXISTS (SELECT FROM postern.source_definitions d WHERE d.name = create_source.name) THEN
-        RAISE duplicate_object USING MESSAGE = format('source "%s" already exists', name);
-    END IF;
     INSERT INTO postern.source_definitions (name, kind, options)
     VALUES (create_source.name, create_source.kind, create_source.options);
 END $$;
@@ -179,12 +198,9 @@ CREATE FUNCTION postern.create_sink(name text, kind text, options jsonb DEFAULT 
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM postern.expect_name('sink', name);
-    PERFORM postern.expect_given('kind', kind IS NOT NULL);
+    PERFORM postern.expect_new('sink', name);
+    PERFORM postern.expect_given('argument "kind"', kind IS NOT NULL);
     PERFORM postern.expect_options(options);
-    IF EXISTS (SELECT FROM postern.sink_definitions d WHERE d.name = create_sink.name) THEN
-        RAISE duplicate_object USING MESSAGE = format('sink "%s" already exists', name);
-    END IF;
     INSERT INTO postern.sink_definitions (name, kind, options)
     VALUES (create_sink.name, create_sink.kind, create_sink.options);
 END $$;
@@ -193,13 +209,10 @@ CREATE FUNCTION postern.create_stream(name text, source text, sink text, start b
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM postern.expect_name('stream', name);
+    PERFORM postern.expect_new('stream', name);
     PERFORM postern.expect_defined('source', source);
     PERFORM postern.expect_defined('sink', sink);
-    PERFORM postern.expect_given('start', start IS NOT NULL);
-    IF EXISTS (SELECT FROM postern.stream_definitions d WHERE d.name = create_stream.name) THEN
-        RAISE duplicate_object USING MESSAGE = format('stream "%s" already exists', name);
-    END IF;
+    PERFORM postern.expect_given('argument "start"', start IS NOT NULL);
     IF EXISTS (SELECT FROM postern.stream_definitions d
                WHERE (d.source, d.sink) = (create_stream.source, create_stream.sink)) THEN
         RAISE duplicate_object USING MESSAGE = format('source "%s" feeds sink "%s" already', source, sink);
@@ -243,18 +256,12 @@ CREATE FUNCTION postern.drop_source(name text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    its text;
     made record;
 BEGIN
     PERFORM postern.expect_defined('source', name);
-    SELECT string_agg(format('"%s"', d.name), ', ') INTO its
-    FROM postern.stream_definitions d WHERE d.source = drop_source.name;
-    IF its IS NOT NULL THEN
-        RAISE dependent_objects_still_exist USING
-            MESSAGE = format('source "%s" feeds streams', name),
-            DETAIL = format('Streams %s use it.', its),
-            HINT = 'Drop them first, by postern.drop_stream().';
-    END IF;
+    -- Its worker may be making a publication for it: what is looked for below is then there, or never made.
+    PERFORM FROM postern.source_definitions d WHERE d.name = drop_source.name FOR UPDATE;
+    PERFORM postern.expect_unused('source', name);
     FOR made IN
         SELECT p.pubname, p.pubowner = m.owner AS is_ours,
                (SELECT min(o.name) FROM postern.source_definitions o
@@ -277,18 +284,9 @@ END $$;
 CREATE FUNCTION postern.drop_sink(name text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    its text;
 BEGIN
     PERFORM postern.expect_defined('sink', name);
-    SELECT string_agg(format('"%s"', d.name), ', ') INTO its
-    FROM postern.stream_definitions d WHERE d.sink = drop_sink.name;
-    IF its IS NOT NULL THEN
-        RAISE dependent_objects_still_exist USING
-            MESSAGE = format('sink "%s" is fed by streams', name),
-            DETAIL = format('Streams %s use it.', its),
-            HINT = 'Drop them first, by postern.drop_stream().';
-    END IF;
+    PERFORM postern.expect_unused('sink', name);
     DELETE FROM postern.sink_definitions d WHERE d.name = drop_sink.name;
 END $$;
 
@@ -344,7 +342,7 @@ DECLARE
     reached pg_lsn;
 BEGIN
     PERFORM postern.expect_defined('stream', name);
-    PERFORM postern.expect_given('lsn', lsn IS NOT NULL);
+    PERFORM postern.expect_given('argument "lsn"', lsn IS NOT NULL);
     IF EXISTS (SELECT FROM postern.stream_definitions d JOIN postern.source_definitions o ON o.name = d.source
                WHERE d.name = rewind_stream.name AND o.kind <> 'postgres') THEN
         RAISE object_not_in_prerequisite_state USING
@@ -391,7 +389,7 @@ DECLARE
     its text;
 BEGIN
     PERFORM postern.expect_defined('source', name);
-    PERFORM postern.expect_given('lsn', lsn IS NOT NULL);
+    PERFORM postern.expect_given('argument "lsn"', lsn IS NOT NULL);
     FOR its IN SELECT d.name FROM postern.stream_definitions d WHERE d.source = rewind_source.name ORDER BY d.name LOOP
         PERFORM postern.rewind_stream(its, lsn);
         rewound := rewound + 1;

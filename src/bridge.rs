@@ -6,12 +6,14 @@
 
 #![forbid(unsafe_code)]
 
+mod bytes;
+mod clock;
 mod lsn;
-mod name;
 mod worker;
 
+pub use bytes::{Bytes, Name};
+pub use clock::now;
 pub use lsn::Lsn;
-pub use name::Name;
 pub use worker::WorkerWords;
 
 use crate::settings::Settings;
@@ -163,8 +165,7 @@ impl<F: Clone + Send + Sync + 'static> Bridge<F> {
     pub fn log(&self, level: Level, text: impl Into<String>) {
         let mut text = text.into();
         if text.len() > LOG_LINE_MAX {
-            let end = (0..=LOG_LINE_MAX).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
-            text.truncate(end);
+            text.truncate(text.floor_char_boundary(LOG_LINE_MAX));
         }
         match self.inner.log.try_send(LogLine { level, text }) {
             Ok(()) => (self.inner.wake)(),

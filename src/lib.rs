@@ -11,6 +11,7 @@
 //! - [`pooler`]: the front that hands clients' sockets to pooled backends.
 //! - [`relay`]: LISTEN for everybody at the price of one listener.
 //! - [`stream`]: what committed, delivered to Kafka and elsewhere.
+//! - [`release`]: which version this is, and what goes with it.
 //! - `postgres`: the only room that knows pgrx; it exists with a `pgNN` feature only.
 //!
 //! `postgres` may use every room and nobody uses `postgres`. Services do not use each other.
@@ -24,6 +25,7 @@ pub mod pooler;
 #[cfg(feature = "postgres")]
 mod postgres;
 pub mod relay;
+pub mod release;
 pub mod settings;
 pub mod status;
 pub mod stream;

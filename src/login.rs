@@ -52,11 +52,7 @@ impl From<crate::wire::Error> for Error {
         match error {
             // The server closes these without a word.
             crate::wire::Error::StartupLength => Self::Closed,
-            // A client of that time hears it as it was said then: a letter, a line, a zero byte. No severity marks such bytes.
-            crate::wire::Error::Version(0..=2, ..) => {
-                let message = format!("EFATAL:  {error}\n\0");
-                Report { message, ..Report::default() }.into()
-            }
+            crate::wire::Error::Version(0..=2, ..) => Report::before_protocol_3(error.to_string()).into(),
             crate::wire::Error::Replication(_) => Report::fatal(error.sqlstate(), error.to_string())
                 .with_hint("Valid values are: \"false\", 0, \"true\", 1, \"database\".")
                 .into(),

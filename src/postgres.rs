@@ -14,6 +14,7 @@
 //! - `answers`: what logins ask of the catalogs and of pg_hba.conf
 //! - `sample`: taking facts from the server
 //! - `asker`, `libpq`: asking the primary
+//! - `dynamic`: workers that a worker starts
 //! - `functions`, `pool_functions`, `relay_functions`: what SQL can call
 //! - `pool_metrics`, `relay_metrics`, `stream_metrics`: what the status worker shows of the pooler, of the relay and of change streams
 //! - `stream`: change streams
@@ -23,6 +24,7 @@ mod activity;
 mod agent;
 mod answers;
 mod asker;
+mod dynamic;
 mod front;
 mod functions;
 mod guc;

@@ -11,6 +11,7 @@
 //! - [`event`]: a change as one line of JSON
 //! - [`buffer`]: decoded changes on their way from the PostgreSQL thread
 //! - [`engine`]: gives events to the sinks of a source's streams, and knows what has been delivered
+//! - [`gap`]: what was lost, in words
 //! - [`sink`]: the small trait behind which each sink stands, and the sinks
 //! - [`source`]: where events come from beside the server's own WAL
 //! - [`lines`]: what threads have for the server's log
@@ -33,6 +34,7 @@ pub mod definition;
 pub mod engine;
 mod error;
 pub mod event;
+pub mod gap;
 mod json;
 pub mod ledger;
 pub mod lines;

@@ -3,11 +3,12 @@
 
 mod files;
 mod replication;
+mod running;
 
 use crate::installation::{Build, Installation, install, run};
 use crate::process::{self, Process};
 use crate::{machine, ports, wait};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 pub(crate) use files::sweep;
 use files::template;
 use rustix::process::Signal;
@@ -15,7 +16,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
@@ -131,6 +132,21 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// A new cluster whose data has been made by initdb with further arguments, where the template does not do. Not started.
+    ///
+    /// # Errors
+    /// As [`Cluster::new`].
+    pub fn made_by_initdb(
+        installation: &'static Installation,
+        name: &str,
+        arguments: &[&str],
+    ) -> Result<Self> {
+        let cluster = Self::empty(installation, name, Ports::free()?)?;
+        files::initdb(installation, &cluster.data(), arguments)?;
+        cluster.write_settings()?;
+        Ok(cluster)
+    }
+
     fn empty(installation: &'static Installation, name: &str, ports: Ports) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let label = format!("{}-{}-{name}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
@@ -194,144 +210,6 @@ impl Cluster {
     /// When the file cannot be written.
     pub fn set_hba(&self, lines: &str) -> Result<()> {
         Ok(fs::write(self.data().join("pg_hba.conf"), lines)?)
-    }
-
-    /// Starts the server and waits until it takes connections.
-    ///
-    /// # Errors
-    /// With the end of the log, when it does not.
-    pub fn start(self) -> Result<Self> {
-        self.launch()?;
-        self.wait_ready()?;
-        Ok(self)
-    }
-
-    /// [`Cluster::start`] with a file of another's for what the server writes to its log: [`Cluster::log`] is empty.
-    ///
-    /// # Errors
-    /// As [`Cluster::start`].
-    pub fn start_with_log(self, file: &Path) -> Result<Self> {
-        let mut command = self.program("postgres");
-        command.arg("-D").arg(self.data());
-        self.launch_by(command, file)?;
-        self.wait_ready()?;
-        Ok(self)
-    }
-
-    /// Starts the server of a cluster that was stopped or killed, and waits until it takes connections.
-    ///
-    /// # Errors
-    /// As [`Cluster::start`].
-    pub fn start_again(&self) -> Result<()> {
-        self.launch()?;
-        self.wait_ready()
-    }
-
-    /// Starts the server without waiting for anything.
-    ///
-    /// # Errors
-    /// When the program cannot be started.
-    pub fn launch(&self) -> Result<()> {
-        let mut command = self.program("postgres");
-        command.arg("-D").arg(self.data());
-        self.launch_by(command, &self.log_file())
-    }
-
-    /// [`Cluster::launch`] with at most so many open files a process.
-    ///
-    /// # Errors
-    /// As [`Cluster::launch`].
-    pub fn launch_with_files(&self, most: u32) -> Result<()> {
-        let mut command = Command::new("sh");
-        command.args(["-c", &format!("ulimit -n {most} && exec \"$@\""), "sh"]);
-        command.arg(self.installation.bin.join("postgres")).arg("-D").arg(self.data());
-        self.launch_by(command, &self.log_file())
-    }
-
-    fn launch_by(&self, mut command: Command, log: &Path) -> Result<()> {
-        let log = fs::OpenOptions::new().create(true).append(true).open(log)?;
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        *self.server() = Some(process::start(command, Signal::QUIT)?);
-        Ok(())
-    }
-
-    /// Until it takes connections, and the status worker has had time to listen where it can.
-    fn wait_ready(&self) -> Result<()> {
-        let mut ended = false;
-        let ready = wait::until("the server takes connections", || {
-            ended = self.server().as_mut().is_none_or(|server| !matches!(server.ended(), Ok(None)));
-            ended || self.state() == "ready"
-        });
-        if ended || ready.is_err() {
-            bail!("server \"{}\" did not start:\n{}", self.name, self.log_tail());
-        }
-        let heads = || {
-            let log = self.log();
-            let starts = log.matches("starting PostgreSQL").count();
-            ["status http listens on", "pooler listens on"]
-                .iter()
-                .all(|line| log.matches(line).count() >= starts)
-        };
-        let _ = wait::until_within(Duration::from_secs(1), "the workers listen", heads);
-        Ok(())
-    }
-
-    /// The postmaster's word in postmaster.pid: starting, ready, standby or stopping; empty when there is none.
-    pub fn state(&self) -> String {
-        let text = fs::read_to_string(self.data().join("postmaster.pid")).unwrap_or_default();
-        text.lines().nth(7).unwrap_or_default().trim().to_owned()
-    }
-
-    /// Stops the server and waits for its end.
-    ///
-    /// # Errors
-    /// When it does not end in time.
-    pub fn stop(&self, mode: Stop) -> Result<()> {
-        self.request_stop(mode)?;
-        self.wait_end()
-    }
-
-    /// Asks for a stop and does not wait.
-    ///
-    /// # Errors
-    /// When the server is not running.
-    pub fn request_stop(&self, mode: Stop) -> Result<()> {
-        self.server().as_ref().context("the server is not running")?.signal(mode.signal())
-    }
-
-    /// Waits for the end of a server that was told to stop.
-    ///
-    /// # Errors
-    /// When it does not end in time.
-    pub fn wait_end(&self) -> Result<()> {
-        if let Some(mut server) = self.server().take() {
-            server.wait(Duration::from_secs(60)).with_context(|| self.log_tail())?;
-        }
-        Ok(())
-    }
-
-    /// Kills the postmaster with SIGKILL, and waits until its children have noticed and ended by themselves: before that
-    /// no other server starts on the same data.
-    ///
-    /// # Errors
-    /// When the server is not running, or a child stays.
-    pub fn kill(&self) -> Result<()> {
-        let mut server = self.server().take().context("the server is not running")?;
-        let children = process::children(server.pid());
-        server.signal(Signal::KILL)?;
-        server.wait(wait::LIMIT)?;
-        wait::until("every process of the server has ended", || {
-            children.iter().all(|(pid, _)| !process::is_running(*pid))
-        })
-    }
-
-    /// Stops and starts.
-    ///
-    /// # Errors
-    /// When either does not work in time.
-    pub fn restart(&self, mode: Stop) -> Result<()> {
-        self.stop(mode)?;
-        self.start_again()
     }
 
     /// Makes the server read its configuration again. What follows from it takes a moment.
@@ -448,6 +326,11 @@ impl Cluster {
         let children = process::children(self.pid()?);
         let child = children.into_iter().find(|(_, line)| line.contains(name));
         child.map(|(pid, _)| pid).with_context(|| format!("there is no \"{name}\""))
+    }
+
+    /// Where the server's programs are.
+    pub fn bin(&self) -> &Path {
+        &self.installation.bin
     }
 
     pub fn data(&self) -> PathBuf {

@@ -103,3 +103,17 @@ impl Drop for Haproxy {
         let _ = fs::remove_dir_all(&self.directory);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_has_what_the_readme_has_and_haproxy_takes_it() {
+        let example = machine::checkout().join("examples/haproxy.cfg");
+        let text = fs::read_to_string(&example).unwrap();
+        assert!(text.contains(&readme_configuration().unwrap()));
+        installation::run(Command::new("/usr/sbin/haproxy").arg("-c").arg("-q").arg("-f").arg(example))
+            .unwrap();
+    }
+}

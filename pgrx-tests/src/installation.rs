@@ -51,7 +51,7 @@ pub fn install(build: Build) -> Result<&'static Installation> {
         Build::Plain => &PLAIN,
         Build::Release => &RELEASE,
     };
-    let made = made.get_or_init(|| make(build).map_err(|error| format!("{error:#}")));
+    let made = made.get_or_init(|| make(major(), build).map_err(|error| format!("{error:#}")));
     made.as_ref().map_err(|error| anyhow::anyhow!("{error}"))
 }
 
@@ -60,27 +60,15 @@ pub fn install(build: Build) -> Result<&'static Installation> {
 /// # Errors
 /// When the build fails; cargo has said why.
 pub fn build_library(major: u32, build: Build) -> Result<PathBuf> {
-    let config = server::pg_config(major)?;
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(machine::checkout()).env("PGRX_PG_CONFIG_PATH", config);
-    cargo.args(["build", "--quiet", "--package", "postern", "--lib", "--features"]);
-    // Test programs get these from cargo; a build must not see them.
-    for (name, _) in std::env::vars_os() {
-        if name.to_str().is_some_and(|n| n.starts_with("CARGO_PKG_") || n.starts_with("CARGO_MANIFEST")) {
-            cargo.env_remove(name);
-        }
-    }
+    let mut cargo = library_build(major)?;
     let folder = match build {
         Build::Test => {
-            cargo.arg(format!("pg{major},pg_test"));
+            cargo.args(["--features", "pg_test"]);
             "debug"
         }
-        Build::Plain => {
-            cargo.arg(format!("pg{major}"));
-            "debug"
-        }
+        Build::Plain => "debug",
         Build::Release => {
-            cargo.args([&format!("pg{major}"), "--release"]);
+            cargo.arg("--release");
             "release"
         }
     };
@@ -91,8 +79,30 @@ pub fn build_library(major: u32, build: Build) -> Result<PathBuf> {
     Ok(machine::target().join(folder).join("libpostern.so"))
 }
 
-fn make(build: Build) -> Result<Installation> {
-    let major = major();
+/// The command that builds the library of a major version, to which the kind of build is added.
+pub(crate) fn library_build(major: u32) -> Result<Command> {
+    let config = server::pg_config(major)?;
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(machine::checkout()).env("PGRX_PG_CONFIG_PATH", config);
+    cargo.args(["build", "--quiet", "--package", "postern", "--lib", "--features", &format!("pg{major}")]);
+    // Test programs get these from cargo; a build must not see them.
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|n| n.starts_with("CARGO_PKG_") || n.starts_with("CARGO_MANIFEST")) {
+            cargo.env_remove(name);
+        }
+    }
+    Ok(cargo)
+}
+
+/// The test build for another major version than that of the tests, kept for as long as the program runs.
+///
+/// # Errors
+/// As [`install`].
+pub fn install_another(major: u32) -> Result<&'static Installation> {
+    Ok(Box::leak(Box::new(make(major, Build::Test)?)))
+}
+
+fn make(major: u32, build: Build) -> Result<Installation> {
     let from = server::obtain(major, |what| eprintln!("{what}"))?;
     let library = build_library(major, build)?;
     let name = match build {
@@ -115,13 +125,19 @@ pub(crate) fn lock(path: &Path) -> Result<fs::File> {
     Ok(file)
 }
 
-/// Copies the server's two trees, unless the copy is of the version that is there now.
+/// Copies the server's two trees, unless the copy is of the version that is there now, with the same libraries beside it.
 fn copy_server(major: u32, from: &Path, root: &Path) -> Result<()> {
     let theirs = from.join(format!("lib/postgresql/{major}/bin/postgres"));
     let version =
         Command::new(&theirs).arg("--version").output().with_context(|| theirs.display().to_string())?;
-    let stamp = root.join("version");
-    if fs::read(&stamp).is_ok_and(|copied| copied == version.stdout) {
+    let mut stamp = version.stdout;
+    let mut libraries = Vec::new();
+    for entry in fs::read_dir(from.join(format!("lib/postgresql/{major}/lib")))? {
+        libraries.push(entry?.file_name());
+    }
+    libraries.sort();
+    libraries.iter().for_each(|name| stamp.extend([name.as_encoded_bytes(), b"\n"].concat()));
+    if fs::read(root.join("version")).is_ok_and(|copied| copied == stamp) {
         return Ok(());
     }
     // Made aside and renamed, so that a copy is whole or not there.
@@ -134,7 +150,7 @@ fn copy_server(major: u32, from: &Path, root: &Path) -> Result<()> {
             .arg(from.join(tree).join("postgresql").join(major.to_string()))
             .arg(to))?;
     }
-    fs::write(aside.join("version"), &version.stdout)?;
+    fs::write(aside.join("version"), &stamp)?;
     if root.exists() {
         let old = root.with_extension(format!("old-{}", std::process::id()));
         fs::rename(root, &old)?;
@@ -145,18 +161,26 @@ fn copy_server(major: u32, from: &Path, root: &Path) -> Result<()> {
 }
 
 fn install_extension(root: &Path, major: u32, library: &Path) -> Result<()> {
-    let version = env!("CARGO_PKG_VERSION");
+    extension_files(major, library)?.iter().try_for_each(|(path, content)| replace(&root.join(path), content))
+}
+
+/// What an installation is: paths below the server's prefix, which is Debian's `/usr`, and what is there.
+pub(crate) fn extension_files(major: u32, library: &Path) -> Result<Vec<(String, Vec<u8>)>> {
     let checkout = machine::checkout();
-    replace(&root.join(format!("lib/postgresql/{major}/lib/postern.so")), &fs::read(library)?)?;
-    let extension = root.join(format!("share/postgresql/{major}/extension"));
-    let control = fs::read_to_string(checkout.join("postern.control"))?.replace("@CARGO_VERSION@", version);
-    replace(&extension.join("postern.control"), control.as_bytes())?;
+    let extension = format!("share/postgresql/{major}/extension");
+    let control = fs::read_to_string(checkout.join("postern.control"))?;
+    let control = control.replace("@CARGO_VERSION@", env!("CARGO_PKG_VERSION"));
+    let mut files = vec![
+        (format!("lib/postgresql/{major}/lib/postern.so"), fs::read(library)?),
+        (format!("{extension}/postern.control"), control.into_bytes()),
+    ];
     for script in fs::read_dir(checkout.join("sql"))?.flatten() {
-        if script.file_name().to_string_lossy().starts_with("postern--") {
-            replace(&extension.join(script.file_name()), &fs::read(script.path())?)?;
+        let name = script.file_name().to_string_lossy().into_owned();
+        if name.starts_with("postern--") {
+            files.push((format!("{extension}/{name}"), fs::read(script.path())?));
         }
     }
-    Ok(())
+    Ok(files)
 }
 
 /// A file that a running server has mapped must not be written to: a new one takes its name.

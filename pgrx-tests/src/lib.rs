@@ -1,8 +1,11 @@
 //! The test rig: real servers that are thrown away. Runs in test, demo and benchmark programs, never in a server.
 //!
 //! - [`machine`]: packages, the unprivileged user, the place for everything that is written
-//! - [`server`], [`debian_source`]: a server of each major version, the distribution's or built from Debian's source package
+//! - [`server`], [`debian_source`], [`wheel`]: a server of each major version, the distribution's, built from Debian's source package, or
+//!   PyPI's
 //! - [`installation`]: a private copy of a server with Postern in it
+//! - [`debian_package`], [`clean_debian`]: the package of a major version, and a Debian to install it in
+//! - [`notices`], [`reference`]: what of the documentation is made from other things
 //! - [`certificate`]: what TLS needs
 //! - [`cluster`]: initdb, start, stop, kill, standby, promote, the log
 //! - [`haproxy`]: a real haproxy in front
@@ -28,7 +31,9 @@
 //! ```
 
 pub mod certificate;
+pub mod clean_debian;
 pub mod cluster;
+pub mod debian_package;
 pub mod debian_source;
 pub mod drivers;
 pub mod haproxy;
@@ -37,12 +42,15 @@ pub mod installation;
 pub mod kafka;
 pub mod lacking;
 pub mod machine;
+pub mod notices;
 pub mod pgbouncer;
 pub mod ports;
 pub mod probe;
 pub mod process;
+pub mod reference;
 pub mod script;
 pub mod server;
 pub mod wait;
+pub mod wheel;
 
 pub use in_server::run_test;

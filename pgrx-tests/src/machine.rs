@@ -1,6 +1,6 @@
 //! What the rig needs of the machine: the distribution's packages, a user that may run a server, and a place to write.
 
-use crate::server;
+use crate::{clean_debian, debian_package, server};
 use anyhow::{Context, Result, bail};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
@@ -29,12 +29,16 @@ pub fn demo_packages(major: u32) -> Vec<String> {
     packages
 }
 
-/// What the tests need beside that: promtool, what the peers are built with, and what a Kafka broker takes.
+/// What the tests need beside that: promtool, what the peers are built with, what a Kafka broker takes, extensions to live with, and what
+/// the package is packed and tried with.
 pub fn test_packages(major: u32) -> Vec<String> {
     let mut packages = demo_packages(major);
     packages.push("prometheus".to_owned());
+    packages.extend(server::neighbours(major));
     packages.extend(peer_packages());
     packages.extend(broker_packages());
+    packages.extend(debian_package::packages(major));
+    packages.extend(clean_debian::PACKAGES.map(str::to_owned));
     packages.sort();
     packages.dedup();
     packages
@@ -111,7 +115,10 @@ fn missing(packages: &[String]) -> Vec<String> {
         let text = String::from_utf8(query.stdout).ok()?;
         text.strip_prefix("ii ").map(str::to_owned)
     };
-    let of_server = |package: &String| package.starts_with("postgresql-");
+    let of_server = |package: &String| {
+        let (_, last) = package.rsplit_once('-').unwrap_or_default();
+        package.starts_with("postgresql-") && last.parse::<u32>().is_ok()
+    };
     let versions: Vec<_> = packages.iter().filter(|p| of_server(p)).map(|p| version(p)).collect();
     let differ = versions.windows(2).any(|pair| pair[0] != pair[1]);
     packages.iter().filter(|p| version(p).is_none() || (of_server(p) && differ)).cloned().collect()

@@ -1,7 +1,7 @@
 //! What everybody may know of a background worker, as words in shared memory. Its main thread writes.
 
+use super::now;
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU64, Ordering::*};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// One background worker.
 #[repr(C)]
@@ -17,8 +17,7 @@ pub struct WorkerWords {
 
 impl WorkerWords {
     pub fn started(&self, pid: i32) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.started_at.store(i64::try_from(now.as_micros()).unwrap_or(i64::MAX), Relaxed);
+        self.started_at.store(now(), Relaxed);
         self.starts.fetch_add(1, Relaxed);
         self.pid.store(pid, Release);
     }

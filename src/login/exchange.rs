@@ -49,7 +49,7 @@ pub enum Outcome {
     Tls,
     /// It asks to cancel somebody's query.
     Cancel { pid: u32, key: Vec<u8> },
-    /// It has shown who it is and has been told so.
+    /// It has shown who it is.
     In(Box<Login>),
 }
 
@@ -62,6 +62,8 @@ pub struct Login {
     pub credential: Option<Credential>,
     /// How it was authenticated.
     pub method: Method,
+    /// What tells it so, and has not been sent: the server, too, sends it only with what follows it.
+    pub granted: Vec<u8>,
     /// Its rights, when it wants the console.
     pub console: Option<Rights>,
 }
@@ -131,15 +133,18 @@ where
         reply,
     };
     let verdict = door.questions.ask(ask).await?;
-    let credential = authenticate(stream, door, &message, &verdict).await.map_err(|error| match error {
-        // The log says which line it was, as the server does.
-        Error::Told(report, detail) if verdict.line.0 > 0 => {
-            let line =
-                format!("Connection matched pg_hba.conf line {}: \"{}\"", verdict.line.0, verdict.line.1);
-            Error::Told(report, Some(detail.map_or(line.clone(), |detail| format!("{detail} {line}"))))
-        }
-        other => other,
-    })?;
+    // Boxed: a client that says nothing is not to cost what authenticating it would.
+    let credential = Box::pin(authenticate(stream, door, &message, &verdict, &mut out)).await.map_err(
+        |error| match error {
+            // The log says which line it was, as the server does.
+            Error::Told(report, detail) if verdict.line.0 > 0 => {
+                let line =
+                    format!("Connection matched pg_hba.conf line {}: \"{}\"", verdict.line.0, verdict.line.1);
+                Error::Told(report, Some(detail.map_or(line.clone(), |detail| format!("{detail} {line}"))))
+            }
+            other => other,
+        },
+    )?;
     let mut console = None;
     if let Some(place) = door.consoles.iter().position(|name| message.database == name.as_bytes()) {
         let role = message.user.clone();
@@ -147,15 +152,17 @@ where
         console = door.questions.ask(|reply| Question::Console { role, unless, reply }).await??;
     }
     message::authentication(&mut out, &Authentication::Ok);
-    stream.write_all(&out).await?;
-    Ok(Outcome::In(Box::new(Login { message, minor, credential, method: verdict.method, console })))
+    let (method, granted) = (verdict.method, out);
+    Ok(Outcome::In(Box::new(Login { message, minor, credential, method, granted, console })))
 }
 
+/// Into `granted` goes what is to be sent once the client is in.
 async fn authenticate<S>(
     stream: &mut S,
     door: &Door<'_>,
     message: &StartupMessage,
     verdict: &Verdict,
+    granted: &mut Vec<u8>,
 ) -> Result<Option<Credential>, Error>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -207,7 +214,7 @@ where
                             request(stream, &Authentication::SaslContinue(&data)).await?;
                         }
                         Step::Proven { server_final, keys } => {
-                            request(stream, &Authentication::SaslFinal(&server_final)).await?;
+                            message::authentication(granted, &Authentication::SaslFinal(&server_final));
                             break Some(Credential::Scram(keys));
                         }
                     }

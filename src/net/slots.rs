@@ -1,7 +1,8 @@
 //! What each listener has done, as words in shared memory: written by network threads of one worker, read by
 //! every backend. The counts outlive a worker that is started again.
 
-use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering::*};
+use crate::bridge::Bytes;
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering::*};
 
 /// Listeners at once, over all kinds: four lists of 8 entries with up to 4 addresses each.
 pub const SLOTS: usize = 128;
@@ -17,12 +18,12 @@ pub struct Slots {
 
 /// One listener. `state` guards the rest: an address is written only while `CLAIMING`.
 #[repr(C)]
+#[derive(Default)]
 pub struct Slot {
     state: AtomicU32,
     kind: AtomicU32,
     errno: AtomicI32,
-    address_len: AtomicU32,
-    address: [AtomicU8; ADDRESS_MAX],
+    address: Bytes<ADDRESS_MAX>,
     /// Clients that were answered.
     pub served: AtomicU64,
     /// Clients that `postern.status_allow` turned away.
@@ -81,7 +82,7 @@ impl Slots {
     pub fn claim(&self, kind: Kind, address: &str) -> Option<&Slot> {
         let address = cut(address);
         let take = |slot: &&Slot, from| slot.state.compare_exchange(from, CLAIMING, AcqRel, Acquire).is_ok();
-        let same = |slot: &&Slot| slot.kind.load(Relaxed) == kind && slot.address() == address;
+        let same = |slot: &&Slot| slot.kind.load(Relaxed) == kind && slot.address.is(address.as_bytes());
         if let Some(slot) = self.slots.iter().filter(same).find(|slot| take(slot, CLOSED)) {
             return Some(slot.opened(kind, address));
         }
@@ -123,24 +124,15 @@ impl Slot {
 
     fn opened(&self, kind: Kind, address: &str) -> &Self {
         self.kind.store(kind, Relaxed);
-        for (word, byte) in self.address.iter().zip(address.bytes()) {
-            word.store(byte, Relaxed);
-        }
-        self.address_len.store(address.len() as u32, Relaxed);
+        self.address.set(address.as_bytes());
         self.set_failed(0);
         self
-    }
-
-    fn address(&self) -> String {
-        let len = (self.address_len.load(Relaxed) as usize).min(ADDRESS_MAX);
-        let bytes: Vec<u8> = self.address[..len].iter().map(|word| word.load(Relaxed)).collect();
-        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     fn report(&self) -> SlotReport {
         SlotReport {
             kind: self.kind.load(Relaxed),
-            address: self.address(),
+            address: self.address.text(),
             listening: self.state.load(Acquire) == LISTENING,
             errno: self.errno.load(Relaxed),
             served: self.served.load(Relaxed),
@@ -151,28 +143,12 @@ impl Slot {
 }
 
 fn cut(address: &str) -> &str {
-    let end = (0..=address.len().min(ADDRESS_MAX)).rev().find(|i| address.is_char_boundary(*i));
-    &address[..end.unwrap_or(0)]
+    &address[..address.floor_char_boundary(ADDRESS_MAX)]
 }
 
 impl Default for Slots {
     fn default() -> Self {
         Self { slots: std::array::from_fn(|_| Slot::default()) }
-    }
-}
-
-impl Default for Slot {
-    fn default() -> Self {
-        Self {
-            state: AtomicU32::new(FREE),
-            kind: AtomicU32::new(0),
-            errno: AtomicI32::new(0),
-            address_len: AtomicU32::new(0),
-            address: std::array::from_fn(|_| AtomicU8::new(0)),
-            served: AtomicU64::new(0),
-            refused: AtomicU64::new(0),
-            failed: AtomicU64::new(0),
-        }
     }
 }
 

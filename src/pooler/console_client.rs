@@ -108,7 +108,7 @@ impl Drop for Place {
 /// # Errors
 /// What it is to hear when there is none.
 pub fn admit(front: &Arc<Front>, origin: Origin, login: &Login) -> Result<Place, Error> {
-    let random =
+    let [random] =
         random_words().ok_or_else(|| Report::fatal("XX000", "could not generate random cancel key"))?;
     let mut list = front.consoles.list.lock();
     if list.len() >= MOST {
@@ -134,7 +134,7 @@ pub fn admit(front: &Arc<Front>, origin: Origin, login: &Login) -> Result<Place,
         },
         connected_at: now(),
         asked_at: AtomicI64::new(now()),
-        key: (random[0] as u32).to_be_bytes(),
+        key: (random as u32).to_be_bytes(),
         canceled: AtomicBool::new(false),
         cancel: Notify::new(),
         killed: CancellationToken::new(),

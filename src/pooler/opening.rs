@@ -6,6 +6,7 @@ use crate::login::{Method, Origin, Question, Questions, Unanswered};
 use crate::settings::ServerDoor;
 use crate::wire::message;
 use crate::wire::startup::Replication;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -29,6 +30,9 @@ pub enum Error {
     /// No line of pg_hba.conf lets the front in with what the client has shown.
     #[error("the pooler cannot log in to the server as role \"{role}\": {why}")]
     NoWay { role: String, why: String, hint: String },
+    /// Its backend has ended before it could say anything.
+    #[error("the server closed the connection while the pooler logged in")]
+    Closed,
     #[error("the server sent something unexpected while the pooler logged in")]
     Protocol,
     /// Its backend has not found the token that it showed.
@@ -46,7 +50,10 @@ impl From<Unanswered> for Error {
 
 impl From<std::io::Error> for Error {
     fn from(error: std::io::Error) -> Self {
-        Self::Connect(error.to_string())
+        match error.kind() {
+            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Self::Closed,
+            _ => Self::Connect(error.to_string()),
+        }
     }
 }
 
@@ -92,18 +99,13 @@ async fn connect(opening: &Opening<'_>, questions: &Questions) -> Result<Line, E
     if !opening.door.socket_directory.is_empty() {
         match way(opening, questions, Origin::Unix).await? {
             Way::Open => {
-                let path = format!("{}/.s.PGSQL.{}", opening.door.socket_directory, opening.door.port);
-                let stream = match path.strip_prefix('@') {
-                    Some(name) => {
-                        use std::os::linux::net::SocketAddrExt;
-                        let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
-                        let stream = std::os::unix::net::UnixStream::connect_addr(&address)?;
-                        stream.set_nonblocking(true)?;
-                        UnixStream::from_std(stream)?
+                match socket(opening.door).await {
+                    // What tidies /tmp takes it from a server that runs.
+                    Err(error) if error.kind() == ErrorKind::NotFound && opening.door.loopback.is_some() => {
+                        reasons.push(format!("there is no socket in {}", opening.door.socket_directory));
                     }
-                    None => UnixStream::connect(path).await?,
-                };
-                return log_in(Either::Right(stream), opening).await;
+                    stream => return log_in(Either::Right(stream?), opening).await,
+                }
             }
             Way::Shut(why, map) => {
                 reasons.push(why);
@@ -123,9 +125,25 @@ async fn connect(opening: &Opening<'_>, questions: &Questions) -> Result<Line, E
         }
     }
     if reasons.is_empty() {
-        reasons.push("it listens neither on a Unix socket nor on a loopback address".to_owned());
+        return Err(Error::NoWay {
+            role: String::from_utf8_lossy(opening.role).into_owned(),
+            why: "it listens neither on a Unix socket nor on a loopback address".to_owned(),
+            hint: "Give the server a directory in unix_socket_directories, or localhost in listen_addresses, and restart it."
+                .to_owned(),
+        });
     }
     Err(no_way(opening, reasons.join("; "), by_map.as_deref()))
+}
+
+/// Connects to the server's Unix socket; a directory that begins with `@` is a name and no file.
+pub(super) async fn socket(door: &ServerDoor) -> std::io::Result<UnixStream> {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixStream as Blocking};
+    let path = format!("{}/.s.PGSQL.{}", door.socket_directory, door.port);
+    let Some(name) = path.strip_prefix('@') else { return UnixStream::connect(path).await };
+    let stream = Blocking::connect_addr(&SocketAddr::from_abstract_name(name)?)?;
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream)
 }
 
 fn no_way(opening: &Opening<'_>, why: String, map: Option<&str>) -> Error {

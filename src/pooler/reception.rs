@@ -1,22 +1,22 @@
-//! Reception: a client from its first byte to its place in a pool, at the console or on a replication connection. Network threads.
+//! Reception: a client from its first byte to when it has shown who it is. Network threads.
+//!
+//! - [`placing`]: where it goes then
+
+mod placing;
 
 use super::conversation::{Conversation, OverTls, canonical};
-use super::front::{Front, random_words};
-use super::listening::{self, Session};
-use super::shared::{Order, Shared, Slot, now};
+use super::front::Front;
 use super::shown::{Authenticated, Shown};
-use super::{cancel, console, console_client, replication, sabotage};
+use super::{cancel, console};
 use crate::auth::Challenge;
 use crate::bridge::Level;
-use crate::login::{self, Admission, Arrival, Door, Login, Method, Origin, Outcome, Question};
+use crate::login::{self, Door, Login, Method, Origin, Outcome};
 use crate::net::linger;
 use crate::net::listener::{Accepted, Listener, Stream};
 use crate::net::tls::peer::PeerCertificate;
 use crate::net::tls::{Identity, TlsStream};
-use crate::pooler::state::Startup;
 use crate::wire::message::Report;
-use crate::wire::startup::Replication;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
 use std::time::Duration;
@@ -98,7 +98,8 @@ impl Front {
         if logins.len() < most { None } else { logins.pop_first().and_then(|(_, oldest)| oldest) }
     }
 
-    /// A client from its first byte to its place in a pool.
+    /// A client from its first byte to its place in a pool. What may follow has its place on the heap when it comes to that: thousands may
+    /// wait here that have not said a word.
     async fn receive(self: &Arc<Self>, accepted: Accepted, port: Port) {
         let limit = self.bridge.settings().pooler.client_login_timeout.unwrap_or(Duration::from_secs(86_400));
         let deadline = Instant::now() + limit;
@@ -119,19 +120,17 @@ impl Front {
         if !direct {
             let system_user = timeout_at(deadline, self.system_user_of(&stream)).await.ok().flatten();
             let door = self.door(origin, port, system_user, identity.is_some());
-            match timeout_at(deadline, login::log_in(&mut stream, &door)).await {
-                Ok(Ok(Outcome::Tls)) => {}
-                Ok(Ok(Outcome::Cancel { pid, key })) => return cancel::cancel(self, pid, &key).await,
-                Ok(Ok(Outcome::In(login))) => {
+            match self.log_in(&mut stream, &door, deadline).await {
+                LoggedIn::Tls => {}
+                LoggedIn::In(login) => {
                     let proof = Proof::of(&login, &door, None);
-                    return self.place(stream, origin, port, login, proof).await;
+                    return Box::pin(self.place(stream, origin, port, login, proof)).await;
                 }
-                Ok(Err(error)) => return self.turn_away(&mut stream, origin, error).await,
-                Err(_) => return self.turn_away(&mut stream, origin, login::Error::TooSlow).await,
+                LoggedIn::Over => return,
             }
         }
         let Some(identity) = identity else { return };
-        let tls = match timeout_at(deadline, identity.accept(stream)).await {
+        let tls = match timeout_at(deadline, Box::pin(identity.accept(stream))).await {
             Ok(Ok(tls)) => tls,
             Ok(Err(error)) => {
                 return self
@@ -140,7 +139,7 @@ impl Front {
             }
             Err(_) => return,
         };
-        self.receive_over_tls(tls, &identity, (origin, port), direct, deadline).await;
+        Box::pin(self.receive_over_tls(tls, &identity, (origin, port), direct, deadline)).await;
     }
 
     async fn receive_over_tls(
@@ -171,16 +170,27 @@ impl Front {
             common_name: certificate.common_name.clone(),
             distinguished_name: certificate.distinguished_name.clone(),
         });
-        match timeout_at(deadline, login::log_in(&mut tls, &door)).await {
-            Ok(Ok(Outcome::Tls)) => {}
-            Ok(Ok(Outcome::Cancel { pid, key })) => cancel::cancel(self, pid, &key).await,
-            Ok(Ok(Outcome::In(login))) => {
-                let proof = Proof::of(&login, &door, certificate.as_ref());
-                self.place(tls, origin, port, login, proof).await;
-            }
-            Ok(Err(error)) => self.turn_away(&mut tls, origin, error).await,
-            Err(_) => self.turn_away(&mut tls, origin, login::Error::TooSlow).await,
+        if let LoggedIn::In(login) = self.log_in(&mut tls, &door, deadline).await {
+            let proof = Proof::of(&login, &door, certificate.as_ref());
+            Box::pin(self.place(tls, origin, port, login, proof)).await;
         }
+    }
+
+    /// The login itself. It has no place of its own for the connection: there may be thousands of logins at once.
+    async fn log_in<S: Conversation>(
+        self: &Arc<Self>,
+        stream: &mut S,
+        door: &Door<'_>,
+        deadline: Instant,
+    ) -> LoggedIn {
+        let outcome = timeout_at(deadline, login::log_in(stream, door)).await;
+        match outcome.unwrap_or(Err(login::Error::TooSlow)) {
+            Ok(Outcome::Tls) => return LoggedIn::Tls,
+            Ok(Outcome::In(login)) => return LoggedIn::In(login),
+            Ok(Outcome::Cancel { pid, key }) => cancel::cancel(self, pid, &key).await,
+            Err(error) => Box::pin(self.turn_away(stream, door.origin, error)).await,
+        }
+        LoggedIn::Over
     }
 
     fn door(&self, origin: Origin, port: Port, system_user: Option<String>, offers_tls: bool) -> Door<'_> {
@@ -243,198 +253,19 @@ impl Front {
         let detail = detail.map_or(String::new(), |detail| format!(" ({detail})"));
         let text = format!("login from {} failed: {}{detail}", origin.host(), report.message);
         self.bridge.log(Level::Log, text);
-        let bytes = if report.severity.is_empty() { report.message.into_bytes() } else { report.to_bytes() };
-        let _ = tokio::time::timeout(Duration::from_secs(5), stream.write_all(&bytes)).await;
+        let _ = tokio::time::timeout(Duration::from_secs(5), stream.write_all(&report.to_bytes())).await;
         let _ = stream.flush().await;
         linger::close(stream, Duration::from_secs(1)).await;
     }
-
-    /// Where a client that has shown who it is goes.
-    async fn place<S: Conversation + 'static>(
-        self: &Arc<Self>,
-        mut stream: S,
-        origin: Origin,
-        port: Port,
-        login: Box<Login>,
-        proof: Proof,
-    ) {
-        sabotage::break_on_purpose(self, &login);
-        if login.console.is_some() {
-            match console_client::admit(self, origin, &login) {
-                // A task of its own: this one counts as a login and may be ended as such.
-                Ok(client) => {
-                    drop(self.spawn_on_first(console_client::serve(Arc::clone(self), stream, client)));
-                }
-                Err(error) => self.turn_away(&mut stream, origin, error).await,
-            }
-            return;
-        }
-        if port == Port::ListenOnly {
-            return self.place_listener(stream, origin, login, proof).await;
-        }
-        if login.message.replication != Replication::No {
-            let front = Arc::clone(self);
-            self.spawn(async move {
-                if let Err(error) = replication::serve(&front, &mut stream, &login).await {
-                    front.turn_away(&mut stream, origin, error).await;
-                }
-            });
-            return;
-        }
-        let (cipher, local, wire) = (stream.cipher(), stream.local(), stream.wire());
-        let socket = match stream.socket() {
-            Ok(socket) => socket,
-            Err(error) => return self.turn_away(&mut stream, origin, no_place(error).into()).await,
-        };
-        let newcomer = Newcomer { origin, local, cipher, login, proof };
-        let front = Arc::clone(self);
-        match self.on_first(async move { front.admit(newcomer, wire, socket).await }).await {
-            Some(Ok(())) if cipher != 0 => drop(self.spawn(stream.go_on(self))),
-            Some(Err(error)) => self.turn_away(&mut stream, origin, error).await,
-            Some(Ok(())) | None => {}
-        }
-    }
-
-    /// A place for a client that only listens, with a task of its own on this thread.
-    async fn place_listener<S: Conversation + 'static>(
-        self: &Arc<Self>,
-        mut stream: S,
-        origin: Origin,
-        login: Box<Login>,
-        proof: Proof,
-    ) {
-        if login.message.replication != Replication::No {
-            let words = "replication connections are not possible at this port (postern.relay_listen)";
-            return self.turn_away(&mut stream, origin, Report::fatal("0A000", words).into()).await;
-        }
-        let (local, cipher) = (stream.local(), stream.cipher());
-        let newcomer = Newcomer { origin, local, cipher, login, proof };
-        let front = Arc::clone(self);
-        match self.on_first(async move { front.admit_listener(newcomer).await }).await {
-            Some(Ok((place, session))) => drop(self.spawn(listening::serve(place, session, stream))),
-            Some(Err(error)) => self.turn_away(&mut stream, origin, error).await,
-            None => {}
-        }
-    }
-
-    /// A place in a pool for a client that has shown who it is; `socket` is what a backend is to serve, and `wire` the number of the
-    /// client's own TCP connection, where that is another. On the first thread.
-    async fn admit(
-        self: &Arc<Self>,
-        newcomer: Newcomer,
-        wire: Option<RawFd>,
-        socket: OwnedFd,
-    ) -> Result<(), login::Error> {
-        let (mut claim, admission) = self.claim(&newcomer).await?;
-        let (number, generation) = (claim.number, claim.generation);
-        let slot = &self.shared.slots[number as usize];
-        let login = newcomer.login;
-        let names = (&login.message.user[..], &login.message.database[..]);
-        let pool = self.pools.of(self, &admission, names, login.credential)?;
-        slot.pool.store(pool.number as u16, Release);
-        self.seats.seat(number, generation, &socket, &pool.epoll, wire).map_err(no_place)?;
-        pool.words.clients.fetch_add(1, Relaxed);
-        self.shared.header.counters.clients.fetch_add(1, Relaxed);
-        claim.done = true;
-        slot.word.enter(generation);
-        // From here on the client is the pool's.
-        if self.seats.announce(number).is_err() && slot.word.close_idle(generation) {
-            self.end_client(number, generation);
-        }
-        pool.news.notify_one();
-        Ok(())
-    }
-
-    /// A place for a client that only listens. On the first thread.
-    async fn admit_listener(
-        self: &Arc<Self>,
-        newcomer: Newcomer,
-    ) -> Result<(listening::Place, Session), login::Error> {
-        let (mut claim, admission) = self.claim(&newcomer).await?;
-        let (number, generation) = (claim.number, claim.generation);
-        let slot = &self.shared.slots[number as usize];
-        let message = &newcomer.login.message;
-        let Admission { role, database } = admission;
-        let facts = self.questions.ask(|reply| Question::Facts { role, database, reply }).await??;
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let client = listening::Identity {
-            database: text(&message.database),
-            role: text(&message.user),
-            pid: Shared::client_pid(number),
-            key: slot.key.load(Relaxed).to_be_bytes(),
-            pooler: self.bridge.settings().pooler.listen.to_string(),
-        };
-        let mut session = Session::new(self.listeners.share(facts), client);
-        let options = message.options.as_deref().map(listening::options).unwrap_or_default();
-        let settings = message.settings.iter().map(|(name, value)| (text(name), text(value)));
-        for (name, value) in options.into_iter().chain(settings) {
-            session.set_at_startup(&name, &value)?;
-        }
-        slot.pool.store(listening::NO_POOL, Release);
-        let slot_of = (number, generation);
-        let place = listening::Place::take(self, slot_of, (database, &message.database), &message.user);
-        let place = place.ok_or_else(|| no_place(std::io::ErrorKind::Interrupted.into()))?;
-        self.shared.header.counters.clients.fetch_add(1, Relaxed);
-        claim.done = true;
-        Ok((place, session))
-    }
-
-    /// A slot for a client that has shown who it is and may come in; it is in its login still. On the first thread.
-    async fn claim<'a>(
-        self: &'a Arc<Self>,
-        newcomer: &Newcomer,
-    ) -> Result<(Claim<'a>, Admission), login::Error> {
-        let Newcomer { origin, local, cipher, login, proof } = newcomer;
-        let full = || {
-            Report::fatal("53300", "sorry, too many clients already").with_detail(format!(
-                "The pooler has {} clients, as many as postern.max_client_connections and the limit of open files allow.",
-                self.room.capacity
-            ))
-        };
-        if self.shared.header.orders.has(&login.message.database, Order::Disable) {
-            // PgBouncer's words.
-            let name = String::from_utf8_lossy(&login.message.database).into_owned();
-            let report = Report::fatal("55000", format!("database does not allow connections: {name}"));
-            return Err(report.with_hint("ENABLE in the pooler's console takes a DISABLE back.").into());
-        }
-        if self.stopping.load(Relaxed) {
-            return Err(Report::fatal("57P03", "the database system is shutting down").into());
-        }
-        let number = self.free.lock().pop().ok_or_else(full)?;
-        let slot = &self.shared.slots[number as usize];
-        let Some(generation) = slot.word.claim() else { return Err(full().into()) };
-        let mut claim = Claim { front: self, number, generation, done: false, admitted: false };
-        fill(slot, *origin, *local, login.minor)?;
-        slot.tls.store(*cipher, Relaxed);
-        slot.authenticated.store(proof.authenticated as u8, Relaxed);
-        let arrival = Arrival {
-            slot: number,
-            role: login.message.user.clone(),
-            database: login.message.database.clone(),
-            startup: Startup {
-                options: login.message.options.clone(),
-                settings: login.message.settings.clone(),
-            },
-            shown: proof.shown.clone(),
-        };
-        claim.admitted = true;
-        let admission = self.questions.ask(|reply| Question::Admit { arrival, reply }).await??;
-        Ok((claim, admission))
-    }
 }
 
-/// A client that has shown who it is, on its way to the first thread.
-struct Newcomer {
-    origin: Origin,
-    /// Our own end.
-    local: Origin,
-    cipher: u8,
-    login: Box<Login>,
-    proof: Proof,
-}
-
-fn no_place(error: std::io::Error) -> Report {
-    Report::fatal("53000", format!("no place for the client: {error}"))
+/// What has come of a login.
+enum LoggedIn {
+    In(Box<Login>),
+    /// It goes on over TLS.
+    Tls,
+    /// The client wanted something else, or has heard why not.
+    Over,
 }
 
 /// How a client has shown who it is, for its slot.
@@ -474,33 +305,6 @@ fn starts_with_tls(stream: &TcpStream) -> bool {
     rustix::net::recv(stream, &mut first, flags).is_ok_and(|(length, _)| length == 1) && first[0] == 0x16
 }
 
-/// A slot on its way to a client; gives it back when the login fails.
-struct Claim<'a> {
-    front: &'a Arc<Front>,
-    number: u32,
-    generation: u32,
-    /// The client has it.
-    done: bool,
-    /// Main may have kept texts for it.
-    admitted: bool,
-}
-
-impl Drop for Claim<'_> {
-    fn drop(&mut self) {
-        if self.done {
-            return;
-        }
-        let (front, number, generation) = (Arc::clone(self.front), self.number, self.generation);
-        if self.admitted {
-            // Main may be at it just now.
-            let to_free = Arc::clone(&front);
-            front.spawn(async move { to_free.forget(number, generation).await });
-        } else {
-            front.free_slot(number, generation);
-        }
-    }
-}
-
 /// A login under way, known to the front until its task has ended: whoever keeps a task's handle keeps its memory.
 struct Registered {
     front: Arc<Front>,
@@ -519,39 +323,6 @@ impl Drop for Registered {
         self.front.logins.lock().remove(&self.number);
         self.front.shared.header.logins.fetch_sub(1, Relaxed);
     }
-}
-
-/// What the slot says of its client from the start.
-fn fill(slot: &Slot, origin: Origin, local: Origin, minor: u16) -> Result<(), Report> {
-    let (family, address, port) = origin.words();
-    let (_, local_address, local_port) = local.words();
-    slot.local_port.store(local_port, Relaxed);
-    for (word, value) in slot.local_address.iter().zip(local_address) {
-        word.store(value, Relaxed);
-    }
-    slot.family.store(family, Relaxed);
-    slot.port.store(port, Relaxed);
-    for (word, value) in slot.address.iter().zip(address) {
-        word.store(value, Relaxed);
-    }
-    let random =
-        random_words().ok_or_else(|| Report::fatal("XX000", "could not generate random cancel key"))?;
-    slot.key.store(random[0] as u32, Relaxed);
-    slot.minor.store(minor, Relaxed);
-    slot.pins.store(0, Relaxed);
-    slot.doomed.store(0, Relaxed);
-    slot.discard.store(0, Relaxed);
-    slot.idle_millis.store(0, Relaxed);
-    slot.parts.store(0, Relaxed);
-    slot.part_since.store(0, Relaxed);
-    for word in [&slot.settings_hash, &slot.statements_hash, &slot.transactions] {
-        word.store(0, Relaxed);
-    }
-    slot.connected_at.store(now(), Relaxed);
-    slot.since.store(now(), Relaxed);
-    slot.waiting_since.clear();
-    slot.application_name.set(b"");
-    Ok(())
 }
 
 fn origin_of(socket: &OwnedFd) -> Origin {

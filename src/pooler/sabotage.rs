@@ -19,7 +19,17 @@ pub(super) fn break_on_purpose(front: &Front, login: &Login) {
         Some(b"test panic") => panic!("on purpose"),
         Some(b"test fail") => front.bridge.fail("on purpose"),
         Some(b"test token") => SPOIL.store(true, Relaxed),
+        Some(b"test closed") => close_to_others(&front.bridge),
         _ => {}
+    }
+}
+
+/// As a security module or a container's filter would: no other process takes a descriptor from this one any more.
+#[cfg(feature = "pg_test")]
+fn close_to_others(bridge: &crate::bridge::Bridge<()>) {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        bridge.fail(error.to_string());
     }
 }
 

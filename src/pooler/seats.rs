@@ -171,6 +171,18 @@ impl Seats {
         self.with(slot, ready).unwrap_or(false)
     }
 
+    /// Whether the client has gone and left nothing to be read.
+    pub fn has_gone(&self, slot: u32, generation: u32) -> bool {
+        let gone = |seat: &Seat| {
+            let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+            match rustix::net::recv(&seat.socket, &mut [0], flags) {
+                Ok((length, _)) => length == 0,
+                Err(error) => !matches!(error, rustix::io::Errno::AGAIN | rustix::io::Errno::INTR),
+            }
+        };
+        self.with(slot, |seat| seat.generation == generation && gone(seat)).unwrap_or(false)
+    }
+
     /// Whether a backend that took the client would have something to do: a message of which enough is there, or the client's end.
     /// Of what it sends, so many bytes are still to be thrown away.
     pub fn has_message(&self, slot: u32, generation: u32, discard: usize) -> bool {

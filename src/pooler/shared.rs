@@ -13,10 +13,11 @@ pub use self::client::{Doom, Pin, Slot};
 pub use self::orders::{Order, Orders};
 pub use self::pool::Pool;
 pub use self::server::{Server, ServerState};
+pub use crate::bridge::now;
+
 use crate::bridge::WorkerWords;
 use crate::net::slots::Slots;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Pools at once: pairs of a database and a role.
 pub const POOLS: usize = 512;
@@ -109,12 +110,6 @@ impl Shared {
         let [high, low] = self.header.control.each_ref().map(|word| word.load(Relaxed));
         format!("postern-{high:016x}{low:016x}")
     }
-}
-
-/// Microseconds since 1970.
-pub fn now() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(now.as_micros()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

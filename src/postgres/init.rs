@@ -19,6 +19,11 @@ pub extern "C-unwind" fn _PG_init() {
         return;
     }
     guc::define();
+    // SAFETY: plain flags of the server, set before any library is loaded. While pg_upgrade runs the server, nobody may be let in or told
+    // that it is the primary; in single-user mode there is nobody.
+    if unsafe { pg_sys::IsBinaryUpgrade || !pg_sys::IsPostmasterEnvironment } {
+        return;
+    }
     shmem::reserve();
     agent::install();
     let status =

@@ -9,7 +9,7 @@ mod direct;
 mod relays;
 
 pub(super) use self::relays::Relays;
-use super::worker::{cancels_nothing, log};
+use super::worker::{heed_signals, log};
 use super::{shim, shmem};
 use crate::bridge::{Level, LogLine};
 use crate::pooler::control::Word;
@@ -85,8 +85,8 @@ static PLACE: Place = Place(UnsafeCell::new(None));
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn postern_relay_main(argument: pg_sys::Datum) {
-    let argument = argument.value() as u64;
-    run(argument as u32, (argument >> 32) as u32);
+    let (number, turn) = super::dynamic::argument(argument);
+    run(number, turn);
     if let Some(worker) = worker() {
         // From here on nobody's latch is meant.
         // SAFETY: a word of this process.
@@ -187,12 +187,7 @@ fn run(number: u32, turn: u32) {
         if BackgroundWorker::sigterm_received() || wait() {
             return;
         }
-        cancels_nothing();
-        check_for_interrupts!();
-        if BackgroundWorker::sighup_received() {
-            // SAFETY: on main, outside a transaction, as every worker does.
-            unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
-        }
+        heed_signals();
     }
 }
 
@@ -247,9 +242,7 @@ fn change(listen: &[Vec<u8>], leave: &[Vec<u8>]) -> Result<(), ()> {
     });
     PgTryBuilder::new(change)
         .catch_others(|error| {
-            let (pg_sys::panic::CaughtError::PostgresError(report)
-            | pg_sys::panic::CaughtError::ErrorReport(report)
-            | pg_sys::panic::CaughtError::RustPanic { ereport: report, .. }) = &error;
+            let report = shim::report(&error);
             let text = format!("the notification relay could not listen: {}", report.message());
             log(LogLine { level: Level::Warning, text });
             Err(())

@@ -3,6 +3,7 @@
 //! Those in the guarded block may raise an error, which comes out as a panic that pgrx carries; the others only read or write
 //! words and cannot.
 
+use pg_sys::panic::{CaughtError, ErrorReportWithLevel};
 use pgrx::prelude::*;
 use std::ffi::{c_char, c_int};
 
@@ -22,6 +23,7 @@ pub(super) struct Seen {
     pub report: bool,
     pub statement_mode: bool,
     pub nameless: bool,
+    pub another: bool,
 }
 
 /// `PosternColumn` in shim/catalog.c.
@@ -72,7 +74,6 @@ unsafe extern "C" {
 
     pub(super) fn postern_install_methods();
     pub(super) fn postern_install_authentication();
-    pub(super) fn postern_install_hooks();
     pub(super) fn postern_input_waits() -> bool;
     pub(super) fn postern_socket() -> c_int;
     pub(super) fn postern_set_socket(descriptor: c_int);
@@ -101,10 +102,7 @@ unsafe extern "C" {
     pub(super) fn postern_wake(number: c_int);
     pub(super) fn postern_answer_remote();
     pub(super) fn postern_use_message_context();
-    pub(super) fn postern_count_settings() -> c_int;
-    pub(super) fn postern_settings(into: *mut *mut pg_sys::config_generic, room: c_int) -> c_int;
     pub(super) fn postern_encoding_name(encoding: c_int) -> *const c_char;
-    pub(super) fn postern_dsa_create(tranche: c_int) -> *mut pg_sys::dsa_area;
     pub(super) fn postern_named_table(name: *const c_char) -> *mut pg_sys::HTAB;
     pub(super) fn postern_watch_statements(table: *mut pg_sys::HTAB, sentinel: *mut pg_sys::CachedPlanSource);
     pub(super) fn postern_recount_statements();
@@ -138,7 +136,19 @@ macro_rules! guarded {
 
 pub(super) use guarded;
 
+/// What an error says that was caught.
+pub(super) fn report(error: &CaughtError) -> &ErrorReportWithLevel {
+    let (CaughtError::PostgresError(report)
+    | CaughtError::ErrorReport(report)
+    | CaughtError::RustPanic { ereport: report, .. }) = error;
+    report
+}
+
 guarded! {
+    fn postern_install_hooks();
+    fn postern_count_settings() -> c_int;
+    fn postern_settings(into: *mut *mut pg_sys::config_generic, room: c_int) -> c_int;
+    fn postern_dsa_create(tranche: c_int) -> *mut pg_sys::dsa_area;
     fn postern_send(bytes: *const c_char, length: usize);
     fn postern_send_converted(bytes: *const c_char, length: usize);
     fn postern_flush() -> c_int;
@@ -193,7 +203,9 @@ guarded! {
     fn postern_load_ident() -> bool;
     fn postern_skip_message() -> bool;
     fn postern_discard_input();
-    fn postern_welcome(pid: u32, key: u32);
+    fn postern_welcome(pid: u32, key: *const u8, key_length: usize);
+    /// Every change of a setting so far is no news to the client.
+    fn postern_report_nothing();
     fn postern_release_advisory_locks();
     /// `transaction_isolation` and its like as if a SET had touched them, or none. Outside a transaction.
     fn postern_mark_transaction_setting(setting: *mut pg_sys::config_generic, set: bool);

@@ -12,6 +12,7 @@
 //! - `snapshot`: what is there before a stream begins
 //! - `consumer`: a source that is not this server's WAL
 //! - `catalog`: the definitions and positions as tables
+//! - `records`: what workers write there
 //! - `limit`: how much WAL may wait for the sinks, and what then
 //! - `decoding`: logical decoding in this process
 //! - `functions`: what SQL can call
@@ -26,6 +27,7 @@ mod intake;
 pub(super) mod launcher;
 mod limit;
 mod prepare;
+mod records;
 mod scout;
 mod snapshot;
 mod work;

@@ -214,6 +214,17 @@ pub(super) fn cancels_nothing() {
     unsafe { (&raw mut pg_sys::QueryCancelPending).write_volatile(0) }
 }
 
+/// What a worker's main does between two steps: interrupts, and a reload. For those that answer no question of anybody's and so have
+/// nothing to be cancelled.
+pub(super) fn heed_signals() {
+    cancels_nothing();
+    check_for_interrupts!();
+    if BackgroundWorker::sighup_received() {
+        // SAFETY: on main; in a transaction too, as the server's own WAL sender does amid its decoding.
+        unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
+    }
+}
+
 pub(super) fn log(line: LogLine) {
     let text = format!("postern: {}", line.text);
     match line.level {

@@ -2,9 +2,9 @@
 
 use super::ring::Ring;
 use super::shared::{Channel, ChannelState, Listen, Shared, Source, SourceState};
+use crate::bridge::now;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::*;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Why a LISTEN is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -270,12 +270,6 @@ impl Book {
             self.free_channel(number);
         }
     }
-}
-
-/// Microseconds since 1970.
-fn now() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(now.as_micros()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use super::book::Listened;
 use super::clients::Clients;
 use super::engine::{Engine, Inner};
+use super::reader::Reader;
 use super::refusal::Refusal;
 use super::shared::{ChannelState, Listen, SourceState};
 use crate::notification::Request;
@@ -93,7 +94,7 @@ impl Engine {
 
     /// A client listens to nothing any more, or has gone.
     pub fn unlisten_all(&self, clients: &dyn Clients, client: u32) {
-        if self.shared.listeners.get(client as usize).is_some_and(|listener| listener.first.get().is_some()) {
+        if Reader::new(self.shared).listens(client) {
             self.remove(clients, client, |_, _| true);
         }
         // Whoever has its number next has lost nothing.

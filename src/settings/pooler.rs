@@ -57,7 +57,7 @@ pub struct PoolerSettings {
 pub struct ServerDoor {
     /// `port`.
     pub port: u16,
-    /// The first of `unix_socket_directories`; empty when there is none.
+    /// The first of `unix_socket_directories` where its socket is; empty when there is none.
     pub socket_directory: String,
     /// Whether `listen_addresses` lets loopback TCP in, and by which address.
     pub loopback: Option<std::net::IpAddr>,

@@ -3,7 +3,7 @@
 
 use super::options::{OptionError, Options};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::types::RDKafkaConfRes;
 use std::time::Duration;
 
@@ -29,6 +29,9 @@ const OURS: &[(&str, &str)] = &[
 ];
 const HOSTS: &str = "is set by the option \"hosts\"";
 const CODE: &str = "would run foreign code in the server";
+
+/// The library repeats an error that lasts every 30 s; one that was not repeated is over.
+pub const STALE: Duration = Duration::from_secs(45);
 
 /// Reads `hosts` and `properties`, each property checked by the library itself. `timeout`, which both ends have under that name, is how
 /// long a broker may take to answer.
@@ -121,6 +124,26 @@ pub fn set_unless_given(config: &mut ClientConfig, name: &str, value: &str) {
     if config.get(name).is_none() {
         config.set(name, value);
     }
+}
+
+/// Who we are, for whom the brokers show it to.
+pub fn name_client(config: &mut ClientConfig, stream: &str) {
+    set_unless_given(config, "client.id", &format!("postern-{}", stream.replace('\0', "")));
+}
+
+/// Bytes of the largest message that the library takes.
+pub fn largest(config: &ClientConfig) -> u64 {
+    config.get("message.max.bytes").and_then(|bytes| bytes.parse().ok()).unwrap_or(1_000_000)
+}
+
+/// Whether a line of the library's is for the server's log.
+pub fn is_for_the_log(level: RDKafkaLogLevel) -> bool {
+    (level as i32) <= RDKafkaLogLevel::Warning as i32
+}
+
+/// An error of the library's in words. That no broker can be reached is said after why one cannot be reached, which helps more.
+pub fn words(code: Option<RDKafkaErrorCode>, reason: &str, before: Option<String>) -> String {
+    before.filter(|_| code == Some(RDKafkaErrorCode::AllBrokersDown)).unwrap_or_else(|| reason.to_owned())
 }
 
 /// A topic's name as brokers accept it: up to 249 of `a-z`, `A-Z`, `0-9`, `.`, `_` and `-`, not `.` or `..`.

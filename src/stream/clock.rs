@@ -1,17 +1,11 @@
 //! Times: those of events in RFC 3339, those of words in shared memory. Pure.
 
+pub use crate::bridge::now;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use time::OffsetDateTime;
 
 /// From 1970 to 2000-01-01 UTC, in microseconds: the server counts from there.
 pub const EPOCH: i64 = 946_684_800_000_000;
-
-/// Microseconds since 1970.
-pub fn now() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |time| i64::try_from(time.as_micros()).unwrap_or(0))
-}
 
 /// Writes times, which mostly lie in the same second as the one before.
 #[derive(Debug, Default)]

@@ -50,8 +50,10 @@ pub fn sources(shared: Shared) -> impl Iterator<Item = (usize, &'static Source)>
 fn status(shared: Shared) -> Page {
     let mut errors = Vec::new();
     let header = shared.header;
-    if header.no_worker_slot.load(Relaxed) != 0 {
-        errors.push("no background worker is free for the launcher: raise max_worker_processes".to_owned());
+    for (lacks, whom) in [(&header.no_worker_slot, "the launcher"), (&header.no_scout_slot, "a scout")] {
+        if lacks.load(Relaxed) != 0 {
+            errors.push(format!("no background worker is free for {whom}: raise max_worker_processes"));
+        }
     }
     if header.is_refusing() {
         errors.push(

@@ -4,7 +4,7 @@
 /// An ErrorResponse or NoticeResponse, in the fields that the server sends for every one.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Report {
-    /// `ERROR`, `FATAL` or `WARNING`, never translated.
+    /// `ERROR`, `FATAL` or `WARNING`, never translated. Empty for a client of a protocol before 3, which knows no fields.
     pub severity: &'static str,
     pub sqlstate: String,
     pub message: String,
@@ -23,6 +23,11 @@ impl Report {
         Self { severity: "ERROR", sqlstate: sqlstate.to_owned(), message: message.into(), ..Self::default() }
     }
 
+    /// For a client of a protocol before 3.
+    pub fn before_protocol_3(message: impl Into<String>) -> Self {
+        Self { message: message.into(), ..Self::default() }
+    }
+
     #[must_use]
     pub fn with_detail(mut self, detail: impl Into<String>) -> Self {
         self.detail = Some(detail.into());
@@ -35,8 +40,11 @@ impl Report {
         self
     }
 
-    /// As an ErrorResponse.
+    /// As an ErrorResponse. Before protocol 3 that was a letter, a line and a zero byte.
     pub fn to_bytes(&self) -> Vec<u8> {
+        if self.severity.is_empty() {
+            return format!("EFATAL:  {}\n\0", self.message).into_bytes();
+        }
         let mut bytes = Vec::new();
         error_response(&mut bytes, self);
         bytes
@@ -109,6 +117,9 @@ pub enum Authentication<'a> {
     SaslContinue(&'a [u8]),
     SaslFinal(&'a [u8]),
 }
+
+/// AuthenticationOk as a whole message.
+pub const AUTHENTICATION_OK: &[u8] = b"R\0\0\0\x08\0\0\0\0";
 
 pub fn authentication(out: &mut Vec<u8>, request: &Authentication<'_>) {
     put(out, b'R', |out| {

@@ -20,15 +20,22 @@ pub(super) fn template(installation: &Installation) -> Result<PathBuf> {
     let aside = template.with_extension(format!("new-{}", std::process::id()));
     fs::create_dir_all(&aside)?;
     machine::give_to_server_user(&aside)?;
+    initdb(installation, &aside, &[])?;
+    fs::rename(&aside, &template)?;
+    Ok(template)
+}
+
+/// Makes the data of a server, with further arguments of initdb's.
+pub(super) fn initdb(installation: &Installation, data: &Path, arguments: &[&str]) -> Result<()> {
     let mut initdb = Command::new(installation.bin.join("initdb"));
     initdb
         .current_dir("/")
-        .args(["-A", "trust", "-U", "postgres", "-N", "-E", "UTF8", "--locale=C", "-D"])
-        .arg(&aside);
+        .args(["-A", "trust", "-U", "postgres", "-N", "-E", "UTF8", "--locale=C"])
+        .args(arguments)
+        .arg("-D")
+        .arg(data);
     machine::as_server_user(&mut initdb)?;
-    run(&mut initdb)?;
-    fs::rename(&aside, &template)?;
-    Ok(template)
+    run(&mut initdb).map(drop)
 }
 
 /// Removes what programs left behind that were killed.

@@ -51,6 +51,9 @@ pub fn replay(script: &Script, target: &Target) -> Result<Transcript> {
     if script.masks_ports {
         transcript.mask_ports(&ports);
     }
+    if crate::installation::major() >= 16 {
+        transcript.sort_what_a_reset_reports();
+    }
     Ok(transcript)
 }
 

@@ -5,7 +5,7 @@
 //! appearance in RowDescription and ParameterDescription. Everything else counts, file and line of an error too.
 
 use super::connection::Received;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 /// The first object id that initdb does not give (`FirstNormalObjectId`).
@@ -54,6 +54,34 @@ impl Transcript {
         }
     }
 
+    /// From 16 on the server tells of what RESET ALL and DISCARD ALL change in the order in which the session's settings came to differ
+    /// from their defaults, which in a pooled backend is not the client's.
+    pub fn sort_what_a_reset_reports(&mut self) {
+        let is_report = |event: &Event| matches!(&event.what, Received::Message { tag: b'S', .. });
+        let is_reset = |event: &Event| {
+            matches!(&event.what, Received::Message { tag: b'C', body }
+                if body.as_slice() == b"RESET\0" || body.as_slice() == b"DISCARD ALL\0")
+        };
+        let clients: BTreeSet<char> = self.events.iter().map(|event| event.client).collect();
+        for client in clients {
+            let mut own: Vec<&mut Event> =
+                self.events.iter_mut().filter(|event| event.client == client).collect();
+            let mut at = 0;
+            while let Some(reset) = own.iter().skip(at).position(|event| is_reset(event)) {
+                let start = at + reset + 1;
+                at = start + own.iter().skip(start).take_while(|event| is_report(event)).count();
+                let mut bodies: Vec<_> = own[start..at].iter().map(|event| event.what.clone()).collect();
+                bodies.sort_by_key(|what| match what {
+                    Received::Message { body, .. } => body.clone(),
+                    _ => Vec::new(),
+                });
+                for (event, what) in own[start..at].iter_mut().zip(bodies) {
+                    event.what = what;
+                }
+            }
+        }
+    }
+
     /// The SQLSTATEs of all ErrorResponses, in order.
     pub fn errors(&self) -> Vec<String> {
         let state = |event: &Event| match &event.what {
@@ -88,7 +116,7 @@ impl Transcript {
     /// What two replays of one script differ in, for a reader; `None` when every client saw the same bytes. Clients are
     /// compared one by one.
     pub fn difference(&self, other: &Self) -> Option<String> {
-        let clients: std::collections::BTreeSet<char> =
+        let clients: BTreeSet<char> =
             self.events.iter().chain(&other.events).map(|event| event.client).collect();
         let mut text = String::new();
         for client in clients {
@@ -339,6 +367,26 @@ mod tests {
         assert!(one.difference(&other).is_some());
         let other = transcript(&[(b'T', &column(20001, 25)), (b'T', &column(20002, 23))]);
         assert!(one.difference(&other).is_some());
+    }
+
+    #[test]
+    fn only_the_reports_of_a_reset_are_in_any_order() {
+        let same = |ours: &[(u8, &[u8])], theirs: &[(u8, &[u8])]| {
+            let (mut ours, mut theirs) = (transcript(ours), transcript(theirs));
+            ours.sort_what_a_reset_reports();
+            theirs.sort_what_a_reset_reports();
+            ours.difference(&theirs).is_none()
+        };
+        let [a, b] = [&b"a\0x\0"[..], b"b\0y\0"].map(|body| (b'S', body));
+        for reset in [&b"RESET\0"[..], b"DISCARD ALL\0"] {
+            let reset = (b'C', reset);
+            assert!(
+                same(&[reset, a, b], &[reset, b, a])
+                    && same(&[reset, a, reset, b, a], &[reset, a, reset, a, b])
+            );
+            assert!(!same(&[reset, a, b], &[reset, a]) && !same(&[a, b, reset], &[b, a, reset]));
+        }
+        assert!(!same(&[(b'C', b"SET\0"), a, b], &[(b'C', b"SET\0"), b, a]));
     }
 
     #[test]

@@ -32,8 +32,8 @@ fn is_served(cluster: &Cluster) -> Result<Duration> {
 
 const CROWD: u32 = 10_000;
 
-/// More than a few hundred kB for each of the 2,000 logins that there are at once would be no bound.
-const CROWD_MEMORY: u64 = 64 << 10;
+/// kB. Sixteen for each of the 2,000 logins that there are at once; a login that waits needs eleven.
+const CROWD_MEMORY: u64 = 32 << 10;
 
 /// Connections that say nothing, from several addresses: a pair of these has only so many ports.
 fn crowd(cluster: &Cluster, mut meanwhile: impl FnMut(usize) -> Result<()>) -> Result<Vec<TcpStream>> {

@@ -6,6 +6,7 @@ use crate::raw::Raw;
 use crate::tls::Secured;
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::Cluster;
+use pgrx_tests::lacking;
 use pgrx_tests::script::frontend::Message;
 use pgrx_tests::wait;
 use postgres::SimpleQueryMessage;
@@ -317,6 +318,9 @@ fn a_slow_message_and_one_that_waits_for_a_backend_are_not_taken_for_one_that_do
 
 #[test]
 fn a_slow_message_over_tls_is_not_taken_for_one_that_does_not_come() -> Result<()> {
+    if lacking::in_server("TLS") {
+        return Ok(());
+    }
     let secured = Secured::start("slow-tls")?;
     let cluster = &secured.cluster;
     cluster.sql("alter system set postern.client_message_timeout = '2s'")?;

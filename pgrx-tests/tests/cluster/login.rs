@@ -7,6 +7,7 @@ mod limits;
 mod methods;
 mod options;
 mod raw;
+mod system_user;
 
 use anyhow::{Context, Result};
 use pgrx_tests::cluster::Cluster;
@@ -15,7 +16,7 @@ use postgres::{Client, Config, NoTls};
 use std::time::Duration;
 
 /// A client at one of the cluster's ports, over TCP.
-fn at(port: u16, role: &str, database: &str) -> Config {
+pub fn at(port: u16, role: &str, database: &str) -> Config {
     let mut config = Config::new();
     config.host("127.0.0.1").port(port).user(role).dbname(database).connect_timeout(Duration::from_secs(20));
     config

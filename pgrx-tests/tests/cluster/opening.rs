@@ -5,7 +5,9 @@ use crate::raw::Raw;
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::Cluster;
 use pgrx_tests::{process, wait};
+use postgres::NoTls;
 use rustix::process::Signal;
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 /// Makes every backend take so many seconds to begin.
@@ -108,4 +110,35 @@ fn a_login_that_outlives_its_front_takes_nothing_from_the_next_one() -> Result<(
     process::signal_pid(late, Signal::CONT)?;
     ensure!(next.value().context("nobody is welcomed any more")?? == "welcome");
     wait::until("the late one has gone", || !process::is_running(late))
+}
+
+/// The kernel lets no process take another's descriptors that is not to be looked into: the front gives them, as to every backend where
+/// there is no pidfd_getfd(2).
+#[test]
+fn backends_that_may_not_take_a_clients_socket_are_given_it() -> Result<()> {
+    let cluster = with_pool("given", 2, &[])?;
+    let named = |name: &str| through(&cluster).application_name(name).connect(NoTls);
+    let mut before = named("before")?;
+    ensure!(text(&mut before, "select 1")? == "1");
+    let mut closed = named("test closed")?;
+    let files = std::fs::metadata(format!("/proc/{}/fd", cluster.front_pid()?))?;
+    ensure!(files.uid() == 0, "the front's files are its own user's still");
+    for round in 0..3 {
+        let mut clients =
+            (0..6).map(|number| named(&format!("client {round} {number}"))).collect::<Result<Vec<_>, _>>()?;
+        for turn in 0..4 {
+            // Two at once, on both backends.
+            let (first, second) = (turn % 6, (turn + 1 + round) % 6);
+            clients[first].batch_execute("begin")?;
+            for (number, client) in
+                [(first, round), (second, round)].map(|(n, r)| (n, format!("client {r} {n}")))
+            {
+                ensure!(text(&mut clients[number], "show application_name")? == client);
+            }
+            clients[first].batch_execute("commit")?;
+        }
+        ensure!(text(&mut before, "show application_name")? == "before");
+        ensure!(text(&mut closed, "show application_name")? == "test closed");
+    }
+    Ok(())
 }

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use pgrx_tests::certificate::Certificate;
 use pgrx_tests::cluster::Cluster;
+use pgrx_tests::lacking;
 use pgrx_tests::pgbouncer::{Options, Pgbouncer};
 use pgrx_tests::process;
 
@@ -35,6 +36,9 @@ fn a_query_passes_and_it_ends_when_dropped() -> Result<()> {
 
 #[test]
 fn it_speaks_tls_when_told() -> Result<()> {
+    if lacking::in_server("TLS") {
+        return Ok(());
+    }
     let server = Cluster::new("bounced-tls")?.start()?;
     let certificate = Certificate::self_signed(server.socket_directory())?;
     let options = Options { tls: Some((certificate, "require".to_owned())), ..Options::default() };

@@ -9,6 +9,7 @@ use self::promises::check;
 use crate::tls::Secured;
 use anyhow::{Context, Result, bail, ensure};
 use pgrx_tests::cluster::Cluster;
+use pgrx_tests::lacking;
 use pgrx_tests::script::connection::{Connection, Received, Target};
 use pgrx_tests::script::frontend::Message;
 use pgrx_tests::wait;
@@ -287,6 +288,9 @@ fn terminate(cluster: &Cluster, backend_type: &str) -> Result<()> {
 
 #[test]
 fn under_load_every_listener_gets_everything_once_and_in_one_order() -> Result<()> {
+    if lacking::in_server("TLS") {
+        return Ok(());
+    }
     play("relay_load", false, |stage| {
         stage.goes_on(ENOUGH)?;
         wait::until_within(PATIENCE, "listeners come and go", || stage.lives.load(Relaxed) > LISTENERS as u64)
@@ -295,6 +299,9 @@ fn under_load_every_listener_gets_everything_once_and_in_one_order() -> Result<(
 
 #[test]
 fn who_loses_its_relay_or_its_front_under_load_hears_it_and_has_no_gap_before() -> Result<()> {
+    if lacking::in_server("TLS") {
+        return Ok(());
+    }
     play("relay_rough", true, |stage| {
         for round in 0..8 {
             stage.goes_on(ENOUGH / 8)?;

@@ -1,16 +1,9 @@
 //! Change streams keep to what is theirs: what is read as a superuser, slots, options that become SQL, snapshots of streams that are away.
 
-use crate::stream::{delivered, events, file_sink, running, running_in, start};
+use crate::stream::{delivered, events, file_sink, running, running_in, shows, start, stopped_in, to_file};
 use anyhow::{Context, Result, ensure};
-use pgrx_tests::cluster::{Cluster, Stop};
+use pgrx_tests::cluster::Stop;
 use pgrx_tests::wait;
-
-/// What a source shows, by the text of a query.
-fn wait_for(cluster: &Cluster, sql: &str, wanted: &str) -> Result<()> {
-    let shown = || cluster.sql(sql);
-    wait::until(&format!("{sql} gives {wanted}"), || shown().is_ok_and(|shown| shown.contains(wanted)))
-        .with_context(|| format!("{:?}; {}", shown(), cluster.log_tail()))
-}
 
 #[test]
 fn tables_of_the_extensions_names_that_are_somebody_elses_are_not_read() -> Result<()> {
@@ -53,58 +46,12 @@ fn the_option_tables_is_tables_and_nothing_behind_them() -> Result<()> {
         r#"select postern.create_source('s', 'postgres', '{"tables": ["t; alter role bob superuser"], "retry": "1h"}');
            select postern.create_stream('s', 's', 'd')"#,
     )?;
-    wait_for(&cluster, "select state || ' ' || last_error from postern.sources", "failed")?;
+    shows(&cluster, "select state || ' ' || last_error from postern.sources", "failed")?;
     let said = cluster.sql("select last_error from postern.sources")?;
     ensure!(said.contains("option \"tables\" must be tables as SQL has them"), "{said}");
     ensure!(cluster.sql("select rolsuper from pg_roles where rolname = 'bob'")? == "f");
     cluster.sql(r#"select postern.alter_source('s', '{"tables": ["t"]}')"#)?;
     running(&cluster, "s")
-}
-
-#[test]
-fn a_slot_is_one_sources() -> Result<()> {
-    let cluster = start("stream-one-slot", &[])?;
-    cluster.sql(
-        "select postern.create_sink('d', 'stub_discard'); select postern.create_sink('e', 'stub_discard')",
-    )?;
-    cluster.sql(
-        r#"select postern.create_source('one', 'postgres', '{"slot": "same"}'); select postern.create_stream('one', 'one', 'd')"#,
-    )?;
-    running(&cluster, "one")?;
-    cluster.sql(
-        r#"select postern.create_source('two', 'postgres', '{"slot": "same"}'); select postern.create_stream('two', 'two', 'e')"#,
-    )?;
-    let said = "select state || ': ' || last_error from postern.sources where name = 'two'";
-    wait_for(&cluster, said, "blocked: replication slot \"same\" is that of source \"one\"")?;
-    // Dropping it leaves the slot to the one that has it.
-    cluster.sql("select postern.drop_stream('two'); select postern.drop_source('two')")?;
-    wait::until("it is gone", || {
-        cluster.sql("select count(*) from postern.running_sources()").is_ok_and(|n| n == "1")
-    })?;
-    ensure!(cluster.sql("select count(*) from pg_replication_slots where active")? == "1");
-    // Names that look alike in a slot's letters have slots of their own.
-    cluster.sql("select postern.create_source('Shop'); select postern.create_source('shop')")?;
-    cluster.sql(
-        "select postern.create_stream('A', 'Shop', 'd'); select postern.create_stream('a', 'shop', 'd')",
-    )?;
-    running(&cluster, "A")?;
-    running(&cluster, "a")?;
-    ensure!(cluster.sql("select count(*) from pg_replication_slots where active")? == "3");
-    Ok(())
-}
-
-#[test]
-fn another_slot_is_a_stated_gap_and_the_old_one_goes() -> Result<()> {
-    let cluster = start("stream-other-slot", &[])?;
-    cluster.sql(
-        "select postern.create_source('s'); select postern.create_sink('d', 'stub_discard'); select postern.create_stream('s', 's', 'd')",
-    )?;
-    running(&cluster, "s")?;
-    cluster.sql(r#"select postern.alter_source('s', '{"slot": "another"}')"#)?;
-    wait_for(&cluster, "select gap from postern.sources", "replication slot \"another\" takes the place of")?;
-    running(&cluster, "s")?;
-    ensure!(cluster.sql("select string_agg(slot_name, ',') from pg_replication_slots")? == "another");
-    Ok(())
 }
 
 #[test]
@@ -117,12 +64,7 @@ fn a_copy_of_a_database_leaves_the_originals_slot_alone() -> Result<()> {
          select postern.create_stream('s', 's', 'd')",
     )?;
     running_in(&cluster, "shop", "s")?;
-    cluster.sql_in("shop", "select postern.stop_source('s')")?;
-    wait::until("it has stopped", || {
-        cluster
-            .sql_in("shop", "select count(*) from postern.sources where worker_pid is null")
-            .is_ok_and(|n| n == "1")
-    })?;
+    stopped_in(&cluster, "shop", "s")?;
     wait::until("a copy can be made", || cluster.sql("create database copy template shop").is_ok())?;
     // The scout of the copy learns of it, and then of its end.
     cluster.sql_in("copy", "select postern.stop_source('s')")?;
@@ -149,7 +91,7 @@ fn a_snapshot_waits_for_streams_that_are_away() -> Result<()> {
         r#"select postern.create_source('s', 'postgres', '{"snapshot": true}');
            select postern.create_stream('one', 's', 'one'); select postern.create_stream('two', 's', 'two', false)"#,
     )?;
-    wait_for(&cluster, "select last_error from postern.sources", "the snapshot begins when all streams")?;
+    shows(&cluster, "select last_error from postern.sources", "the snapshot begins when all streams")?;
     cluster.sql("insert into t values (3)")?;
     cluster.sql("select postern.start_stream('two')")?;
     running(&cluster, "one")?;
@@ -159,5 +101,36 @@ fn a_snapshot_waits_for_streams_that_are_away() -> Result<()> {
         let ids: Vec<_> = events(path)?.iter().map(|event| event["Columns"]["id"].as_i64()).collect();
         ensure!(ids == [Some(1), Some(2), Some(3)], "{}: {ids:?}", path.display());
     }
+    Ok(())
+}
+
+#[test]
+fn a_stream_beyond_max_streams_waits_for_a_place_and_the_others_of_its_source_go_on() -> Result<()> {
+    let cluster = start("stream-places", &[("postern.max_streams", "1")])?;
+    cluster.sql("create table t (id int primary key)")?;
+    let path = to_file(&cluster, r#"{"retry":"200ms"}"#)?;
+    let second = file_sink(&cluster, "second", "{}")?;
+    cluster.sql("select postern.create_stream('second', 'shop', 'second')")?;
+    let seen = || {
+        cluster.sql("select string_agg(concat_ws('|', name, state, last_error), '; ') from postern.streams")
+    };
+    wait::until("it is said that the second has no place", || {
+        seen().is_ok_and(|seen| {
+            seen.contains("second|waiting|stream \"second\" has no place: raise postern.max_streams")
+                && seen.contains("shop to lines|running")
+        })
+    })
+    .with_context(|| format!("{:?}", seen()))?;
+    cluster.sql("insert into t values (1)")?;
+    let ids = |path| -> Result<Vec<i64>> {
+        Ok(events(path)?.iter().filter_map(|event| event["Columns"]["id"].as_i64()).collect())
+    };
+    wait::until("the first has it", || ids(&path).is_ok_and(|ids| ids == [1]))
+        .with_context(|| format!("{:?}", seen()))?;
+    cluster.sql("select postern.drop_stream('shop to lines')")?;
+    running(&cluster, "second")?;
+    cluster.sql("insert into t values (2)")?;
+    delivered(&cluster)?;
+    ensure!(ids(&second)? == [1, 2] && ids(&path)? == [1], "{:?} {:?}", ids(&second)?, ids(&path)?);
     Ok(())
 }

@@ -2,13 +2,12 @@
 
 use crate::stream::{delivered, file, running, start, to_file};
 use anyhow::{Context, Result, ensure};
-use pgrx_tests::cluster::{Cluster, Ports};
-use pgrx_tests::{probe, wait};
+use pgrx_tests::cluster::{Cluster, Stop};
+use pgrx_tests::{ports, probe, wait};
 
 /// A server with a stream into a file, and the port.
 fn with_port(name: &str) -> Result<(Cluster, u16)> {
-    // A port of those that the rig has for its servers, but none of this one.
-    let port = Ports::free()?.http;
+    let port = ports::free()?;
     let cluster = start(name, &[("postern.stream_listen", &format!("127.0.0.1:{port}"))])?;
     wait::until("the port answers", || probe::code(port, "/health") == 200)
         .with_context(|| cluster.log_tail())?;
@@ -28,6 +27,23 @@ fn has(scrape: &str, lines: &[String]) {
     for line in lines {
         assert!(scrape.lines().any(|one| one == line), "{line} in\n{scrape}");
     }
+}
+
+#[test]
+fn status_says_so_where_no_worker_is_left_that_could_look_for_streams() -> Result<()> {
+    let (cluster, port) = with_port("stream-http-no-scout")?;
+    ten_events(&cluster)?;
+    cluster.set("max_worker_processes", "4")?.restart(Stop::Fast)?;
+    wait::until("the page says so", || {
+        probe::get(port, "/status").is_ok_and(|page| {
+            page.code == 500 && page.body.contains("for a scout: raise max_worker_processes")
+        })
+    })
+    .with_context(|| format!("{:?}", probe::get(port, "/status").map(|page| page.body)))?;
+    cluster.set("max_worker_processes", "16")?.restart(Stop::Fast)?;
+    running(&cluster, "shop to lines")?;
+    ensure!(probe::code(port, "/status") == 200);
+    Ok(())
 }
 
 #[test]
@@ -120,7 +136,7 @@ fn a_sink_in_trouble_is_an_error_of_status_until_it_is_well_again() -> Result<()
 
 #[test]
 fn the_port_opens_and_closes_on_reload_and_lets_in_whom_the_other_ports_do() -> Result<()> {
-    let port = Ports::free()?.http;
+    let port = ports::free()?;
     let cluster = start("stream-http-reload", &[])?;
     let listens = || cluster.sql("select count(*) from postern.listeners where kind = 'stream'");
     assert_eq!(listens()?, "0");

@@ -1,20 +1,17 @@
-//! Change streams to a real Kafka broker: what arrives, by which key, in which order, and that nothing is missing whatever ends.
+//! Change streams to a real Kafka broker and from one: what arrives, by which key, and what a broker or a topic that is away does.
 
-use crate::stream::{delivered, file_sink, running, start, worker};
+use crate::stream::{delivered, file_sink, running, start};
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::{Cluster, Stop};
 use pgrx_tests::kafka::{Broker, Options, Record, no_broker};
-use pgrx_tests::process::{self, signal_pid};
 use pgrx_tests::wait;
-use rustix::process::Signal;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashSet};
 use std::os::unix::fs::PermissionsExt;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// A source `shop` that feeds a Kafka sink.
-fn to_kafka(cluster: &Cluster, source: &str, sink: &str) -> Result<()> {
+pub fn to_kafka(cluster: &Cluster, source: &str, sink: &str) -> Result<()> {
     cluster.sql(&format!(
         "select postern.create_source('shop', 'postgres', '{source}');
          select postern.create_sink('topics', 'kafka', '{sink}');
@@ -23,7 +20,7 @@ fn to_kafka(cluster: &Cluster, source: &str, sink: &str) -> Result<()> {
     running(cluster, "shop to topics")
 }
 
-fn event(record: &Record) -> Result<Value> {
+pub fn event(record: &Record) -> Result<Value> {
     serde_json::from_str(&record.payload).with_context(|| record.payload.clone())
 }
 
@@ -148,152 +145,6 @@ fn a_broker_that_is_down_holds_up_its_stream_and_nobody_else() -> Result<()> {
     running(&cluster, "shop to topics")
 }
 
-/// For how long things end at random. `POSTERN_TEST_CHAOS` gives more seconds.
-fn chaos() -> Duration {
-    let seconds = std::env::var("POSTERN_TEST_CHAOS").ok().and_then(|seconds| seconds.parse().ok());
-    Duration::from_secs(seconds.unwrap_or(25))
-}
-
-/// What ends, one after the other.
-const ENDS: [&str; 6] = [
-    "terminate the worker",
-    "kill -9 the worker",
-    "kill -9 the broker",
-    "restart",
-    "kill -9 the server",
-    "stop the stream",
-];
-
-#[test]
-fn nothing_is_missing_and_each_key_is_in_order_whatever_ends() -> Result<()> {
-    if no_broker() {
-        return Ok(());
-    }
-    let broker = Broker::start("stream-chaos")?;
-    broker.create_topic("all", 3)?;
-    let cluster = start("stream-chaos", &[("fsync", "on")])?;
-    cluster.sql("create table t (id int primary key, n bigint); insert into t select i, 0 from generate_series(0, 19) i")?;
-    cluster.sql("create table history (at bigserial, id int, n bigint)")?;
-    let source = r#"{"publication":"p","retry":"200ms"}"#;
-    cluster.sql("create publication p for table t")?;
-    to_kafka(&cluster, source, &format!(r#"{{"hosts":"{}","topicFallback":"all"}}"#, broker.address()))?;
-    let stop = AtomicBool::new(false);
-    let ended = std::thread::scope(|scope| -> Result<()> {
-        for writer in 0..3 {
-            let (cluster, stop) = (&cluster, &stop);
-            scope.spawn(move || write(cluster, stop, writer));
-        }
-        let worked = end_things(&cluster, &broker);
-        stop.store(true, Relaxed);
-        worked
-    });
-    ended?;
-    wait::until_within(Duration::from_secs(60), "the server is back", || cluster.sql("select 1").is_ok())?;
-    delivered(&cluster)?;
-    compare(&cluster, &broker)
-}
-
-/// Counts rows up, one transaction after the other, and notes each in the same transaction.
-fn write(cluster: &Cluster, stop: &AtomicBool, writer: usize) {
-    let mut count = 0_usize;
-    while !stop.load(Relaxed) {
-        let Ok(mut client) = cluster.connect() else {
-            std::thread::sleep(Duration::from_millis(20));
-            continue;
-        };
-        while !stop.load(Relaxed) {
-            count += 1;
-            let id = (count * 7 + writer) % 20;
-            let sql = format!(
-                "with changed as (update t set n = n + 1 where id = {id} returning id, n)
-                 insert into history (id, n) select id, n from changed"
-            );
-            if client.batch_execute(&sql).is_err() {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-}
-
-fn end_things(cluster: &Cluster, broker: &Broker) -> Result<()> {
-    let begun = Instant::now();
-    let end_worker = |signal: Signal| -> Result<()> {
-        let pid = wait::for_value("the source has a worker", || worker(cluster))?;
-        signal_pid(pid, signal)?;
-        wait::until("that worker is gone", || !process::is_running(pid))
-    };
-    let mut round = 0;
-    // Each of them at least once.
-    while round < ENDS.len() || begun.elapsed() < chaos() {
-        // A moment in which something is delivered; how long differs.
-        std::thread::sleep(Duration::from_millis(300 + (round as u64 * 397) % 900));
-        match ENDS[round % ENDS.len()] {
-            "terminate the worker" => end_worker(Signal::TERM)?,
-            "kill -9 the worker" => end_worker(Signal::KILL)?,
-            "kill -9 the broker" => {
-                broker.kill()?;
-                broker.start_again()?;
-            }
-            "restart" => cluster.restart(Stop::Fast)?,
-            "kill -9 the server" => {
-                cluster.kill()?;
-                cluster.start_again()?;
-            }
-            _ => {
-                wait::until("it is stopped", || {
-                    cluster.sql("select postern.stop_stream('shop to topics')").is_ok()
-                })?;
-                wait::until("it can be started again", || {
-                    cluster.sql("select postern.start_stream('shop to topics')").is_ok()
-                })?;
-            }
-        }
-        wait::until_within(Duration::from_secs(60), "the server answers", || {
-            cluster.sql("select 1").is_ok()
-        })?;
-        round += 1;
-    }
-    eprintln!("{round} ends in {:?}", begun.elapsed());
-    Ok(())
-}
-
-/// Every row's history is in the topic, once or more, in order; what comes again comes with the same UUID.
-fn compare(cluster: &Cluster, broker: &Broker) -> Result<()> {
-    let mut wanted: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
-    for row in cluster.connect()?.query("select id, n from history order by at", &[])? {
-        wanted.entry(row.get::<_, i32>(0).into()).or_default().push(row.get(1));
-    }
-    let mut found: BTreeMap<i64, Vec<(i64, String)>> = BTreeMap::new();
-    let mut doubled = 0;
-    for record in broker.consume("all")? {
-        let event = event(&record)?;
-        let number = |name: &str| event["Columns"][name].as_i64().with_context(|| record.payload.clone());
-        if event["Action"] == "update" {
-            let uuid = event["UUID"].as_str().unwrap_or_default().to_owned();
-            found.entry(number("id")?).or_default().push((number("n")?, uuid));
-        }
-    }
-    ensure!(wanted.values().map(Vec::len).sum::<usize>() > 100, "little was written");
-    for (id, numbers) in &wanted {
-        ensure!(numbers.iter().copied().eq(1..=numbers.len() as i64), "the table's own history of {id}");
-        let got = found.get(id).with_context(|| format!("nothing of {id}"))?;
-        let mut uuids = BTreeMap::new();
-        let mut next = 1;
-        for (n, uuid) in got {
-            let known = uuids.insert(*n, uuid.clone());
-            ensure!(known.as_ref().is_none_or(|known| known == uuid), "row {id} number {n} has two UUIDs");
-            doubled += usize::from(known.is_some());
-            // What has come may come again from any point on, but nothing is left out.
-            ensure!(*n <= next, "row {id}: {n} came before {next}");
-            next = next.max(*n + 1);
-        }
-        ensure!(next == numbers.len() as i64 + 1, "row {id}: {} of {} came", next - 1, numbers.len());
-    }
-    eprintln!("{doubled} came twice");
-    Ok(())
-}
-
 #[test]
 fn events_of_a_topic_go_on_to_sinks_and_what_is_no_event_is_kept_aside() -> Result<()> {
     if no_broker() {
@@ -331,118 +182,10 @@ fn events_of_a_topic_go_on_to_sinks_and_what_is_no_event_is_kept_aside() -> Resu
     Ok(())
 }
 
-/// A broker that takes 10 kB at most, and a stream to it of a table `t`.
-fn small_broker(name: &str, sink: &str) -> Result<(Broker, Cluster)> {
-    let options = Options { message_max_bytes: Some(10_000), ..Options::default() };
-    let broker = Broker::with(name, &options)?;
-    broker.create_topic("all", 1)?;
-    let cluster = start(name, &[])?;
-    cluster.sql("create table t (id int primary key, v text)")?;
-    let mut sink: Value = serde_json::from_str(sink)?;
-    sink["hosts"] = broker.address().into();
-    sink["topicFallback"] = "all".into();
-    to_kafka(&cluster, r#"{"retry":"200ms"}"#, &sink.to_string())?;
-    Ok((broker, cluster))
-}
-
 /// The ids of the events that have arrived.
-fn ids(broker: &Broker, topic: &str) -> Result<Vec<i64>> {
+pub fn ids(broker: &Broker, topic: &str) -> Result<Vec<i64>> {
     let id = |record: &Record| event(record)?["Columns"]["id"].as_i64().context("no id");
     broker.consume(topic)?.iter().map(id).collect()
-}
-
-#[test]
-fn an_event_that_the_broker_finds_too_large_stops_its_stream_or_is_left_out_and_counted() -> Result<()> {
-    if no_broker() {
-        return Ok(());
-    }
-    let (broker, cluster) = small_broker("stream-oversized", r#"{"batchSize":1}"#)?;
-    for (id, size) in [(1, 10), (2, 20_000), (3, 10)] {
-        cluster.sql(&format!("insert into t values ({id}, repeat('x', {size}))"))?;
-    }
-    let seen = || cluster.sql("select state, skipped, last_error from postern.streams");
-    wait::until("it waits for the operator", || {
-        seen().is_ok_and(|seen| seen.starts_with("blocked|0|") && seen.contains("on_oversized"))
-    })
-    .with_context(|| format!("{:?}; {}", seen(), cluster.log_tail()))?;
-    ensure!(!ids(&broker, "all")?.contains(&2), "{:?}", ids(&broker, "all")?);
-    cluster.sql(r#"select postern.alter_sink('topics', '{"on_oversized":"skip"}')"#)?;
-    cluster.sql("select postern.start_stream('shop to topics')")?;
-    running(&cluster, "shop to topics")?;
-    delivered(&cluster)?;
-    // What was out when it stopped may have come twice, and nothing is missing but what was left out.
-    let arrived = ids(&broker, "all")?;
-    ensure!(HashSet::from_iter(arrived.iter().copied()) == HashSet::from([1, 3]), "{arrived:?}");
-    ensure!(cluster.sql("select skipped from postern.streams")? == "1", "{:?}", seen());
-    Ok(())
-}
-
-#[test]
-fn events_beside_one_that_is_too_large_are_not_left_out_with_it() -> Result<()> {
-    if no_broker() {
-        return Ok(());
-    }
-    let (broker, cluster) = small_broker("stream-beside", r#"{"on_oversized":"skip"}"#)?;
-    cluster.sql("insert into t select i, repeat('x', case i when 50 then 20000 else 100 end) from generate_series(1, 100) i")?;
-    delivered(&cluster)?;
-    let arrived = ids(&broker, "all")?;
-    ensure!(arrived == (1..=100).filter(|id| *id != 50).collect::<Vec<_>>(), "{arrived:?}");
-    ensure!(cluster.sql("select skipped from postern.streams")? == "1");
-    Ok(())
-}
-
-#[test]
-fn small_events_arrive_at_a_broker_that_takes_less_than_a_batch_of_them() -> Result<()> {
-    if no_broker() {
-        return Ok(());
-    }
-    let (broker, cluster) = small_broker("stream-small", "{}")?;
-    cluster.sql("insert into t select i, repeat('x', 100) from generate_series(1, 200) i")?;
-    delivered(&cluster)?;
-    let arrived = ids(&broker, "all")?;
-    ensure!(arrived == (1..=200).collect::<Vec<_>>(), "{arrived:?}");
-    Ok(())
-}
-
-#[test]
-fn among_events_that_are_too_large_nothing_else_is_missing_and_what_a_key_has_last_is_in_order() -> Result<()>
-{
-    if no_broker() {
-        return Ok(());
-    }
-    let sink = r#"{"on_oversized":"skip","batchSize":50,"tableTopicMapping":{"counted":"many"}}"#;
-    let (broker, cluster) = small_broker("stream-mixed", sink)?;
-    broker.create_topic("many", 3)?;
-    cluster.sql(
-        "create table counted (id int primary key, n int, v text);
-         insert into counted select i, 0 from generate_series(0, 19) i;
-         do $$ begin
-             for i in 0..2999 loop
-                 update counted set n = n + 1, v = repeat('x', case i % 307 when 5 then 20000 else 10 + i % 200 end)
-                 where id = i % 20;
-             end loop;
-         end $$",
-    )?;
-    delivered(&cluster)?;
-    // The last time that each came.
-    let mut last = BTreeMap::new();
-    let records = broker.consume("many")?;
-    for (place, record) in records.iter().enumerate() {
-        let event = event(record)?;
-        let number = |name: &str| event["Columns"][name].as_i64().with_context(|| record.payload.clone());
-        last.insert((number("id")?, number("n")?), (record.partition, place));
-    }
-    eprintln!("{} came twice", records.len() - last.len());
-    let is_large = |id: i64, n: i64| n > 0 && ((n - 1) * 20 + id) % 307 == 5;
-    let all = (0..20).flat_map(|id| (0..=150).map(move |n| (id, n)));
-    let wanted: Vec<_> = all.filter(|(id, n)| !is_large(*id, *n)).collect();
-    ensure!(last.keys().copied().eq(wanted), "{last:?}");
-    for (((one, _), before), ((other, _), after)) in last.iter().zip(last.iter().skip(1)) {
-        ensure!(one != other || before < after, "row {one}: {last:?}");
-    }
-    let skipped = cluster.sql("select skipped from postern.streams")?;
-    ensure!(skipped == "10", "{skipped}");
-    Ok(())
 }
 
 #[test]

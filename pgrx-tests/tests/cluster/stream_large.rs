@@ -1,6 +1,6 @@
-//! Large transactions and rows in bounded memory, WAL without anything for anybody, and a sink that stops while another goes on.
+//! Large transactions and rows in bounded memory, and WAL without anything for anybody.
 
-use crate::stream::{delivered, events, file_sink, running, start, to_file, worker};
+use crate::stream::{delivered, events, start, to_file, worker};
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::Cluster;
 use pgrx_tests::{process, wait};
@@ -80,39 +80,5 @@ fn an_idle_database_confirms_while_another_one_writes() -> Result<()> {
     cluster.sql("insert into unpublished select generate_series(1, 1000)")?;
     confirms(&cluster)?;
     ensure!(cluster.sql("select events from postern.streams")? == "0");
-    Ok(())
-}
-
-#[test]
-fn a_sink_that_stops_stops_its_stream_and_no_other() -> Result<()> {
-    let cluster = start("stream-one-stops", &[])?;
-    cluster.sql("create table t (id int primary key)")?;
-    let path = to_file(&cluster, r#"{"retry":"200ms"}"#)?;
-    let second = file_sink(&cluster, "second", "{}")?;
-    cluster.sql("select postern.create_stream('second', 'shop', 'second')")?;
-    running(&cluster, "second")?;
-    // A directory is where its file is to be.
-    std::fs::create_dir(&second)?;
-    cluster.sql("insert into t select generate_series(1, 100)")?;
-    wait::until("the other one has all", || events(&path).is_ok_and(|events| events.len() == 100))?;
-    let state = || cluster.sql("select state, last_error from postern.streams where name = 'second'");
-    wait::until("it has failed", || {
-        state().is_ok_and(|state| !state.starts_with("running") && state.contains("second.jsonl"))
-    })
-    .with_context(|| format!("{:?}", state()))?;
-    let inserted = cluster.sql("select pg_current_wal_insert_lsn()")?;
-    let has = |stream: &str| {
-        let sql =
-            format!("select delivered_lsn >= '{inserted}' from postern.streams where name = '{stream}'");
-        cluster.sql(&sql).is_ok_and(|has| has == "t")
-    };
-    wait::until("the other one is said to have it", || has("shop to lines"))?;
-    ensure!(!has("second"));
-    cluster.sql("insert into t select generate_series(101, 200)")?;
-    wait::until("the other one goes on", || events(&path).is_ok_and(|events| events.len() == 200))?;
-    std::fs::remove_dir(&second)?;
-    wait::until("it has caught up", || events(&second).is_ok_and(|events| events.len() == 200))
-        .with_context(|| format!("{:?}; {}", state(), cluster.log_tail()))?;
-    ensure!(events(&path)?.len() == 200, "and the other one got nothing twice");
     Ok(())
 }

@@ -228,6 +228,31 @@ fn rows_of_one_copy_are_all_there_though_the_worker_ends_amid_them() -> Result<(
 }
 
 #[test]
+fn a_stop_amid_a_large_transaction_waits_for_nothing_that_nobody_writes_any_more() -> Result<()> {
+    let cluster = start("stream-stop-amid", &[])?;
+    cluster.sql(HISTORY)?;
+    let path = to_file(&cluster, PLACES)?;
+    for _ in 0..3 {
+        let mut session = cluster.connect()?;
+        let load = std::thread::spawn(move || {
+            session.batch_execute("insert into history select 1, generate_series(1, 1000000000)")
+        });
+        let begun = cluster.sql("select pg_current_wal_insert_lsn()")?;
+        let written = || cluster.sql(&format!("select pg_current_wal_insert_lsn() - '{begun}' > 30000000"));
+        wait::until("much is written", || written().is_ok_and(|written| written == "t"))?;
+        cluster.request_stop(Stop::Fast)?;
+        cluster.wait_end()?;
+        ensure!(load.join().is_ok_and(|load| load.is_err()), "the load was amid its work");
+        cluster.start_again()?;
+        running(&cluster, "shop to lines")?;
+    }
+    cluster.sql("insert into history values (2, 1)")?;
+    delivered(&cluster)?;
+    ensure!(check(&cluster, &path)? == 0);
+    Ok(())
+}
+
+#[test]
 fn a_prepared_transaction_comes_when_it_is_committed_and_not_when_it_is_rolled_back() -> Result<()> {
     let cluster = start("stream-prepared", &[("max_prepared_transactions", "2")])?;
     cluster.sql(HISTORY)?;

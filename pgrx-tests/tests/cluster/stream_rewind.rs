@@ -1,6 +1,6 @@
 //! Going back: what is kept is delivered again from exactly where it is asked for, and the option `retain` says how much that is.
 
-use crate::stream::{define, delivered, events, file_sink, running, start, to_file, worker};
+use crate::stream::{delivered, events, file_sink, ids, running, shows, start, to_file, worker};
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::Cluster;
 use pgrx_tests::wait;
@@ -82,11 +82,8 @@ fn retain_is_how_far_a_stream_can_go_back() -> Result<()> {
     let refused = back(&ends[0]).err().context("it goes back to what is not kept")?;
     ensure!(format!("{refused:?}").contains("cannot go back to"), "{refused:?}");
     back(&ends[3])?;
-    let ids = || -> Result<Vec<i64>> {
-        Ok(events(&path)?.iter().filter_map(|event| event["Columns"]["id"].as_i64()).collect())
-    };
-    wait::until("the last one comes again", || ids().is_ok_and(|ids| ids == [1, 2, 3, 4, 5, 5]))
-        .with_context(|| format!("{:?}; {}", ids(), cluster.log_tail()))?;
+    wait::until("the last one comes again", || ids(&path).is_ok_and(|ids| ids == [1, 2, 3, 4, 5, 5]))
+        .with_context(|| format!("{:?}; {}", ids(&path), cluster.log_tail()))?;
     running(&cluster, "shop to lines")?;
     delivered(&cluster)?;
     // Without it nothing is.
@@ -97,23 +94,41 @@ fn retain_is_how_far_a_stream_can_go_back() -> Result<()> {
         .with_context(|| cluster.log_tail())?;
     let refused = back(&ends[3]).err().context("it goes back to what is not kept")?;
     ensure!(format!("{refused:?}").contains("cannot go back to"), "{refused:?}");
-    ensure!(ids()? == [1, 2, 3, 4, 5, 5], "{:?}", ids()?);
+    ensure!(ids(&path)? == [1, 2, 3, 4, 5, 5], "{:?}", ids(&path)?);
     Ok(())
 }
 
 #[test]
-fn where_a_stream_is_is_written_down_though_nothing_more_comes() -> Result<()> {
-    let cluster = start("stream-written-down", &[])?;
+fn a_stream_that_is_being_rewound_keeps_what_it_goes_back_to() -> Result<()> {
+    let cluster = start("stream-rewound", &[])?;
     cluster.sql("create table t (id int primary key)")?;
-    let path = define(&cluster, r#"{"commit_lsn":true}"#, r#"{"sync":"3s"}"#)?;
-    running(&cluster, "shop to lines")?;
+    let path = to_file(&cluster, "{}")?;
     cluster.sql("insert into t values (1)")?;
     delivered(&cluster)?;
-    let event = events(&path)?.pop().context("an event")?;
-    let at = event["CommitLSN"].as_str().context("CommitLSN")?;
-    let written = || cluster.sql(&format!("select commit_lsn >= '{at}' from postern.stream_positions"));
-    wait::until("its position is written down", || written().is_ok_and(|written| written == "t"))
-        .with_context(|| {
-            format!("{at} {:?}", cluster.sql("select to_jsonb(p) from postern.stream_positions p"))
-        })
+    let now = cluster.sql("select pg_current_wal_insert_lsn()")?;
+    cluster.sql("insert into t values (2)")?;
+    shows(&cluster, &format!("select (confirmed_lsn >= '{now}')::text from postern.sources"), "true")?;
+    let mut operator = cluster.connect()?;
+    let gone = operator.batch_execute(&format!("select postern.rewind_source('shop', '{now}'::pg_lsn - 1)"));
+    let gone = gone.err().context("it goes back to what is gone")?;
+    let said =
+        gone.as_db_error().map(|error| format!("{} {}", error.message(), error.detail().unwrap_or_default()));
+    ensure!(
+        said.as_ref().is_some_and(
+            |said| said.contains("cannot go back to") && said.contains("what was before is gone")
+        ),
+        "{said:?}"
+    );
+    operator.batch_execute(
+        "begin; select postern.rewind_source('shop', greatest(s.confirmed_lsn, c.confirmed))
+         from postern.sources s join postern.source_states c on c.source = s.name",
+    )?;
+    cluster.sql("insert into t values (3)")?;
+    delivered(&cluster)?;
+    ensure!(ids(&path)? == [1, 2, 3]);
+    operator.batch_execute("commit")?;
+    wait::until("it comes again", || ids(&path).is_ok_and(|ids| ids.len() > 3))?;
+    delivered(&cluster)?;
+    ensure!(ids(&path)?.ends_with(&[3, 3]) || ids(&path)?.ends_with(&[2, 3]), "{:?}", ids(&path)?);
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! A sink that fails: it alone is made again, and the other sinks of its source notice nothing.
 
-use crate::stream::{delivered, events, file, running, start};
+use crate::stream::{delivered, events, file, file_sink, ids, running, start, to_file};
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::Cluster;
 use pgrx_tests::wait;
@@ -21,11 +21,6 @@ fn to_two_files(cluster: &Cluster, options: &str) -> Result<[PathBuf; 2]> {
     running(cluster, "one")?;
     running(cluster, "two")?;
     Ok(paths)
-}
-
-/// The ids in a file.
-fn ids(path: &PathBuf) -> Result<Vec<i64>> {
-    Ok(events(path)?.iter().filter_map(|event| event["Columns"]["id"].as_i64()).collect())
 }
 
 /// Where the file was there is now a directory, until [`mend`]. The sink sees that when it has synced the row of this id.
@@ -111,5 +106,39 @@ fn a_sink_that_lacks_more_than_memory_holds_gets_it_when_it_is_well() -> Result<
     let all: Vec<_> = (0..=10_000).collect();
     ensure!(ids(&one)? == all, "{} events", ids(&one)?.len());
     ensure!(ids(&two)? == all, "{} events", ids(&two)?.len());
+    Ok(())
+}
+
+#[test]
+fn a_sink_that_stops_stops_its_stream_and_no_other() -> Result<()> {
+    let cluster = start("stream-one-stops", &[])?;
+    cluster.sql("create table t (id int primary key)")?;
+    let path = to_file(&cluster, r#"{"retry":"200ms"}"#)?;
+    let second = file_sink(&cluster, "second", "{}")?;
+    cluster.sql("select postern.create_stream('second', 'shop', 'second')")?;
+    running(&cluster, "second")?;
+    // A directory is where its file is to be.
+    std::fs::create_dir(&second)?;
+    cluster.sql("insert into t select generate_series(1, 100)")?;
+    wait::until("the other one has all", || events(&path).is_ok_and(|events| events.len() == 100))?;
+    let state = || cluster.sql("select state, last_error from postern.streams where name = 'second'");
+    wait::until("it has failed", || {
+        state().is_ok_and(|state| !state.starts_with("running") && state.contains("second.jsonl"))
+    })
+    .with_context(|| format!("{:?}", state()))?;
+    let inserted = cluster.sql("select pg_current_wal_insert_lsn()")?;
+    let has = |stream: &str| {
+        let sql =
+            format!("select delivered_lsn >= '{inserted}' from postern.streams where name = '{stream}'");
+        cluster.sql(&sql).is_ok_and(|has| has == "t")
+    };
+    wait::until("the other one is said to have it", || has("shop to lines"))?;
+    ensure!(!has("second"));
+    cluster.sql("insert into t select generate_series(101, 200)")?;
+    wait::until("the other one goes on", || events(&path).is_ok_and(|events| events.len() == 200))?;
+    std::fs::remove_dir(&second)?;
+    wait::until("it has caught up", || events(&second).is_ok_and(|events| events.len() == 200))
+        .with_context(|| format!("{:?}; {}", state(), cluster.log_tail()))?;
+    ensure!(events(&path)?.len() == 200, "and the other one got nothing twice");
     Ok(())
 }

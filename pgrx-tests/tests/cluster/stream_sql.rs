@@ -1,18 +1,9 @@
 //! Change streams as SQL sees them: who may see and do what, what a dump has, what mistakes say, several sources and sinks.
 
-use crate::stream::{delivered, events, file, file_sink, running, running_in, start};
+use crate::stream::{delivered, events, file, file_sink, mistake, running, running_in, start};
 use anyhow::{Context, Result, ensure};
-use pgrx_tests::cluster::Cluster;
 use pgrx_tests::wait;
 use std::process::Stdio;
-
-/// What the server says of a mistake.
-fn error(cluster: &Cluster, sql: &str) -> Result<String> {
-    let failed = cluster.connect()?.batch_execute(sql).err().with_context(|| format!("{sql} is allowed"))?;
-    let error = failed.as_db_error().with_context(|| failed.to_string())?;
-    let more = [error.detail(), error.hint()].into_iter().flatten().collect::<Vec<_>>().join(" ");
-    Ok(format!("{} {} {more}", error.code().code(), error.message()))
-}
 
 #[test]
 fn mistakes_name_the_option_or_the_name() -> Result<()> {
@@ -41,7 +32,7 @@ fn mistakes_name_the_option_or_the_name() -> Result<()> {
         ("select postern.rewind_source('nothing', '0/1')", "42704 source \"nothing\" does not exist"),
         ("select postern.alter_sink('nothing', '{}')", "42704 sink \"nothing\" does not exist"),
     ] {
-        let said = error(&cluster, sql)?;
+        let said = mistake(&cluster, "postgres", sql)?;
         ensure!(said.contains(wanted), "{sql}: {said}");
     }
     cluster.sql("select postern.create_source('shop')")?;
@@ -65,10 +56,71 @@ fn mistakes_name_the_option_or_the_name() -> Result<()> {
         ),
         ("select postern.rewind_stream('s', 'FFFF/0')", "cannot be rewound to FFFF/0"),
     ] {
-        let said = error(&cluster, sql)?;
+        let said = mistake(&cluster, "postgres", sql)?;
         ensure!(said.contains(wanted), "{sql}: {said}");
     }
     Ok(())
+}
+
+#[test]
+fn names_and_arguments_that_cannot_be_are_refused_in_plain_words() -> Result<()> {
+    let cluster = start("stream-arguments", &[])?;
+    let long = "ü".repeat(32);
+    for what in ["source", "sink", "stream"] {
+        let rest = match what {
+            "source" => "",
+            "sink" => ", 'stub_discard'",
+            _ => ", 'x', 'y'",
+        };
+        for (name, wanted) in [
+            ("null".to_owned(), format!("22004 the name of a {what} must not be null")),
+            (
+                "''".to_owned(),
+                format!("42602 the name of a {what} must have 1 to 63 bytes in UTF-8, and not 0"),
+            ),
+            (
+                format!("'{long}'"),
+                format!("42602 the name of a {what} must have 1 to 63 bytes in UTF-8, and not 64"),
+            ),
+        ] {
+            let said = mistake(&cluster, "postgres", &format!("select postern.create_{what}({name}{rest})"))?;
+            ensure!(said == wanted, "{said}");
+        }
+        for act in ["drop", "start", "stop", "pause"] {
+            let said = mistake(&cluster, "postgres", &format!("select postern.{act}_{what}(null)"))?;
+            ensure!(said == format!("22004 the name of a {what} must not be null"), "{said}");
+        }
+    }
+    cluster.sql(
+        "select postern.create_source('s'); select postern.create_sink('d', 'stub_discard'); select postern.create_stream('m', 's', 'd')",
+    )?;
+    for (call, wanted) in [
+        ("create_source('x', null)", "22004 argument \"kind\" must not be null"),
+        ("create_source('x', 'postgres', null)", "22004 argument \"options\" must not be null"),
+        ("create_sink('x', 'stub_discard', '5')", "22023 options must be a JSON object"),
+        ("create_stream('x', 's', 'd', null)", "22004 argument \"start\" must not be null"),
+        ("create_stream('x', null, 'd')", "22004 the name of a source must not be null"),
+        ("alter_source('s', null)", "22004 argument \"options\" must not be null"),
+        ("alter_source('s', '5')", "22023 options must be a JSON object"),
+        ("alter_source(null, '{}')", "22004 the name of a source must not be null"),
+        ("alter_sink('d', null)", "22004 argument \"options\" must not be null"),
+        ("alter_stream('m', null)", "22004 the name of a sink must not be null"),
+        ("rewind_stream('m', null)", "22004 argument \"lsn\" must not be null"),
+        ("rewind_source('s', null)", "22004 argument \"lsn\" must not be null"),
+        ("rewind_source(null, '0/1')", "22004 the name of a source must not be null"),
+    ] {
+        let said = mistake(&cluster, "postgres", &format!("select postern.{call}"))?;
+        ensure!(said == wanted, "{call}: {said}");
+    }
+    // The longest name that there is has a publication of its own, and finds it again.
+    let longest = "x".repeat(63);
+    cluster.sql(&format!(
+        "select postern.create_source('{longest}'); select postern.create_stream('{longest}', '{longest}', 'd')"
+    ))?;
+    running(&cluster, &longest)?;
+    cluster
+        .sql(&format!("select postern.stop_source('{longest}'); select postern.start_source('{longest}')"))?;
+    running(&cluster, &longest)
 }
 
 #[test]

@@ -4,7 +4,7 @@ use crate::tls::{Secured, signed};
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::certificate::Certificate;
 use pgrx_tests::cluster::{Cluster, Stop};
-use pgrx_tests::{process, wait};
+use pgrx_tests::{lacking, process, wait};
 use postgres::{Client, NoTls};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -54,6 +54,9 @@ fn session(secured: &Secured) -> Result<Child> {
 
 #[test]
 fn clients_are_spread_and_everything_works_on_each_thread() -> Result<()> {
+    if lacking::in_server("TLS") {
+        return Ok(());
+    }
     let secured = start("threads")?;
     let cluster = &secured.cluster;
     cluster.create_extension()?;
@@ -153,6 +156,9 @@ fn have_heard(sessions: Vec<Child>) -> Result<()> {
 
 #[test]
 fn a_fast_stop_tells_the_clients_of_every_thread() -> Result<()> {
+    if lacking::in_server("TLS") {
+        return Ok(());
+    }
     let secured = start("threads-stop")?;
     let sessions = idle_and_busy(&secured)?;
     secured.cluster.stop(Stop::Fast)?;
@@ -161,6 +167,9 @@ fn a_fast_stop_tells_the_clients_of_every_thread() -> Result<()> {
 
 #[test]
 fn a_worker_that_ends_tells_the_clients_of_every_thread() -> Result<()> {
+    if lacking::in_server("TLS") {
+        return Ok(());
+    }
     let secured = start("threads-end")?;
     let sessions = idle_and_busy(&secured)?;
     let front = secured.cluster.front_pid()?;
@@ -174,6 +183,9 @@ fn a_worker_that_ends_tells_the_clients_of_every_thread() -> Result<()> {
 
 #[test]
 fn a_panic_on_any_thread_starts_the_worker_again() -> Result<()> {
+    if lacking::in_server("TLS") {
+        return Ok(());
+    }
     let secured = start("threads-panic")?;
     let cluster = &secured.cluster;
     for number in 0..THREADS {

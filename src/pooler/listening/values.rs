@@ -47,7 +47,7 @@ pub struct Identity {
     pub role: String,
     /// The pid and the key that it is told.
     pub pid: u32,
-    pub key: [u8; 4],
+    pub key: Vec<u8>,
     /// `postern.pooler_listen`.
     pub pooler: String,
 }

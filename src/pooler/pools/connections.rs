@@ -16,6 +16,9 @@ use std::sync::atomic::Ordering::*;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt;
 
+/// After a failure that may pass at any moment, or while a pool has no connection, another one is tried so soon.
+const SOON: Duration = Duration::from_millis(100);
+
 /// For whom a connection is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum For {
@@ -35,11 +38,8 @@ pub(super) fn start_opening(front: &Arc<Front>, pool: &Arc<Pool>, whom: For) {
             if whom == For::Client && matches!(&error, opening::Error::Server(code, _) if code == "53300") {
                 make_room(&front, &pool);
             }
-            let retry = match &error {
-                error if is_passing(error) => Duration::from_millis(100),
-                _ if pool.words.servers.load(Relaxed) == 0 => Duration::from_millis(100),
-                _ => front.bridge.settings().pooler.server_login_retry,
-            };
+            let soon = is_passing(&error) || pool.words.servers.load(Relaxed) == 0;
+            let retry = if soon { SOON } else { front.bridge.settings().pooler.server_login_retry };
             *pool.failed.lock() = Some((Instant::now() + retry, error));
             let pool = Arc::clone(&pool);
             front.spawn(async move {
@@ -73,11 +73,12 @@ fn make_room(front: &Front, pool: &Pool) {
     }
 }
 
-/// The server is full, or is starting or stopping, or somebody wrote over the connection's words: that may pass at any moment.
+/// The server is full, or is starting or stopping, somebody has ended the backend amid its login, or wrote over the connection's words: that
+/// may pass at any moment.
 fn is_passing(error: &opening::Error) -> bool {
     match error {
-        opening::Error::Server(code, _) => matches!(&code[..], "53300" | "57P03"),
-        opening::Error::Unclaimed => true,
+        opening::Error::Server(code, _) => matches!(&code[..], "53300" | "57P01" | "57P03"),
+        opening::Error::Closed | opening::Error::Unclaimed => true,
         _ => false,
     }
 }

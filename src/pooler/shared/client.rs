@@ -2,8 +2,8 @@
 
 use crate::bridge::Name;
 use crate::pooler::slot::{SlotWord, WaitingSince};
-use crate::wire::message::Report;
-use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::*};
+use crate::wire::message::{AUTHENTICATION_OK, Report};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::*};
 
 /// One client.
 #[repr(C)]
@@ -27,8 +27,10 @@ pub struct Slot {
     pub local_port: AtomicU16,
     /// [`super::shown::Authenticated`].
     pub authenticated: AtomicU8,
-    /// What a CancelRequest must show beside the slot's pid.
-    pub key: AtomicU32,
+    /// Nobody has told it yet that it has been authenticated: whoever speaks to it first does.
+    pub to_be_told: AtomicBool,
+    /// What a CancelRequest must show beside the slot's pid; see [`Slot::cancel_key`].
+    pub key: [AtomicU64; 4],
     /// The generation that is to be ended at its next idle moment: whoever has it then does it; and why ([`Doom`]).
     pub doomed: AtomicU32,
     pub doom: AtomicU32,
@@ -72,6 +74,23 @@ impl Slot {
     /// No backend has welcomed it yet: it waits for one without having sent anything.
     pub fn is_fresh(&self) -> bool {
         self.settings_hash.load(Relaxed) == 0 && self.transactions.load(Relaxed) == 0
+    }
+
+    /// A report as bytes for a client that no backend serves, behind what it has not been told yet.
+    pub fn last_words(&self, report: &Report) -> Vec<u8> {
+        let mut bytes = if self.to_be_told.load(Relaxed) { AUTHENTICATION_OK.to_vec() } else { Vec::new() };
+        bytes.extend(report.to_bytes());
+        bytes
+    }
+
+    /// The key of its BackendKeyData: 4 bytes, with protocol 3.2 as many as the server's own (MAX_CANCEL_KEY_LENGTH,
+    /// storage/procsignal.h).
+    pub fn cancel_key(&self) -> Vec<u8> {
+        let mut key: Vec<u8> = self.key.iter().flat_map(|word| word.load(Relaxed).to_ne_bytes()).collect();
+        if self.minor.load(Relaxed) < 2 {
+            key.truncate(4);
+        }
+        key
     }
 
     pub fn has_texts(&self) -> bool {
@@ -124,10 +143,11 @@ pub enum Pin {
     ReplicationState = 128,
     StateTooLarge = 256,
     StatementNotMovable = 512,
+    SetByLibrary = 1024,
 }
 
 impl Pin {
-    pub const ALL: [(Self, &'static str); 10] = [
+    pub const ALL: [(Self, &'static str); 11] = [
         (Self::SessionMode, "session mode"),
         (Self::TemporaryObjects, "temporary objects"),
         (Self::AdvisoryLocks, "advisory locks"),
@@ -138,6 +158,7 @@ impl Pin {
         (Self::ReplicationState, "replication state"),
         (Self::StateTooLarge, "state too large"),
         (Self::StatementNotMovable, "statement with a value of its moment"),
+        (Self::SetByLibrary, "set by a library"),
     ];
 
     /// The names of the bits, in words for `postern.clients.pinned_by`.

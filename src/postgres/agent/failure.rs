@@ -6,6 +6,7 @@ use super::transaction::Transaction;
 use crate::wire::message::Report;
 use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::*;
+use std::ffi::CStr;
 
 impl Agent {
     /// An error of the server's in here ends the client that is attached, and no other.
@@ -15,10 +16,10 @@ impl Agent {
             shim::postern_hold_cancel();
             pg_sys::AbortOutOfAnyTransaction();
         }
-        let (CaughtError::PostgresError(report)
-        | CaughtError::ErrorReport(report)
-        | CaughtError::RustPanic { ereport: report, .. }) = &error;
-        let mut told = Report::fatal(&sqlstate(report.sql_error_code()), report.message());
+        let report = shim::report(&error);
+        // SAFETY: the five characters of a code, in a place of the server's that its next call overwrites.
+        let code = unsafe { CStr::from_ptr(pg_sys::unpack_sql_state(report.sql_error_code() as i32)) };
+        let mut told = Report::fatal(&code.to_string_lossy(), report.message());
         told.detail = report.detail().map(str::to_owned);
         told.hint = report.hint().map(str::to_owned);
         told.place = Some((
@@ -62,16 +63,4 @@ impl Agent {
             self.hang_up();
         }
     }
-}
-
-/// The five characters of an error code.
-fn sqlstate(code: PgSqlErrorCode) -> String {
-    let mut code = code as i32;
-    (0..5)
-        .map(|_| {
-            let character = (code & 0x3f) as u8 + b'0';
-            code >>= 6;
-            character as char
-        })
-        .collect()
 }

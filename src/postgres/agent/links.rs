@@ -5,7 +5,9 @@ use super::{Agent, Seat};
 use crate::pooler::control::{ANSWER, Word};
 use crate::pooler::seats::raise_file_limit;
 use rustix::event::epoll;
+use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use std::ffi::c_int;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::Ordering::*;
@@ -13,6 +15,8 @@ use std::sync::atomic::Ordering::*;
 /// What the front has given.
 pub(super) struct Links {
     pub(super) control: OwnedFd,
+    /// The front's process, whose descriptors may be taken: so it need not be asked for each.
+    front: Option<OwnedFd>,
     pub(super) epoll: OwnedFd,
     pub(super) texts: Texts,
     pub(super) base: u32,
@@ -45,7 +49,9 @@ impl Links {
         let base = header.base.load(Acquire);
         say(&control, Word::Hello { server: agent.number, epoch: agent.epoch });
         let epoll = answer(&control).ok_or("the front has no such server connection")?;
-        Ok(Self { control, epoll, texts, base, known: Vec::new() })
+        // Of the process that listens.
+        let front = pidfd_open(peer.pid, PidfdFlags::empty()).ok();
+        Ok(Self { control, front, epoll, texts, base, known: Vec::new() })
     }
 
     pub(super) fn number(&self, slot: u32) -> c_int {
@@ -67,8 +73,7 @@ impl Links {
         if self.known.get(place) == Some(&seat.generation) {
             return true;
         }
-        self.say(Word::Want { slot: seat.slot, generation: seat.generation });
-        let Some(descriptor) = answer(&self.control) else { return false };
+        let Some(descriptor) = self.take(seat) else { return false };
         if self.known.len() <= place {
             self.known.resize(place + 1, 0);
         }
@@ -84,6 +89,22 @@ impl Links {
             }
             _ => false,
         }
+    }
+
+    /// The client's descriptor, which is the front's as long as the client is ours. Where the system does not let a process take another's
+    /// (pidfd_getfd(2): an old kernel, a container's filter, a module such as Yama), the front gives it.
+    fn take(&mut self, seat: Seat) -> Option<OwnedFd> {
+        if let Some(front) = &self.front {
+            match pidfd_getfd(front, self.number(seat.slot), PidfdGetfdFlags::empty()) {
+                Ok(taken) => return Some(taken),
+                Err(Errno::MFILE | Errno::NFILE) => return None,
+                // Gone: asked for it, the front says so.
+                Err(Errno::BADF | Errno::SRCH) => {}
+                Err(_) => self.front = None,
+            }
+        }
+        self.say(Word::Want { slot: seat.slot, generation: seat.generation });
+        answer(&self.control)
     }
 
     pub(super) fn forget(&mut self, seat: Seat) {

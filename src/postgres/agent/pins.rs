@@ -5,6 +5,7 @@ use super::super::shim;
 use super::{Agent, Transaction};
 use crate::pooler::shared::Pin;
 use pgrx::prelude::*;
+use std::sync::atomic::Ordering::*;
 
 impl Agent {
     /// What else holds the client here.
@@ -17,6 +18,11 @@ impl Agent {
         // SAFETY: flags of the shim, and words and tables of the session, read at its top.
         unsafe {
             shim::postern_seen.statement_mode = mode == PoolMode::statement;
+            if shim::postern_seen.another
+                || self.settings.are_a_librarys(pg_sys::Oid::from(self.pool.role.load(Relaxed)))
+            {
+                pins |= Pin::SetByLibrary as u32;
+            }
             if shim::postern_holds_locks() {
                 pins |= Pin::AdvisoryLocks as u32;
             }
@@ -46,6 +52,7 @@ impl Agent {
     pub(super) fn clean(&mut self, pins: u32) {
         let has = |pin: Pin| pins & pin as u32 != 0;
         if has(Pin::LoadedLibrary)
+            || has(Pin::SetByLibrary)
             || has(Pin::RandomSeed)
             || has(Pin::ReplicationState)
             || has(Pin::TemporaryObjects)

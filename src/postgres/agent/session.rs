@@ -9,7 +9,7 @@ use crate::net::tls::session::cipher;
 use crate::pooler::shared::{Shared, Slot};
 use crate::pooler::shown::{Authenticated, Shown};
 use crate::pooler::state::{self, Settings};
-use crate::wire::message::Report;
+use crate::wire::message::{AUTHENTICATION_OK, Report};
 use pgrx::prelude::*;
 use std::ffi::{CString, c_int};
 use std::ptr::null;
@@ -19,9 +19,19 @@ impl Agent {
     /// A client's first moment in a session: its own defaults, and everything that a server says first.
     pub(super) fn welcome(&mut self, seat: Seat) {
         let slot = self.slot(seat);
+        if slot.to_be_told.swap(false, Relaxed) {
+            // SAFETY: a whole message to the attached client's socket, which waits there for what follows, whatever that is.
+            unsafe {
+                shim::postern_seen.mute = false;
+                shim::postern_send(AUTHENTICATION_OK.as_ptr().cast(), AUTHENTICATION_OK.len());
+                shim::postern_seen.mute = true;
+            }
+        }
         let Some(links) = &self.links else { return };
         let bytes = links.texts.read(slot.settings.load(Relaxed)).to_vec();
         let Some(Settings::Startup(startup)) = state::decode_settings(&bytes) else {
+            // SAFETY: the attached client's: nobody else is to find it in the buffer.
+            unsafe { shim::postern_flush() };
             self.hang_up();
             return;
         };
@@ -64,7 +74,8 @@ impl Agent {
         // SAFETY: the attached client's socket; the session's own messages.
         unsafe {
             shim::ResetSequenceCaches();
-            shim::postern_welcome(Shared::client_pid(seat.slot), slot.key.load(Relaxed));
+            let key = slot.cancel_key();
+            shim::postern_welcome(Shared::client_pid(seat.slot), key.as_ptr(), key.len());
             shim::postern_seen.settings = true;
             shim::postern_seen.names = false;
         }

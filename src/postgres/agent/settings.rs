@@ -7,9 +7,11 @@
 //!
 //! - `variable`: one setting of the server
 //! - `environment`: what statements depend on
+//! - `identity`: whether the settings say who the session is
 //! - `steps`: from one client's settings to another's
 
 mod environment;
+mod identity;
 mod steps;
 mod variable;
 
@@ -18,8 +20,7 @@ use self::environment::{LITERALS_BY, NAMES_BY};
 pub(super) use self::steps::Steps;
 pub(super) use self::variable::reload_time;
 use self::variable::{
-    GUC_NEEDS_REPORT, Variable, find, give, identity_order, in_base, name, reset, reset_context, set, text,
-    trusted, variables,
+    Variable, find, give, identity_order, in_base, name, reset, reset_context, set, text, trusted, variables,
 };
 use super::super::{shim, versions};
 use crate::pooler::state::{Setting, Settings, Startup};
@@ -54,6 +55,10 @@ pub(super) struct SessionSettings {
     reported: Vec<Variable>,
     /// How many settings there were when they were listed.
     listed: c_int,
+    /// A library has given the session a value that only postgresql.conf can give.
+    meddled: bool,
+    /// session_authorization and role.
+    identity: Option<[Variable; 2]>,
     literals_by: Vec<Variable>,
     names_by: Vec<Variable>,
     reloaded_at: i64,
@@ -72,6 +77,8 @@ impl SessionSettings {
             known: 0,
             reported: Vec::new(),
             listed: 0,
+            meddled: false,
+            identity: None,
             literals_by: Vec::new(),
             names_by: Vec::new(),
             reloaded_at: 0,
@@ -107,6 +114,7 @@ impl SessionSettings {
             self.reported = variables().filter(reported).collect();
             // In the same order in every backend: what a client was told is carried in it.
             self.reported.sort_by_key(|v| name(*v));
+            self.identity = find(b"session_authorization").zip(find(b"role")).map(Into::into);
             let among = |v: &Variable, names: &[&CStr]| {
                 names.iter().any(|n| name(*v).to_bytes().eq_ignore_ascii_case(n.to_bytes()))
             };
@@ -129,10 +137,12 @@ impl SessionSettings {
         let custom = |name: &[u8]| name.contains(&b'.') && known.iter().any(|s| s.name == name);
         let mut base = Vec::new();
         let mut session = Vec::new();
+        self.meddled = false;
         for variable in variables() {
             // SAFETY: one of the server's settings.
             unsafe {
                 let v = &*variable;
+                self.meddled |= identity::is_a_librarys_doing(variable);
                 if in_base(variable)
                     && let Some(value) = text(variable, true)
                 {
@@ -224,6 +234,8 @@ impl SessionSettings {
             }
         }
         if let Settings::Session { told, .. } = to {
+            // SAFETY: outside a transaction or in one of our own, with nobody's query running.
+            unsafe { shim::postern_report_nothing() };
             self.tell(told);
         }
         Ok(())
@@ -262,23 +274,17 @@ impl SessionSettings {
 
     /// The client knows these values and no others; before its next ReadyForQuery it is told the differences.
     pub fn tell(&mut self, told: &[&[u8]]) {
-        let mut all = false;
         for (index, variable) in self.reported.iter().enumerate() {
-            // SAFETY: one of the server's settings; the text is the server's own to free.
+            // SAFETY: one of the server's settings; the text is the server's own to free. A flag of the shim.
             unsafe {
                 let v = &mut **variable;
                 let value = told.get(index).copied().unwrap_or_default();
                 let same = !v.last_reported.is_null() && CStr::from_ptr(v.last_reported).to_bytes() == value;
                 if !same {
                     versions::set_last_reported(v, CString::new(value).ok().as_deref());
-                    // The server looks by itself at what has just been set.
-                    all |= v.status & GUC_NEEDS_REPORT == 0;
+                    shim::postern_seen.report = true;
                 }
             }
-        }
-        if all {
-            // SAFETY: a flag of the shim.
-            unsafe { shim::postern_seen.report = true };
         }
     }
 

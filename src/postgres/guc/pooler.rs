@@ -225,7 +225,8 @@ pub(super) fn settings() -> Result<PoolerSettings, crate::settings::Error> {
     let (directories, addresses, port) = unsafe {
         (copied(pg_sys::Unix_socket_directories), copied(pg_sys::ListenAddresses), pg_sys::PostPortNumber)
     };
-    let directories: Vec<&str> = directories.split(',').map(|d| d.trim().trim_matches('"')).collect();
+    let directories = directories.split(',').map(|d| d.trim().trim_matches('"')).filter(|d| !d.is_empty());
+    let directories: Vec<&str> = directories.collect();
     let listens = |setting| -> Result<ListenList, crate::settings::Error> {
         let list: ListenList = value(setting).parse()?;
         Ok(list.with_sockets_in(directories.iter().copied()))
@@ -254,12 +255,21 @@ pub(super) fn settings() -> Result<PoolerSettings, crate::settings::Error> {
         server_login_retry: Duration::from_secs(seconds(&SERVER_LOGIN_RETRY)),
         door: ServerDoor {
             port: u16::try_from(port).unwrap_or(0),
-            socket_directory: directories.first().map_or(String::new(), |d| (*d).to_owned()),
+            socket_directory: socket_directory(&directories, port),
             loopback: loopback(&addresses),
             protocol_minor: super::super::versions::PROTOCOL_MINOR,
         },
         tls: tls_files(),
     })
+}
+
+/// The first where the server has its socket. It goes on without those in which it could make none, as long as there is one.
+fn socket_directory(directories: &[&str], port: i32) -> String {
+    let has_socket = |directory: &&&str| {
+        let path = format!("{directory}/.s.PGSQL.{port}");
+        directory.starts_with('@') || std::path::Path::new(&path).exists()
+    };
+    directories.iter().find(has_socket).or(directories.first()).map_or(String::new(), |d| (*d).to_owned())
 }
 
 /// By which loopback address the server can be reached, as `listen_addresses` says.

@@ -83,7 +83,7 @@ to_server(const char *text)
 {
 	const char *byte;
 
-	for (byte = text; *byte; byte++)
+	for (byte = text; POSTERN_CONVERTS_NAMES && *byte; byte++)
 		if (IS_HIGHBIT_SET(*byte))
 			return pg_any_to_server(text, strlen(text), PG_UTF8);
 	return unconstify(char *, text);

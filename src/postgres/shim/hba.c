@@ -27,7 +27,8 @@ static bool hba_loaded = false;
 static bool ident_loaded = false;
 
 /*
- * The server's own verdict. host_name: the client's, confirmed, or null when it has none; no name is looked up here. replication: 0 none, 1 physical, 2 of a database, as the startup packet asks for it.
+ * The server's own verdict. host_name: the client's, confirmed, or null when it has none; no name is looked up here. replication: 0 none,
+ * 1 physical, 2 of a database, as the startup packet asks for it.
  */
 void
 postern_hba(const char *database, const char *role, int family, const uint32 *address, bool tls, const char *host_name,

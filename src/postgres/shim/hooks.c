@@ -7,10 +7,14 @@
 #include "access/transam.h"
 #include "access/xact.h"
 #include "catalog/objectaccess.h"
+#include "catalog/pg_language.h"
+#include "catalog/pg_proc.h"
 #include "libpq/auth.h"
 #include "nodes/parsenodes.h"
 #include "tcop/utility.h"
+#include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/syscache.h"
 
 #include "shim.h"
 
@@ -126,6 +130,38 @@ see_subtransaction(SubXactEvent event, SubTransactionId mine, SubTransactionId p
 		postern_agent_subtransaction(event == SUBXACT_EVENT_ABORT_SUB, GetCurrentTransactionNestLevel());
 }
 
+/*
+ * Whether a function is one of the extension set_user. These change the role behind the settings, and keep the one of before, and a token,
+ * in memory of the library: also when the transaction is rolled back, and where nothing in the session says so.
+ */
+static bool
+is_of_set_user(Oid function)
+{
+	static const char *const library = "set_user";
+	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
+	bool		found = false;
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	if (((Form_pg_proc) GETSTRUCT(tuple))->prolang == ClanguageId)
+	{
+		bool		null;
+		Datum		file = SysCacheGetAttr(PROCOID, tuple, Anum_pg_proc_probin, &null);
+
+		if (!null)
+		{
+			char	   *name = TextDatumGetCString(file);
+			char	   *last = last_dir_separator(name);
+
+			last = last ? last + 1 : name;
+			found = strncmp(last, library, strlen(library)) == 0 && strchr("-.", last[strlen(library)]) != NULL;
+			pfree(name);
+		}
+	}
+	ReleaseSysCache(tuple);
+	return found;
+}
+
 static void
 see_access(ObjectAccessType access, Oid class, Oid object, int sub, void *argument)
 {
@@ -133,7 +169,10 @@ see_access(ObjectAccessType access, Oid class, Oid object, int sub, void *argume
 	{
 		/* A function that is not the server's own may change settings from C, unseen by anything else. */
 		if (object == F_SET_CONFIG || object >= FirstNormalObjectId)
+		{
 			postern_seen.settings = true;
+			postern_seen.another |= object != F_SET_CONFIG && is_of_set_user(object);
+		}
 		else if (object == F_SETSEED)
 			postern_seen.seed = true;
 		else if (object == F_PG_NOTIFY)
@@ -157,7 +196,6 @@ postern_install_hooks(void)
 }
 
 static ClientAuthentication_hook_type next_authentication;
-extern void postern_session_begins(const char *token);
 
 /* Takes the parameter out of the packet, so that the session never knows of it. */
 static void

@@ -228,16 +228,34 @@ postern_skip_message(void)
 	return result != EOF;
 }
 
+/*
+ * The settings that have changed are no news to the client: it did not change them. From 16 on the server tells of changes in an
+ * order that follows their history, and this is none of the client's.
+ */
+void
+postern_report_nothing(void)
+{
+	bool		mute = postern_seen.mute;
+	bool		told = postern_seen.told;
+
+	postern_seen.mute = true;
+	ReportChangedGUCOptions();
+	postern_seen.mute = mute;
+	postern_seen.told = told;
+}
+
 /* What a session begins with after its authentication: the reported settings, the key for cancels, ReadyForQuery. */
 void
-postern_welcome(uint32 pid, uint32 key)
+postern_welcome(uint32 pid, const uint8 *key, size_t key_length)
 {
 	StringInfoData message;
 
 	BeginReportingGUCOptions();
+	/* Nothing of it is news at the first ReadyForQuery. */
+	ReportChangedGUCOptions();
 	pq_beginmessage(&message, 'K');
 	pq_sendint32(&message, pid);
-	pq_sendint32(&message, key);
+	pq_sendbytes(&message, (const char *) key, key_length);
 	pq_endmessage(&message);
 	pq_beginmessage(&message, 'Z');
 	pq_sendbyte(&message, 'I');

@@ -2,12 +2,13 @@
  * What only C can reach: structs of the server that no binding has (Port, HbaLine, PQcommMethods, the wait set of the client's
  * socket) and the two places on a query's path where nothing may be in the way. There is no policy in these files, only access;
  * every function is declared, with its meaning, in shim.rs. Here is what they say to each other. What differs between major versions
- * of the server is in versions.h.
+ * of the server is in versions.h and versions.c.
  */
 #ifndef POSTERN_SHIM_H
 #define POSTERN_SHIM_H
 
 #include "libpq/pqcomm.h"
+#include "utils/hsearch.h"
 
 #include "versions.h"
 
@@ -27,6 +28,7 @@ typedef struct
 	bool		report;			/* before the next ReadyForQuery, tell the client what it does not know yet */
 	bool		statement_mode; /* transaction blocks are refused */
 	bool		nameless;		/* the client has statements whose names are not in the table yet */
+	bool		another;		/* the client has called a function of set_user */
 } PosternSeen;
 
 extern PosternSeen postern_seen;
@@ -63,6 +65,7 @@ enum
 extern void postern_session_begins(const char *token);
 
 /* From one file to another. */
+extern HTAB *postern_table_in(MemoryContext parent, const char *name);
 extern void postern_see_parse(void);
 extern void postern_recount_statements(void);
 extern void postern_interrupts(void);

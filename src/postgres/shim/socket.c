@@ -119,7 +119,12 @@ postern_wait_for_any(int epoll, uint64 *data, bool *slept)
 		if (InterruptPending || ConfigReloadPending || MyLatch->is_set)
 			n = 0;
 		else
+		{
+			/* Shown as what an idle session's is. */
+			pgstat_report_wait_start(WAIT_EVENT_CLIENT_READ);
 			n = epoll_pwait(epoll, &event, 1, -1, &UnBlockSig);
+			pgstat_report_wait_end();
+		}
 		postern_mask_signals(&UnBlockSig);
 	}
 	if (n < 1)

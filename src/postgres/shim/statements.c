@@ -80,8 +80,6 @@ postern_recount_statements(void)
  * A client's statements have their names in the table only once they are looked up: the table's hash function, which comes before
  * every lookup, asks the agent for the name first.
  */
-extern void postern_agent_name(const char *name);
-extern void postern_agent_all_names(void);
 static HashValueFunc server_hash;
 
 static uint32

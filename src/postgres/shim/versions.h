@@ -11,6 +11,7 @@
 #include "libpq/libpq.h"
 #include "libpq/pqsignal.h"
 #include "miscadmin.h"
+#include "replication/slot.h"
 #include "storage/latch.h"
 #include "storage/proc.h"
 #include "utils/guc.h"
@@ -103,6 +104,56 @@ postern_transaction_of(volatile PGPROC *proc)
 	return proc->lxid;
 #endif
 }
+
+/* Whether a slot has lost what it needs; under its mutex. */
+static inline bool
+postern_slot_is_invalidated(ReplicationSlot *slot)
+{
+#if PG_VERSION_NUM >= 160000
+	return slot->data.invalidated != RS_INVAL_NONE;
+#else
+	return slot->data.restart_lsn == InvalidXLogRecPtr && slot->data.invalidated_at != InvalidXLogRecPtr;
+#endif
+}
+
+/* A logical slot; one that fails over, which standbys synchronize, where there is such a thing. */
+static inline void
+postern_make_slot(const char *name, ReplicationSlotPersistency persistency, bool failover)
+{
+#if PG_VERSION_NUM >= 170000
+	ReplicationSlotCreate(name, true, persistency, false, failover, false);
+#else
+	ReplicationSlotCreate(name, true, persistency, false);
+#endif
+}
+
+/* Takes a slot, if nobody has it and it is not invalidated. */
+static inline void
+postern_acquire_slot(const char *name)
+{
+#if PG_VERSION_NUM >= 180000
+	ReplicationSlotAcquire(name, true, true);
+#else
+	ReplicationSlotAcquire(name, true);
+#endif
+}
+
+/* Whether the standbys that `synchronized_standby_slots` names have everything before this position, where the slot is one that fails over. */
+static inline bool
+postern_standbys_have(ReplicationSlot *slot, XLogRecPtr lsn, int elevel)
+{
+#if PG_VERSION_NUM >= 170000
+	return !slot->data.failover || StandbySlotsHaveCaughtup(lsn, elevel);
+#else
+	return true;
+#endif
+}
+
+/*
+ * Whether pg_stat_ssl has the names of a certificate in the database's encoding. From 18 on they are written down before the database is
+ * known, in UTF-8 (pgstat_bestart_security()).
+ */
+#define POSTERN_CONVERTS_NAMES (PG_VERSION_NUM < 180000)
 
 /* What a column of a description needs besides its fields, which are all set, and zero where nothing was said. */
 static inline void

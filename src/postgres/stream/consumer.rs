@@ -2,9 +2,10 @@
 //! keeps aside what was no event, writes log lines, and sees when it is over. A stream worker's main thread.
 
 use super::super::signals;
-use super::super::worker::{Latch, cancels_nothing};
-use super::catalog::{self, SourceDefinition, Wanted};
+use super::super::worker::{Latch, heed_signals};
+use super::catalog::{SourceDefinition, Wanted};
 use super::feeds::{Memory, feed, write_lines};
+use super::records;
 use super::worker::{End, said, wait, write};
 use crate::stream::engine::consumer::{Consumer, Shared as Consumers};
 use crate::stream::engine::{Outcome, StreamReport, Watch};
@@ -44,11 +45,11 @@ pub(super) fn serve(
     let streams = definition
         .streams
         .iter()
-        .map(|stream| feed(shared, number, stream, StreamReport::default(), memory.sink, &line, RETRY));
-    let started = match (made, streams.collect::<Result<Vec<_>, End>>()) {
-        (Err(error), _) => Err(End::Blocked(error.to_string())),
-        (_, Err(end)) => Err(end),
-        (Ok(made), Ok(streams)) => {
+        .map(|stream| feed(shared, number, stream, StreamReport::default(), memory.sink, &line, RETRY))
+        .collect();
+    let started = match made {
+        Err(error) => Err(End::Blocked(error.to_string())),
+        Ok(made) => {
             // SAFETY: set for every process of the server.
             let latch = Latch(unsafe { pg_sys::MyLatch });
             let consumers = Arc::new(Consumers::new(move || latch.set()));
@@ -83,23 +84,18 @@ pub(super) fn serve(
 /// Until it is over.
 fn look(at: &'static Source, definition: &SourceDefinition, consumers: &Consumers, lines: &Waiting) -> End {
     loop {
-        cancels_nothing();
-        check_for_interrupts!();
-        if BackgroundWorker::sighup_received() {
-            // SAFETY: on main, outside a transaction.
-            unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
-        }
+        heed_signals();
         write_lines(lines, &definition.name);
         let rejected = consumers.rejected();
         if let Some(last) = rejected.last().map(|one| one.serial) {
             let kept =
-                write(|| rejected.iter().try_for_each(|one| catalog::keep_aside(&definition.name, one)));
+                write(|| rejected.iter().try_for_each(|one| records::keep_aside(&definition.name, one)));
             if let Err(error) = kept {
                 return End::Failed(format!("could not keep aside what was no event: {error}"));
             }
             at.errors.fetch_add(rejected.len() as u64, Relaxed);
             if let Some(one) = rejected.last() {
-                at.say(&format!(
+                at.error.say(&format!(
                     "the message at offset {} of partition {} of topic \"{}\" {}",
                     one.place.offset, one.place.partition, one.place.topic, one.why
                 ));
@@ -108,7 +104,7 @@ fn look(at: &'static Source, definition: &SourceDefinition, consumers: &Consumer
             continue;
         }
         if let Some(trouble) = consumers.trouble() {
-            at.say(&trouble);
+            at.error.say(&trouble);
         }
         let over = BackgroundWorker::sigterm_received()
             || at.stop.load(Acquire) == 1

@@ -13,10 +13,10 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_publication.h"
 #include "catalog/pg_type.h"
-#include "libpq/pqformat.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
+#include "port/pg_bswap.h"
 #include "replication/decode.h"
 #include "replication/logical.h"
 #include "replication/logicalproto.h"
@@ -34,6 +34,9 @@
 #include "utils/relcache.h"
 #include "utils/resowner.h"
 #include "utils/syscache.h"
+#include "utils/timestamp.h"
+
+#include "../shim/versions.h"
 
 /* A transaction that is being replayed. Mirrored in decoding.rs. */
 typedef struct
@@ -80,24 +83,34 @@ prepare_write(LogicalDecodingContext *ctx, XLogRecPtr lsn, TransactionId xid, bo
 	resetStringInfo(ctx->out);
 }
 
-/* Asks what a type is, under the snapshot of the change that is replayed. */
-static void
-tell_type(const StringInfo message)
+/* The OID that a message about a type or a relation has behind its kind; none of one that is too short for it. */
+static Oid
+subject(const StringInfo message)
 {
-	uint32		type;
-	PosternType described = {0};
-	HeapTuple	tuple;
+	uint32		oid;
 
-	if (message->len < 5)
-		return;
-	memcpy(&type, message->data + 1, 4);
-	type = pg_ntoh32(type);
-	tuple = SearchSysCache1(TYPEOID, ObjectIdGetDatum(type));
-	if (!HeapTupleIsValid(tuple))
-		return;
+	if (message->len < (int) (1 + sizeof(oid)))
+		return InvalidOid;
+	memcpy(&oid, message->data + 1, sizeof(oid));
+	return pg_ntoh32(oid);
+}
+
+/*
+ * Tells the worker of a type that is not built in, and of what it is made of, under the snapshot of the change that is replayed. Not
+ * recursive: whoever may make domains may make domains over domains, as many as they like.
+ */
+void
+postern_tell_type(uint32 type)
+{
+	while (type >= FirstGenbkiObjectId)
 	{
-		Form_pg_type form = (Form_pg_type) GETSTRUCT(tuple);
+		HeapTuple	tuple = SearchSysCache1(TYPEOID, ObjectIdGetDatum(type));
+		PosternType described = {0};
+		Form_pg_type form;
 
+		if (!HeapTupleIsValid(tuple))
+			return;
+		form = (Form_pg_type) GETSTRUCT(tuple);
 		if (form->typtype == TYPTYPE_DOMAIN)
 			described.same = form->typbasetype;
 		else if (IsTrueArrayType(form))
@@ -105,20 +118,10 @@ tell_type(const StringInfo message)
 			described.element = form->typelem;
 			described.delimiter = form->typdelim;
 		}
+		ReleaseSysCache(tuple);
+		postern_decoded_type(type, &described);
+		type = described.same ? described.same : described.element;
 	}
-	ReleaseSysCache(tuple);
-	/* What it is made of may be no built-in type either. */
-	if (described.same >= FirstGenbkiObjectId || described.element >= FirstGenbkiObjectId)
-	{
-		StringInfoData inner;
-
-		initStringInfo(&inner);
-		pq_sendbyte(&inner, 'Y');
-		pq_sendint32(&inner, described.same ? described.same : described.element);
-		tell_type(&inner);
-		pfree(inner.data);
-	}
-	postern_decoded_type(type, &described);
 }
 
 /*
@@ -131,15 +134,13 @@ tell_key(const StringInfo message)
 	StringInfoData names;
 	const char *at;
 	const char *end = message->data + message->len;
-	uint32		oid;
+	Oid			oid = subject(message);
 	Relation	relation;
 	Oid			index_oid;
 
-	if (message->len < 5)
+	if (!OidIsValid(oid))
 		return;
-	memcpy(&oid, message->data + 1, 4);
-	oid = pg_ntoh32(oid);
-	at = message->data + 5;
+	at = message->data + 1 + sizeof(oid);
 	/* Schema and name. */
 	for (int i = 0; i < 2 && at < end; i++)
 		at += strnlen(at, end - at) + 1;
@@ -182,7 +183,7 @@ do_write(LogicalDecodingContext *ctx, XLogRecPtr lsn, TransactionId xid, bool la
 	char		kind = ctx->out->len > 0 ? ctx->out->data[0] : 0;
 
 	if (kind == 'Y')
-		tell_type(ctx->out);
+		postern_tell_type(subject(ctx->out));
 	postern_decoded(&replayed, lsn, ctx->out->data, ctx->out->len);
 	if (kind == 'R')
 		tell_key(ctx->out);
@@ -313,11 +314,7 @@ postern_decoding_begin(const char *slot, const char *publication_name, bool mess
 	if (messages)
 		options = lappend(options, makeDefElem("messages", (Node *) makeString("true"), -1));
 	CheckLogicalDecodingRequirements();
-#if PG_VERSION_NUM >= 180000
-	ReplicationSlotAcquire(slot, true, true);
-#else
-	ReplicationSlotAcquire(slot, true);
-#endif
+	postern_acquire_slot(slot);
 	decoding = CreateDecodingContext(InvalidXLogRecPtr, options, false,
 									 XL_ROUTINE(.page_read = read_local_xlog_page,
 												.segment_open = wal_segment_open,
@@ -339,11 +336,47 @@ postern_decoding_begin(const char *slot, const char *publication_name, bool mess
 	InvalidateSystemCaches();
 }
 
-/* Decodes at most so many records of what has been flushed. Returns how far it has read; `more` when there is more to read. */
+/* For how long standbys are waited for before the log says which of their slots are missing or not in use. */
+#define PATIENCE_MS 10000
+
+/*
+ * How far may be decoded: what has been flushed, and for a slot that fails over, what the standbys have, one of which may be the primary next
+ * and would not know what was delivered (as WalSndWaitForWal() does it). They may be behind for ever and never be done, so it is one
+ * position that is waited for, and then the next.
+ */
+static XLogRecPtr
+decodable(void)
+{
+	static XLogRecPtr had = InvalidXLogRecPtr;
+	static XLogRecPtr wanted = InvalidXLogRecPtr;
+	static TimestampTz since;
+	static bool told;
+	XLogRecPtr	flushed = GetFlushRecPtr(NULL);
+	bool		tell;
+
+	if (had >= flushed)
+		return flushed;
+	if (wanted == InvalidXLogRecPtr)
+	{
+		wanted = flushed;
+		since = GetCurrentTimestamp();
+		told = false;
+	}
+	tell = !told && TimestampDifferenceExceeds(since, GetCurrentTimestamp(), PATIENCE_MS);
+	if (postern_standbys_have(MyReplicationSlot, wanted, tell ? WARNING : DEBUG1))
+	{
+		had = wanted;
+		wanted = InvalidXLogRecPtr;
+	}
+	told = told || tell;
+	return had;
+}
+
+/* Decodes at most so many records of what may be decoded. Returns how far it has read; `more` when there is more to read. */
 uint64
 postern_decoding_step(int records, bool *more)
 {
-	XLogRecPtr	flushed = GetFlushRecPtr(NULL);
+	XLogRecPtr	flushed = decodable();
 	MemoryContext before = CurrentMemoryContext;
 
 	for (int i = 0; i < records && decoding->reader->EndRecPtr < flushed; i++)
@@ -390,19 +423,4 @@ postern_decoding_end(void)
 		ReplicationSlotSave();
 		ReplicationSlotRelease();
 	}
-}
-
-/* Tells the worker of a type that is not built in, as for a change. */
-void
-postern_tell_type(uint32 type)
-{
-	StringInfoData message;
-
-	if (type < FirstGenbkiObjectId)
-		return;
-	initStringInfo(&message);
-	pq_sendbyte(&message, 'Y');
-	pq_sendint32(&message, type);
-	tell_type(&message);
-	pfree(message.data);
 }

@@ -43,6 +43,7 @@ guarded! {
     fn postern_decoding_confirm(lsn: u64);
     fn postern_decoding_end();
     fn postern_end_on_sigterm();
+    fn postern_cancel_on_sigterm();
     fn postern_after_error();
     fn postern_copy_rows(
         query: *const c_char,
@@ -115,6 +116,17 @@ pub(super) fn retained(name: &str) -> Option<u64> {
     Some(written.saturating_sub(slot.restart.0))
 }
 
+/// `wal_level`, where it does not do for decoding.
+pub(super) fn low_wal_level() -> Option<&'static str> {
+    use pg_sys::WalLevel::{WAL_LEVEL_LOGICAL, WAL_LEVEL_REPLICA};
+    // SAFETY: an int setting that does not change while the server runs.
+    match unsafe { pg_sys::wal_level } {
+        level if level >= WAL_LEVEL_LOGICAL as i32 => None,
+        level if level >= WAL_LEVEL_REPLICA as i32 => Some("replica"),
+        _ => Some("minimal"),
+    }
+}
+
 /// Makes a slot of pgoutput; in a transaction that has written nothing. Waits until transactions that are running have ended. Raises the
 /// server's own errors (wal_level, max_replication_slots, the name).
 pub(super) fn create_slot(name: &str, failover: bool) -> Lsn {
@@ -134,8 +146,8 @@ pub(super) fn take_snapshot(name: &str) -> Lsn {
     }
 }
 
-/// Calls back for each row that a query, in the encoding of what is decoded, gives, with its columns as text in UTF-8. Connected to SPI. An error that the call back raises ends
-/// it.
+/// Calls back for each row that a query gives, with its columns as text in UTF-8; the query is in the encoding of what is decoded.
+/// Connected to SPI. An error that the call back raises ends it.
 pub(super) fn copy_rows(query: Vec<u8>, mut row: impl FnMut(&[Option<&[u8]>])) {
     type Call<'a> = dyn FnMut(&[Option<&[u8]>]) + 'a;
     struct Row<'a> {
@@ -192,10 +204,22 @@ pub(super) fn drop_slot(name: &str) {
     unsafe { postern_slot_drop(name.as_ptr()) }
 }
 
-/// Until a worker sets its own handlers: a SIGTERM ends it, also while the server waits for something (transactions, before a slot begins).
+/// Until a worker sets other handlers: a SIGTERM ends it, also while the server waits for something (transactions, before a slot begins).
 pub(super) fn end_on_sigterm() {
     // SAFETY: at the top of a worker.
     unsafe { postern_end_on_sigterm() }
+}
+
+/// From here on a SIGTERM is [`is_terminated`], and ends what the server is doing by an error, as a cancel does.
+pub(super) fn cancel_on_sigterm() {
+    // SAFETY: at the top of a worker.
+    unsafe { postern_cancel_on_sigterm() }
+}
+
+/// Whether there has been a SIGTERM since the worker has set a handler that only takes note of it.
+pub(super) fn is_terminated() -> bool {
+    // SAFETY: a word of this process, which its signal handlers set.
+    unsafe { (&raw const pg_sys::ShutdownRequestPending).read_volatile() != 0 }
 }
 
 /// After an error of the server's was caught: what it held is let go.

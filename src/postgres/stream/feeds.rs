@@ -4,12 +4,12 @@
 use super::super::guc;
 use super::catalog::{SourceDefinition, StreamDefinition, Wanted};
 use super::work::Work;
-use super::worker::{End, database_name};
+use super::worker::database_name;
 use crate::stream::engine::{From, Make, StreamReport};
 use crate::stream::event;
 use crate::stream::lines::{Lines, Waiting};
 use crate::stream::position::{Lsn, Position};
-use crate::stream::shared::{Shared, Stream};
+use crate::stream::shared::Shared;
 use crate::stream::sink::{self, Failure, Setting};
 use pgrx::prelude::*;
 use std::ffi::CStr;
@@ -43,7 +43,7 @@ impl Memory {
 
 impl Work {
     /// A sink for each stream that runs.
-    pub(super) fn streams(&self, confirmed: Lsn) -> Result<Vec<From>, End> {
+    pub(super) fn streams(&self, confirmed: Lsn) -> Vec<From> {
         let begins = StreamReport {
             position: Position { commit: confirmed, ordinal: u64::MAX },
             delivered: confirmed,
@@ -86,12 +86,17 @@ pub(super) fn feed(
     size: usize,
     line: &Lines,
     retry: Duration,
-) -> Result<From, End> {
-    let Some(shown) = shared.stream(number, stream.name.as_bytes()) else {
-        let why = format!("stream \"{}\" has no place: raise postern.max_streams", stream.name);
-        return Err(End::Failed(why));
-    };
-    let make = (stream.state == Wanted::Running).then(|| {
+) -> From {
+    let place = shared.stream(number, stream.name.as_bytes());
+    if place.is_none()
+        && stream.state == Wanted::Running
+        && let Some(source) = shared.sources.get(number)
+    {
+        source.error.say(&format!("stream \"{}\" has no place: raise postern.max_streams", stream.name));
+    }
+    // Without a place it is like one that is paused: what it lacks is kept for it. It has one of its own, which nobody sees.
+    let shown = place.unwrap_or_else(|| Box::leak(Box::default()));
+    let make = (stream.state == Wanted::Running && place.is_some()).then(|| {
         let (kind, options) = (stream.kind.clone(), stream.options.clone());
         let setting =
             Setting { delivered: 0, buffer_size: size, stream: stream.name.clone(), log: line.log() };
@@ -102,14 +107,8 @@ pub(super) fn feed(
         });
         make
     });
-    show_where(shown, &begins);
-    Ok(From { make, begins, shown, retry, log: line.log() })
-}
-
-fn show_where(shown: &Stream, at: &StreamReport) {
-    shown.commit.store(at.position.commit.0, Relaxed);
-    shown.ordinal.store(at.position.ordinal, Relaxed);
-    shown.delivered.store(at.delivered.0, Relaxed);
+    shown.show_where(begins.position, begins.delivered);
+    From { make, begins, shown, retry, log: line.log() }
 }
 
 fn host_name() -> String {

@@ -131,7 +131,7 @@ fn running_sources() -> TableIterator<
             source.buffered.load(Relaxed) as i64,
             source.buffered_most.load(Relaxed) as i64,
             source.error.get().map(plain),
-            seconds(source.error_at.load(Relaxed)),
+            seconds(source.error.at()),
         )
     }))
 }
@@ -169,7 +169,7 @@ fn running_streams() -> TableIterator<
                 seconds(stream.behind_since.load(Relaxed)),
                 seconds(stream.delivered_at.load(Relaxed)),
                 stream.error.get().map(plain),
-                seconds(stream.error_at.load(Relaxed)),
+                seconds(stream.error.at()),
             )
         })
     }))

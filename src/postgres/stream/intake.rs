@@ -1,8 +1,8 @@
 //! What takes what is decoded and hands it to the engine's thread, and waits while there is no room: that holds decoding up. A stream
 //! worker's main thread, amid the server's own decoding.
 
-use super::super::worker::cancels_nothing;
-use super::decoding::{RawType, Receiver, Replayed};
+use super::super::worker::heed_signals;
+use super::decoding::{self, RawType, Receiver, Replayed};
 use super::feeds::write_lines;
 use super::limit::Limit;
 use super::worker::{QUIET, wait};
@@ -11,7 +11,6 @@ use crate::stream::engine::Shared as Engines;
 use crate::stream::lines::Waiting;
 use crate::stream::position::Lsn;
 use crate::stream::shared::Source;
-use pgrx::bgworkers::BackgroundWorker;
 use pgrx::prelude::*;
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -26,7 +25,6 @@ pub(super) struct Intake {
     pub told: Option<Replayed>,
     pub source: &'static Source,
     pub digest: u64,
-    pub terminated: bool,
     /// A transaction has ended since the main loop looked.
     pub news: bool,
     /// The engine was told of everything before this.
@@ -58,12 +56,7 @@ impl Intake {
 
     /// Between two steps, and while it waits for something: signals, a reload, lines for the log, the limit of WAL. Whether it is over.
     pub(super) fn look(&mut self) -> bool {
-        cancels_nothing();
-        check_for_interrupts!();
-        if BackgroundWorker::sighup_received() {
-            // SAFETY: on main; in a transaction too, as the server's own WAL sender does amid its decoding.
-            unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
-        }
+        heed_signals();
         write_lines(&self.lines, &self.source.name.text());
         self.limit.look(self.source);
         self.is_over()
@@ -76,9 +69,8 @@ impl Intake {
         }
     }
 
-    pub(super) fn is_over(&mut self) -> bool {
-        self.terminated |= BackgroundWorker::sigterm_received();
-        self.terminated
+    pub(super) fn is_over(&self) -> bool {
+        decoding::is_terminated()
             || self.limit.over.is_some()
             || self.source.stop.load(Acquire) == 1
             || self.source.definition.load(Acquire) != self.digest

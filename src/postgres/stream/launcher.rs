@@ -1,16 +1,14 @@
 //! The launcher: starts a scout for each database whose definitions may have changed, and a worker for each source that is to run; and
 //! again when one has ended. Its main thread, which has no other. It starts when the server takes writes: on a standby streams wait.
 
-use super::super::worker::{cancels_nothing, log};
+use super::super::dynamic::Started;
+use super::super::worker::{heed_signals, log};
 use super::super::{shim, shmem};
 use super::{decoding, scout, worker};
 use crate::bridge::{Level, LogLine};
 use crate::stream::clock::now;
 use crate::stream::shared::{Shared, Source, SourceState};
-use pgrx::bgworkers::{
-    BackgroundWorker, BackgroundWorkerBuilder, BackgroundWorkerStatus, BgWorkerStartTime,
-    DynamicBackgroundWorker, SignalWakeFlags,
-};
+use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
 use pgrx::prelude::*;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering::*;
@@ -44,9 +42,9 @@ struct Launcher {
     shared: Shared,
     /// Databases to be looked at.
     queue: VecDeque<u32>,
-    scout: Option<(u32, DynamicBackgroundWorker)>,
+    scout: Option<(u32, Started)>,
     /// By the number of the source: which worker it is.
-    workers: HashMap<usize, (u32, DynamicBackgroundWorker)>,
+    workers: HashMap<usize, (u32, Started)>,
     looked: Instant,
     /// It was said that there is no place for a worker.
     said: bool,
@@ -76,12 +74,7 @@ fn run(shared: Shared) -> i32 {
             return 1;
         }
         worker::wait(TICK);
-        cancels_nothing();
-        check_for_interrupts!();
-        if BackgroundWorker::sighup_received() {
-            // SAFETY: on main, outside a transaction.
-            unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
-        }
+        heed_signals();
     }
 }
 
@@ -106,7 +99,7 @@ impl Launcher {
             self.look_at(database);
         }
         if let Some((_, scout)) = &self.scout
-            && lives(scout)
+            && scout.lives()
         {
             return;
         }
@@ -116,15 +109,20 @@ impl Launcher {
         }
         let Some(database) = self.queue.pop_front() else { return };
         if !Self::databases().contains(&database) {
+            header.no_scout_slot.store(0, Relaxed);
             return self.forget(database);
         }
         if is_locked(database) {
             return self.queue.push_back(database);
         }
-        let worker = dynamic("postern scout", "postern scout", scout::FUNCTION, u64::from(database));
+        let worker = Started::new("postern scout", "postern scout", scout::FUNCTION, (database, 0));
         match worker {
-            Some(worker) => self.scout = Some((database, worker)),
+            Some(worker) => {
+                header.no_scout_slot.store(0, Relaxed);
+                self.scout = Some((database, worker));
+            }
             None => {
+                header.no_scout_slot.store(1, Relaxed);
                 self.queue.push_front(database);
                 self.say_no_place("a scout");
             }
@@ -178,7 +176,7 @@ impl Launcher {
             let turn = source.turn.load(Acquire);
             let known = self.workers.get(&number).filter(|(its, _)| *its == turn);
             // A launcher before us may have started it.
-            let runs = known.is_some_and(|(_, worker)| lives(worker)) || source.pid.load(Acquire) != 0;
+            let runs = known.is_some_and(|(_, worker)| worker.lives()) || source.pid.load(Acquire) != 0;
             if runs {
                 continue;
             }
@@ -186,9 +184,7 @@ impl Launcher {
                 SourceState::Waiting if source.retry_at.load(Relaxed) <= now => self.start(number, source),
                 // Its worker has ended without saying why: the server has restarted, or it was killed.
                 SourceState::Starting | SourceState::Snapshot | SourceState::Streaming => {
-                    source
-                        .retry_at
-                        .store(now + i64::from(source.retry_interval.load(Relaxed)) * 1000, Relaxed);
+                    retry_later(source);
                     source.set_state(SourceState::Failed);
                 }
                 SourceState::Failed if source.retry_at.load(Relaxed) <= now => self.start(number, source),
@@ -219,8 +215,8 @@ impl Launcher {
         source.turn.store(turn, Release);
         source.stop.store(0, Release);
         let name = format!("postern stream {}", source.name.text());
-        let argument = u64::from(turn) << 32 | number as u64;
-        match dynamic(&name, "postern stream", worker::FUNCTION, argument) {
+        let argument = (u32::try_from(number).unwrap_or(u32::MAX), turn);
+        match Started::new(&name, "postern stream", worker::FUNCTION, argument) {
             Some(worker) => {
                 source.set_state(SourceState::Starting);
                 self.workers.insert(number, (turn, worker));
@@ -229,7 +225,7 @@ impl Launcher {
             None => {
                 source.retry_at.store(now() + 5_000_000, Relaxed);
                 source.set_state(SourceState::Waiting);
-                source.say("no background worker is free: raise max_worker_processes");
+                source.error.say("no background worker is free: raise max_worker_processes");
                 self.say_no_place(&format!("\"{name}\""));
             }
         }
@@ -248,32 +244,18 @@ fn is_locked(database: u32) -> bool {
     BackgroundWorker::transaction(|| decoding::is_locked(database))
 }
 
-fn lives(worker: &DynamicBackgroundWorker) -> bool {
-    matches!(worker.pid(), Ok(_) | Err(BackgroundWorkerStatus::NotYetStarted))
-}
-
-fn dynamic(name: &str, kind: &str, function: &str, argument: u64) -> Option<DynamicBackgroundWorker> {
-    // SAFETY: a word of this process.
-    let pid = unsafe { pg_sys::MyProcPid };
-    BackgroundWorkerBuilder::new(name)
-        .set_type(kind)
-        .set_library("postern")
-        .set_function(function)
-        .set_argument(Some(pg_sys::Datum::from(argument)))
-        .set_restart_time(None)
-        .set_start_time(BgWorkerStartTime::RecoveryFinished)
-        .set_notify_pid(pid)
-        .enable_spi_access()
-        .load_dynamic()
-        .ok()
-}
-
 /// Its database is gone, and its slot with it.
 fn gone(source: &Source) {
     source.database.store(0, Relaxed);
     source.stop.store(1, Release);
     source.set_state(SourceState::Dropped);
-    wake(source);
+    end(source);
+}
+
+/// When its pause is over it may be started again.
+pub(super) fn retry_later(source: &Source) {
+    let pause = i64::from(source.retry_interval.load(Relaxed)) * 1000;
+    source.retry_at.store(now() + pause, Relaxed);
 }
 
 /// Its place is free.
@@ -282,19 +264,11 @@ pub(super) fn free(shared: Shared, number: usize, source: &Source) {
     source.set_state(SourceState::Free);
 }
 
-/// Ends a source's worker also while the server waits for something in it: transactions, before a slot begins.
+/// Ends a source's worker, also while the server waits for something in it: transactions, before a slot begins.
 pub(super) fn end(source: &Source) {
     let pid = source.pid.load(Acquire);
     if pid != 0 {
-        // SAFETY: a child of the postmaster's that has told its number; a worker that is over its start sees the signal as well.
+        // SAFETY: a child of the postmaster's that has told its number.
         unsafe { libc::kill(pid, libc::SIGTERM) };
-    }
-}
-
-/// Wakes a source's worker.
-pub(super) fn wake(source: &Source) {
-    if source.pid.load(Acquire) != 0 {
-        // SAFETY: a number of the server's table of processes; a latch that is set once too often harms nobody.
-        unsafe { shim::postern_wake(source.proc.load(Acquire)) }
     }
 }

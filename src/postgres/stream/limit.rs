@@ -6,6 +6,7 @@ use super::decoding;
 use super::prepare::{GO_ON, record_source};
 use crate::stream::clock::now;
 use crate::stream::definition::{AtLimit, LostSlot, PostgresSource};
+use crate::stream::gap;
 use crate::stream::shared::Source;
 use pgrx::bgworkers::BackgroundWorker;
 use pgrx::prelude::*;
@@ -66,7 +67,7 @@ pub(super) fn beyond(slot: &str, limit: Option<u64>) -> Option<String> {
 /// Shows it; the log has it when it becomes too much, and from time to time while it is.
 pub(super) fn warn(source: &Source, error: &str) {
     let now = now();
-    source.say(error);
+    source.error.say(error);
     let before = source.warned_at.load(Relaxed);
     if before == 0 || now.saturating_sub(before) >= WARN.as_micros() as i64 {
         source.warned_at.store(now, Relaxed);
@@ -88,8 +89,9 @@ pub(super) fn drop_slot(
     let stated =
         format!("{error}: it was dropped; changes after {delivered} that were not delivered are lost");
     warning!("postern: source \"{name}\": {stated}");
-    source.gap.set(&stated);
-    record.gap = Some(stated.clone());
+    let gaps = gap::stated(record.gap.as_deref(), &stated);
+    source.gap.set(&gaps);
+    record.gap = Some(gaps);
     record_source(&name, record)?;
     Ok(match lost_slot {
         LostSlot::Stop => format!("{stated}; {GO_ON}"),

@@ -3,8 +3,10 @@
 
 use super::catalog::{self, SourceDefinition, SourceRecord};
 use super::decoding::{self, Slot, quoted};
+use super::records;
 use super::worker::{End, write};
 use crate::stream::definition::{LostSlot, PostgresSource};
+use crate::stream::gap;
 use crate::stream::position::Lsn;
 use crate::stream::shared::Source;
 use pgrx::bgworkers::BackgroundWorker;
@@ -25,6 +27,9 @@ pub(super) fn prepare(
     definition: &SourceDefinition,
     options: &PostgresSource,
 ) -> Result<Prepared, End> {
+    if let Some(low) = decoding::low_wal_level() {
+        return Err(End::Failed(format!("wal_level is {low}: set it to logical and restart the server")));
+    }
     let publication = options.publication_name(&definition.name);
     let made = write(|| make_publication(&definition.name, &publication, options));
     match made {
@@ -89,7 +94,9 @@ pub(super) fn prepare(
                 confirmed: None,
                 rewound: definition.state.as_ref().map_or(0, |before| before.rewound),
             });
-            record.gap = stated.or(record.gap);
+            if let Some(stated) = stated {
+                record.gap = Some(gap::stated(stated_before(definition), &stated));
+            }
             record.confirmed = record.confirmed.max(Some(found.confirmed));
             source.gap.set(record.gap.as_deref().unwrap_or_default());
             source.owns_slot.store(u32::from(record.made_slot), Relaxed);
@@ -100,7 +107,7 @@ pub(super) fn prepare(
         None if known.is_some() => lost = Some(format!("replication slot \"{slot}\" is gone")),
         _ => {}
     }
-    let mut gap = definition.state.as_ref().and_then(|known| known.gap.clone());
+    let mut gaps = stated_before(definition).map(str::to_owned);
     if let Some(lost) = &lost
         && known.is_some()
         && options.lost_slot == LostSlot::Stop
@@ -110,27 +117,28 @@ pub(super) fn prepare(
     if found.is_some() {
         BackgroundWorker::transaction(|| decoding::drop_slot(&slot));
     }
-    source.say(&format!(
+    source.error.say(&format!(
         "replication slot \"{slot}\" begins when transactions that are running now have ended"
     ));
     let begins = BackgroundWorker::transaction(|| decoding::create_slot(&slot, options.failover));
-    source.say("");
+    source.error.say("");
     if let Some(lost) = lost {
         let stated = format!("{lost}; changes from {} to {begins} are lost", delivered(definition));
         log!("postern: source \"{}\": {stated}", definition.name);
+        let stated = gap::stated(gaps.as_deref(), &stated);
         source.gap.set(&stated);
-        gap = Some(stated);
+        gaps = Some(stated);
     }
     log!("postern: made replication slot \"{slot}\" for source \"{}\"", definition.name);
     source.owns_slot.store(1, Relaxed);
-    write(|| catalog::forget_snapshot(&definition.name))
+    write(|| records::forget_snapshot(&definition.name))
         .map_err(|error| End::Failed(format!("could not begin its snapshot: {error}")))?;
     let record = SourceRecord {
         slot,
         made_slot: true,
         begins,
         snapshot_done: !options.snapshot,
-        gap,
+        gap: gaps,
         confirmed: Some(begins),
         rewound: definition.state.as_ref().map_or(0, |known| known.rewound),
     };
@@ -183,6 +191,11 @@ fn leave(before: &SourceRecord, database: u32) {
     }
 }
 
+/// The gaps that were stated before, by whichever slot it had.
+fn stated_before(definition: &SourceDefinition) -> Option<&str> {
+    definition.state.as_ref()?.gap.as_deref()
+}
+
 /// The least that any of its streams has.
 pub(super) fn delivered(definition: &SourceDefinition) -> String {
     least(definition).map_or_else(|| "the beginning".to_owned(), |lsn| lsn.to_string())
@@ -194,7 +207,7 @@ fn least(definition: &SourceDefinition) -> Option<Lsn> {
 
 /// Or why not.
 pub(super) fn record_source(source: &str, record: &SourceRecord) -> Result<(), String> {
-    write(|| catalog::record_source(source, record))
+    write(|| records::record_source(source, record))
         .map_err(|error| format!("could not write down its slot: {error}"))
 }
 
@@ -219,6 +232,6 @@ fn make_publication(source: &str, name: &str, options: &PostgresSource) -> Resul
             "option \"tables\" must be tables as SQL has them after FOR TABLE"
         );
     }
-    catalog::record_publication(source, name)?;
+    records::record_publication(source, name)?;
     Ok(true)
 }

@@ -1,12 +1,13 @@
 //! The scout: looks once at the definitions of one database, writes into shared memory what is to run, drops the slots of sources that are
 //! no more, and ends. One at a time in the server; started by the launcher.
 
-use super::super::{shim, shmem};
+use super::super::{dynamic, shim, shmem};
 use super::catalog::{self, SourceDefinition, Wanted};
 use super::{consumer, decoding, launcher, limit, prepare, worker};
+use crate::release;
 use crate::stream::definition::{AtLimit, PostgresSource};
 use crate::stream::shared::{Shared, Source, SourceState, StreamState};
-use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
+use pgrx::bgworkers::BackgroundWorker;
 use pgrx::prelude::*;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering::*;
@@ -17,7 +18,7 @@ pub(super) const FUNCTION: &str = "postern_scout_main";
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn postern_scout_main(argument: pg_sys::Datum) {
     if let Some(shared) = shmem::streams() {
-        look(shared, argument.value() as u32);
+        look(shared, dynamic::argument(argument).0);
         let header = shared.header;
         if header.launcher.load(Acquire) != 0 {
             // SAFETY: a number of the server's table of processes.
@@ -29,7 +30,7 @@ pub extern "C-unwind" fn postern_scout_main(argument: pg_sys::Datum) {
 }
 
 fn look(shared: Shared, database: u32) {
-    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
+    decoding::end_on_sigterm();
     // SAFETY: in a new worker, by the OID of a database, as the bootstrap superuser.
     unsafe {
         pg_sys::BackgroundWorkerInitializeConnectionByOid(pg_sys::Oid::from(database), pg_sys::InvalidOid, 0);
@@ -46,6 +47,8 @@ fn look(shared: Shared, database: u32) {
 }
 
 fn scout(shared: Shared, database: u32) {
+    let database_name = worker::database_name();
+    compare_versions(&database_name);
     let definitions = BackgroundWorker::transaction(|| {
         if !catalog::is_here() {
             return Some(Vec::new());
@@ -67,11 +70,21 @@ fn scout(shared: Shared, database: u32) {
             drop_source(shared, number, source);
         }
     }
-    let database_name = worker::database_name();
     for definition in &definitions {
         note(shared, (database, &database_name), definition);
     }
     drop_orphans(shared, database, &definitions);
+}
+
+/// Says what to do where the extension's SQL is not of this library's version.
+fn compare_versions(database: &str) {
+    let Some(sql) = BackgroundWorker::transaction(catalog::version) else { return };
+    if let Some(advice) = release::advice(&sql, release::VERSION) {
+        let ours = release::VERSION;
+        warning!(
+            "postern: database \"{database}\" has version {sql} of the extension, and the library is {ours}: {advice}"
+        );
+    }
 }
 
 /// Slots that were left when the server ended before they could be dropped with their sources.
@@ -97,16 +110,10 @@ fn drop_orphans(shared: Shared, database: u32, definitions: &[SourceDefinition])
 
 /// A source that is no longer defined: its worker ends, then its slot goes, then its place is free.
 fn drop_source(shared: Shared, number: usize, source: &'static Source) {
-    let starts = source.state() == SourceState::Starting;
     source.set_state(SourceState::Dropped);
     source.stop.store(1, Release);
     if source.pid.load(Acquire) != 0 {
-        if starts {
-            launcher::end(source)
-        } else {
-            launcher::wake(source)
-        }
-        return;
+        return launcher::end(source);
     }
     let slot = source.slot.text();
     if source.owns_slot.load(Relaxed) == 1
@@ -171,23 +178,24 @@ fn note(shared: Shared, (database, database_name): (u32, &str), definition: &Sou
         retry = options.retry;
     }
     source.retry_interval.store(u32::try_from(retry.as_millis()).unwrap_or(u32::MAX), Relaxed);
-    streams(shared, number, definition);
+    let placed = streams(shared, number, definition);
     let changed = source.definition.swap(definition.digest, AcqRel) != definition.digest;
     let lives = source.pid.load(Acquire) != 0;
-    if changed && lives {
-        // It sees that its definition is another, and ends.
-        if source.state() == SourceState::Starting { launcher::end(source) } else { launcher::wake(source) }
+    if (changed || placed) && lives {
+        launcher::end(source);
     }
-    let idle = matches!(
+    let rests = matches!(
         source.state(),
-        SourceState::Stopped | SourceState::Blocked | SourceState::Failed | SourceState::Waiting
+        SourceState::Free
+            | SourceState::Stopped
+            | SourceState::Blocked
+            | SourceState::Failed
+            | SourceState::Waiting
     );
-    if !lives
-        && (idle || source.state() == SourceState::Free)
-        && (changed || source.state() == SourceState::Free)
-    {
+    // A place that was claimed just now has had no definition.
+    if changed && rests && !lives {
         source.retry_at.store(0, Relaxed);
-        source.say("");
+        source.error.say("");
         source.set_state(if definition.runs() { SourceState::Waiting } else { SourceState::Stopped });
     }
 }
@@ -205,7 +213,7 @@ fn limit_wal(source: &'static Source, definition: &SourceDefinition, options: &P
     if decoding::slot(&state.slot).is_some_and(|slot| slot.active_pid == 0 && slot.database == database) {
         let delivered = prepare::delivered(definition);
         match limit::drop_slot(source, &mut state.clone(), &error, &delivered, options.lost_slot) {
-            Ok(error) | Err(error) => source.say(&error),
+            Ok(error) | Err(error) => source.error.say(&error),
         }
     }
 }
@@ -227,13 +235,14 @@ fn claim(source: &Source, database: u32, name: &[u8]) {
         count.store(0, Relaxed);
     }
     source.timings.clear();
-    source.say("");
+    source.error.say("");
     source.gap.set("");
     source.warned_at.store(0, Relaxed);
 }
 
-/// The places of its streams.
-fn streams(shared: Shared, number: usize, definition: &SourceDefinition) {
+/// The places of its streams; whether one has got its place now. A worker that is there already goes on without it until it is told.
+fn streams(shared: Shared, number: usize, definition: &SourceDefinition) -> bool {
+    let mut placed = false;
     for stream in shared.streams_of(number) {
         if !definition.streams.iter().any(|one| stream.name.is(one.name.as_bytes())) {
             stream.free();
@@ -252,6 +261,7 @@ fn streams(shared: Shared, number: usize, definition: &SourceDefinition) {
             continue;
         };
         if found.is_none() {
+            placed = true;
             stream.clear();
             stream.name.set(one.name.as_bytes());
             stream.set_source(number);
@@ -259,15 +269,16 @@ fn streams(shared: Shared, number: usize, definition: &SourceDefinition) {
         stream.sink.set(one.sink.as_bytes());
         stream.sink_kind.set(one.kind.as_bytes());
         match one.state {
-            Wanted::Running if found.is_none() => stream.set_state(StreamState::Waiting),
+            Wanted::Running
+                if found.is_none()
+                    || matches!(stream.state(), StreamState::Paused | StreamState::Stopped) =>
+            {
+                stream.set_state(StreamState::Waiting);
+            }
             Wanted::Running => {}
             Wanted::Paused => stream.set_state(StreamState::Paused),
             Wanted::Stopped => stream.set_state(StreamState::Stopped),
         }
-        if one.state == Wanted::Running
-            && matches!(stream.state(), StreamState::Paused | StreamState::Stopped)
-        {
-            stream.set_state(StreamState::Waiting);
-        }
     }
+    placed
 }

@@ -18,20 +18,45 @@
 #include "parser/parser.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
 #include "replication/origin.h"
 #include "storage/condition_variable.h"
+#include "storage/latch.h"
 #include "storage/lock.h"
 #include "storage/lwlock.h"
 #include "tcop/tcopprot.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 
-/* Until attach_signal_handlers(): a SIGTERM ends the process at the next look at interrupts, also amid the server's own waits. */
+/* A SIGTERM ends the process at the next look at interrupts, also amid the server's own waits. */
 void
 postern_end_on_sigterm(void)
 {
 	pqsignal(SIGTERM, die);
 	BackgroundWorkerUnblockSignals();
+}
+
+static void
+cancel_and_end(SIGNAL_ARGS)
+{
+	int			save_errno = errno;
+
+	ShutdownRequestPending = true;
+	QueryCancelPending = true;
+	InterruptPending = true;
+	SetLatch(MyLatch);
+	errno = save_errno;
+}
+
+/*
+ * A SIGTERM is kept in ShutdownRequestPending, and what the server is doing for the process, its own waits among it, ends as a cancelled
+ * query does: by an error that the process catches. It may wait for what never comes: WAL that ends in the middle of a record is waited
+ * for until somebody flushes the rest, and in a shutdown nobody does.
+ */
+void
+postern_cancel_on_sigterm(void)
+{
+	pqsignal(SIGTERM, cancel_and_end);
 }
 
 /* After an error that was caught outside a transaction. */

@@ -16,6 +16,8 @@
 #include "storage/spin.h"
 #include "utils/snapmgr.h"
 
+#include "../shim/versions.h"
+
 /* The words of a slot, as they are now; false when there is none of that name. */
 bool
 postern_slot(const char *name, uint32 *database, int *active_pid, uint64 *confirmed, uint64 *restart, bool *invalidated,
@@ -36,11 +38,7 @@ postern_slot(const char *name, uint32 *database, int *active_pid, uint64 *confir
 		*active_pid = slot->active_pid;
 		*confirmed = slot->data.confirmed_flush;
 		*restart = slot->data.restart_lsn;
-#if PG_VERSION_NUM >= 160000
-		*invalidated = slot->data.invalidated != RS_INVAL_NONE;
-#else
-		*invalidated = slot->data.restart_lsn == InvalidXLogRecPtr && slot->data.invalidated_at != InvalidXLogRecPtr;
-#endif
+		*invalidated = postern_slot_is_invalidated(slot);
 		*logical = SlotIsLogical(slot);
 		*two_phase = slot->data.two_phase;
 		strlcpy(slot_plugin, NameStr(slot->data.plugin), NAMEDATALEN);
@@ -63,11 +61,7 @@ postern_slot_create(const char *name, bool stays, bool with_snapshot, bool failo
 
 	CheckSlotPermissions();
 	CheckLogicalDecodingRequirements();
-#if PG_VERSION_NUM >= 170000
-	ReplicationSlotCreate(name, true, stays ? RS_EPHEMERAL : RS_TEMPORARY, false, failover, false);
-#else
-	ReplicationSlotCreate(name, true, stays ? RS_EPHEMERAL : RS_TEMPORARY, false);
-#endif
+	postern_make_slot(name, stays ? RS_EPHEMERAL : RS_TEMPORARY, failover);
 	ctx = CreateInitDecodingContext("pgoutput", NIL, with_snapshot, InvalidXLogRecPtr,
 									XL_ROUTINE(.page_read = read_local_xlog_page,
 											   .segment_open = wal_segment_open,
@@ -87,8 +81,5 @@ postern_slot_create(const char *name, bool stays, bool with_snapshot, bool failo
 void
 postern_slot_drop(const char *name)
 {
-#if PG_VERSION_NUM >= 190000
-#error "look at ReplicationSlotDrop"
-#endif
 	ReplicationSlotDrop(name, true);
 }

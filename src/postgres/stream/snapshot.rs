@@ -2,9 +2,10 @@
 //! its rows go to the engine as inserts. Changes of a table up to its snapshot are left out afterwards. A table that is delivered is
 //! written down, so what is interrupted goes on with the next one. A stream worker's main thread.
 
-use super::catalog::{self, SnapshotTable, Wanted};
+use super::catalog::{self, Wanted};
 use super::decoding::{self, quoted};
 use super::prepare::record_source;
+use super::records::{self, SnapshotTable};
 use super::work::Work;
 use super::worker::{BUSY, wait, write};
 use crate::stream::buffer::Record;
@@ -184,13 +185,13 @@ impl Work {
             let what = what.to_owned();
             move |error| format!("could not {what} its snapshot's tables: {error}")
         };
-        let load = || catalog::snapshot_tables(&source);
+        let load = || records::snapshot_tables(&source);
         let mut done = BackgroundWorker::transaction(AssertUnwindSafe(load)).map_err(failed("read"))?;
         if !self.prepared.record.snapshot_done {
             self.source.set_state(SourceState::Snapshot);
             if self.definition.streams.iter().any(|stream| stream.state != Wanted::Running) {
                 // Whoever is away would lack the rows, and the changes that are in them.
-                self.source.say("the snapshot begins when all streams of the source are to run");
+                self.source.error.say("the snapshot begins when all streams of the source are to run");
                 while !self.look() {
                     wait(1_000);
                 }
@@ -212,7 +213,7 @@ impl Work {
                     String::from_utf8_lossy(&table.name)
                 );
                 if known.is_none() {
-                    write(|| catalog::begin_snapshot_table(&source, table.oid))
+                    write(|| records::begin_snapshot_table(&source, table.oid))
                         .map_err(failed("write down"))?;
                 }
                 let seen = self.copy(&table);
@@ -222,7 +223,7 @@ impl Work {
                 if !self.wait_for_snapshots(begun + copied) {
                     return Ok(());
                 }
-                write(|| catalog::end_snapshot_table(&source, table.oid, lsn))
+                write(|| records::end_snapshot_table(&source, table.oid, lsn))
                     .map_err(failed("write down"))?;
                 done.retain(|one| one.relation != table.oid);
                 done.push(SnapshotTable { relation: table.oid, lsn, delivered: true });

@@ -2,19 +2,21 @@
 //! in order whatever ends it. A stream worker's main thread; the engine has the other one.
 
 use super::super::signals;
-use super::super::worker::Latch;
-use super::catalog::{self, SourceDefinition};
+use super::super::worker::{Latch, cancels_nothing};
+use super::catalog::SourceDefinition;
 use super::confirming::Confirming;
 use super::decoding;
 use super::feeds;
 use super::intake::{Intake, Shares};
 use super::limit::{self, Limit};
 use super::prepare::{Prepared, record_source};
-use super::worker::{BUSY, End, QUIET, said, wait};
+use super::records;
+use super::worker::{BUSY, End, QUIET, said, wait, write};
 use crate::stream::buffer::Chunk;
 use crate::stream::definition::{LostSlot, PostgresSource};
 use crate::stream::engine::{Engine, Outcome, Shared as Engines, StreamReport, Watch};
 use crate::stream::event::Encoder;
+use crate::stream::gap;
 use crate::stream::lines::{Lines, lines};
 use crate::stream::position::Lsn;
 use crate::stream::shared::{Shared, Source, SourceState};
@@ -38,9 +40,6 @@ const STEP: i32 = 1_000;
 
 /// How often positions are written down while they change.
 const RECORD: Duration = Duration::from_secs(1);
-
-/// Bytes of an older gap's words that a newer one leaves.
-const GAP: usize = 1024;
 
 /// A worker at work.
 pub(super) struct Work {
@@ -84,7 +83,6 @@ impl Work {
             told: None,
             source,
             digest: definition.digest,
-            terminated: false,
             news: false,
             progress: Lsn(0),
             unpublished: None,
@@ -121,22 +119,20 @@ impl Work {
         let encoder = Encoder::new(self.event_options(), self.seed());
         // The sinks may start threads too: every signal is blocked before any exists.
         signals::block_all();
-        let thread = self.streams(confirmed).and_then(|streams| {
-            let arrears = feeds::Memory::new(&self.definition).arrears;
-            let engine = Engine::new(Arc::clone(&self.engines), encoder, streams, confirmed, arrears);
-            let thread = std::thread::Builder::new().name("postern stream".to_owned());
-            thread
-                .spawn(move || engine.run())
-                .map_err(|error| End::Failed(format!("could not start its thread: {error}")))
-        });
-        BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
+        let arrears = feeds::Memory::new(&self.definition).arrears;
+        let streams = self.streams(confirmed);
+        let engine = Engine::new(Arc::clone(&self.engines), encoder, streams, confirmed, arrears);
+        let thread = std::thread::Builder::new().name("postern stream".to_owned());
+        let thread = thread.spawn(move || engine.run());
+        decoding::cancel_on_sigterm();
+        BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP);
         let thread = match thread {
             Ok(thread) => thread,
-            Err(end) => return end,
+            Err(error) => return End::Failed(format!("could not start its thread: {error}")),
         };
         let serve = AssertUnwindSafe(|| {
             self.snapshot()?;
-            if self.intake.borrow_mut().is_over() {
+            if self.intake.borrow().is_over() {
                 return Ok(());
             }
             // Messages are asked for whether they are wanted or not: they count, so that a change keeps its number.
@@ -167,8 +163,9 @@ impl Work {
             drop(intake);
             self.confirm();
             if self.recorded_at.elapsed() >= RECORD {
-                self.record(false);
+                // A gap is on disk before the slot leaves it behind, which waits for what is written down after it.
                 self.state_missed();
+                self.record(false);
             }
             if !more {
                 wait(if changed.elapsed() < RECENT { BUSY } else { QUIET });
@@ -209,7 +206,7 @@ impl Work {
             return;
         }
         let (source, rewound) = (&self.definition.name, self.prepared.record.rewound);
-        let write = || {
+        let act = || {
             // A crash may lose the last of it: then some events come twice. Nothing waits for a standby.
             let level = if at_end {
                 pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_LOCAL_FLUSH
@@ -219,19 +216,15 @@ impl Work {
             // SAFETY: a setting of this process, for this transaction's commit.
             unsafe { pg_sys::synchronous_commit = level as c_int };
             // First: it locks what is written after it, and waits for nobody.
-            let allowed = catalog::record_confirmed(source, rewound, lsn)?;
+            let allowed = records::record_confirmed(source, rewound, lsn)?;
             if allowed.is_none() {
                 return Ok(None);
             }
             due.iter()
-                .try_for_each(|(_, stream, at)| catalog::record_position(&stream.name, stream.rewound, at))?;
+                .try_for_each(|(_, stream, at)| records::record_position(&stream.name, stream.rewound, at))?;
             Ok::<_, SpiError>(allowed)
         };
-        let written = self.confirming.write(lsn, || {
-            let written = BackgroundWorker::transaction(AssertUnwindSafe(write));
-            decoding::hide_transaction(false);
-            written
-        });
+        let written = self.confirming.write(lsn, || write(act));
         match written {
             Ok(false) => {}
             Ok(true) => {
@@ -258,19 +251,19 @@ impl Work {
             warning!("postern: source \"{}\": {text}", self.definition.name);
         }
         self.missed = missed;
-        self.source.say(&text);
-        let gap = match &self.gap_before {
-            Some(before) if before.len() < GAP => format!("{before}; {text}"),
-            _ => text,
-        };
-        self.source.gap.set(&gap);
-        self.prepared.record.gap = Some(gap);
+        self.source.error.say(&text);
+        let stated = gap::stated(self.gap_before.as_deref(), &text);
+        self.source.gap.set(&stated);
+        self.prepared.record.gap = Some(stated);
         if let Err(error) = record_source(&self.definition.name, &self.prepared.record) {
             warning!("postern: source \"{}\": {error}", self.definition.name);
         }
     }
 
     fn finish(mut self, thread: JoinHandle<()>, ended: Result<(), String>) -> End {
+        // What is written down at the end is not cancelled.
+        BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGTERM);
+        cancels_nothing();
         if ended.is_err() {
             decoding::after_error();
         }
@@ -278,11 +271,11 @@ impl Work {
         // It says itself why it ended.
         let _ = thread.join();
         feeds::write_lines(&self.intake.borrow().lines, &self.definition.name);
-        let over = self.intake.borrow_mut().is_over();
+        let over = self.intake.borrow().is_over();
         let settled = AssertUnwindSafe(|| {
+            self.state_missed();
             self.record(true);
             self.confirm();
-            self.state_missed();
             decoding::end();
             Ok(())
         });

@@ -2,11 +2,12 @@
 //! where each stream is. Its main thread; the engine has the other one. Started by the launcher and never by the postmaster: it ends for
 //! every change of its definition, and after an error.
 
+use super::super::shim::report;
 use super::super::worker::log;
-use super::super::{shim, shmem};
+use super::super::{dynamic, shmem};
 use super::prepare::prepare;
 use super::work::Work;
-use super::{catalog, consumer, decoding};
+use super::{catalog, consumer, decoding, launcher};
 use crate::bridge::{Level, LogLine};
 use crate::stream::clock::now;
 use crate::stream::definition::PostgresSource;
@@ -27,9 +28,9 @@ pub(super) const QUIET: c_long = 100;
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn postern_stream_main(argument: pg_sys::Datum) {
-    let argument = argument.value() as u64;
+    let (number, turn) = dynamic::argument(argument);
     if let Some(shared) = shmem::streams() {
-        run(shared, (argument as u32) as usize, (argument >> 32) as u32);
+        run(shared, number as usize, turn);
     }
     // SAFETY: the end of a process, with no Rust value alive in this frame.
     unsafe { super::super::versions::proc_exit(0) }
@@ -58,7 +59,6 @@ fn run(shared: Shared, number: usize, turn: u32) {
     }
     // SAFETY: words of this process.
     unsafe {
-        source.proc.store(shim::postern_proc_number(), Release);
         source.pid.store(pg_sys::MyProcPid, Release);
         pg_sys::on_shmem_exit(Some(leave), pg_sys::Datum::from(number));
     }
@@ -73,8 +73,7 @@ fn run(shared: Shared, number: usize, turn: u32) {
     let (state, error) = match end {
         End::Gone => {
             shared.header.ask_for_scan(source.database.load(Relaxed));
-            let retry = i64::from(source.retry_interval.load(Relaxed)) * 1000;
-            source.retry_at.store(now() + retry, Relaxed);
+            launcher::retry_later(source);
             log!("postern: source \"{}\" ends with the extension", source.name.text());
             (SourceState::Failed, None)
         }
@@ -84,9 +83,8 @@ fn run(shared: Shared, number: usize, turn: u32) {
     };
     if let Some(error) = error {
         source.errors.fetch_add(1, Relaxed);
-        source.say(&error);
-        let retry = i64::from(source.retry_interval.load(Relaxed)) * 1000;
-        source.retry_at.store(now() + retry, Relaxed);
+        source.error.say(&error);
+        launcher::retry_later(source);
         let text = format!("source \"{}\" of change streams has ended: {error}", source.name.text());
         log(LogLine { level: Level::Warning, text });
     }
@@ -122,9 +120,7 @@ unsafe extern "C-unwind" fn leave(_code: c_int, number: pg_sys::Datum) {
 
 /// The text of an error of the server's, with what it adds.
 pub(super) fn said(error: &CaughtError) -> String {
-    let (CaughtError::PostgresError(report)
-    | CaughtError::ErrorReport(report)
-    | CaughtError::RustPanic { ereport: report, .. }) = error;
+    let report = report(error);
     let mut text = report.message().to_owned();
     for more in [report.detail(), report.hint()].into_iter().flatten() {
         text = format!("{text}: {more}");
@@ -198,7 +194,10 @@ pub(super) fn speak_plainly() {
 
 /// A transaction of our own, which no stream has.
 pub(super) fn write<T>(act: impl FnOnce() -> T) -> T {
-    let written = BackgroundWorker::transaction(AssertUnwindSafe(act));
+    let written = BackgroundWorker::transaction(AssertUnwindSafe(|| {
+        decoding::hide_transaction(true);
+        act()
+    }));
     decoding::hide_transaction(false);
     written
 }

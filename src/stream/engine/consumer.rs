@@ -7,7 +7,6 @@ use super::marks::Marks;
 use super::watch::Watch;
 use super::{IDLE, NEWS, Outcome};
 use crate::stream::position::{Lsn, Position};
-use crate::stream::shared::StreamState;
 use crate::stream::sink::{Event, Failure};
 use crate::stream::source::{Received, Rejected, Source};
 use parking_lot::Mutex;
@@ -166,11 +165,10 @@ impl Consumer {
         let trouble = self.source.trouble();
         let mut shown = self.shared.trouble.lock();
         if *shown != trouble {
-            let state = if trouble.is_some() { StreamState::Trouble } else { StreamState::Running };
+            let is_in_trouble = trouble.is_some();
             *shown = trouble;
             drop(shown);
-            // Nothing comes to them, and whoever watches them is to see it.
-            self.feeds.iter().filter(|feed| feed.is_fed()).for_each(|feed| feed.shown().set_state(state));
+            self.feeds.iter_mut().for_each(|feed| feed.hear_of_source(is_in_trouble));
             (self.shared.wake)();
         }
         Ok(())

@@ -57,7 +57,9 @@ pub(super) struct Feed {
     marks: Option<Marks>,
     /// When nothing more will change: where it is.
     stays: Option<StreamReport>,
+    /// Its sink is in trouble, and its source: nothing comes to it.
     trouble: bool,
+    source_trouble: bool,
     /// Events that the sink has left out.
     skipped: u64,
 }
@@ -78,13 +80,28 @@ impl Feed {
             has: 0,
             marks: None,
             trouble: false,
+            source_trouble: false,
             skipped: 0,
         };
         if feed.make() {
-            feed.shown.set_state(StreamState::Running);
             feed.course = Course::Fed;
+            feed.show();
         }
         feed
+    }
+
+    /// As long as it is fed, whoever looks at it sees whether all is well.
+    fn show(&self) {
+        if self.is_fed() {
+            let well = !self.trouble && !self.source_trouble;
+            self.shown.set_state(if well { StreamState::Running } else { StreamState::Trouble });
+        }
+    }
+
+    /// Its source is in trouble, or no more.
+    pub fn hear_of_source(&mut self, trouble: bool) {
+        self.source_trouble = trouble;
+        self.show();
     }
 
     /// Whether there is a sink now.
@@ -198,8 +215,8 @@ impl Feed {
     /// It has been given all that is kept.
     fn caught_up(&mut self, arrears: &Arrears) {
         if !arrears.is_cut() && self.marks.is_none() {
-            self.shown.set_state(if self.trouble { StreamState::Trouble } else { StreamState::Running });
             self.course = Course::Fed;
+            self.show();
         } else if self.marks.is_some() {
             self.flush();
             if matches!(self.course, Course::Recovering(_)) {
@@ -260,10 +277,7 @@ impl Feed {
                 self.shown.skipped.fetch_add(progress.skipped.saturating_sub(before), Relaxed);
                 if progress.trouble.is_some() != self.trouble {
                     self.trouble = progress.trouble.is_some();
-                    if self.is_fed() {
-                        let state = if self.trouble { StreamState::Trouble } else { StreamState::Running };
-                        self.shown.set_state(state);
-                    }
+                    self.show();
                 }
                 if let Some(trouble) = progress.trouble {
                     self.say(&trouble);
@@ -277,13 +291,13 @@ impl Feed {
         if self.shown.error.get().as_deref() != Some(error) {
             self.shown.errors.fetch_add(1, Relaxed);
         }
-        self.shown.say(error);
+        self.shown.error.say(error);
     }
 
     /// Its sink is closed, and made again after a while. The others go on.
     fn fail(&mut self, failure: &Failure) {
         self.shown.errors.fetch_add(1, Relaxed);
-        self.shown.say(&failure.message);
+        self.shown.error.say(&failure.message);
         self.sink = None;
         if failure.lasting {
             self.shown.set_state(StreamState::Blocked);
@@ -352,9 +366,7 @@ impl Feed {
         if matches!(self.course, Course::Behind(_) | Course::Off) && !self.is_out() {
             self.stays = Some(report);
         }
-        self.shown.commit.store(report.position.commit.0, Relaxed);
-        self.shown.ordinal.store(report.position.ordinal, Relaxed);
-        self.shown.delivered.store(report.delivered.0, Relaxed);
+        self.shown.show_where(report.position, report.delivered);
         self.shown.behind_since.store(marks.oldest(has).map_or(0, |time| time + EPOCH), Relaxed);
         report
     }

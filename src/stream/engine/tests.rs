@@ -1,53 +1,13 @@
 //! The engine with sinks that a test holds in its hand.
 
+use super::held::{self, Hand, fail};
 use super::*;
 use crate::stream::event::{EventOptions, KeyForm};
 use crate::stream::pgoutput::written;
 use crate::stream::shared::{Stream, StreamState};
-use crate::stream::sink::{Failure, Given, Progress, Sink};
+use parking_lot::Mutex;
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
-
-/// What a test and its sink share.
-#[derive(Default)]
-struct Hand {
-    taken: Vec<(u64, String)>,
-    /// Up to which serial number the sink says that it has delivered; nothing: all that it took.
-    holds: Option<u64>,
-    full: bool,
-    fails: Option<Failure>,
-    /// What each sink was made with.
-    made: Vec<u64>,
-}
-
-struct Held(Arc<Mutex<Hand>>);
-
-impl Sink for Held {
-    fn give(&mut self, event: &Event<'_>) -> Result<Given, Failure> {
-        let mut hand = self.0.lock();
-        if let Some(failure) = hand.fails.clone() {
-            return Err(failure);
-        }
-        if hand.full {
-            return Ok(Given::Full);
-        }
-        let payload = String::from_utf8_lossy(event.payload).into_owned();
-        hand.taken.push((event.serial, payload));
-        Ok(Given::Taken)
-    }
-
-    fn flush(&mut self) -> Result<(), Failure> {
-        Ok(())
-    }
-
-    fn poll(&mut self, patience: Duration) -> Result<Progress, Failure> {
-        let hand = self.0.lock();
-        let last = hand.taken.last().map_or(0, |(serial, _)| *serial);
-        let delivered = hand.holds.map_or(last, |holds| holds.min(last));
-        drop(hand);
-        std::thread::sleep(patience.min(Duration::from_millis(1)));
-        Ok(Progress { delivered, skipped: 0, trouble: None })
-    }
-}
 
 /// An engine that runs, with a chunk of our own to fill.
 struct Rig {
@@ -104,14 +64,9 @@ const ARREARS: usize = 10_000;
 /// What an engine is given of these sinks.
 fn froms(sinks: &[(&Arc<Mutex<Hand>>, StreamReport)]) -> Vec<From> {
     let from = |(hand, begins): &(&Arc<Mutex<Hand>>, StreamReport)| {
-        let hand = Arc::clone(hand);
-        let make: Make = Box::new(move |delivered| {
-            hand.lock().made.push(delivered);
-            Ok(Box::new(Held(Arc::clone(&hand))))
-        });
         let retry = Duration::from_millis(20);
         let shown = Box::leak(Box::default());
-        From { make: Some(make), begins: *begins, shown, retry, log: Arc::new(|_| {}) }
+        From { make: Some(held::make(hand)), begins: *begins, shown, retry, log: Arc::new(|_| {}) }
     };
     sinks.iter().map(from).collect()
 }
@@ -263,10 +218,6 @@ fn a_sink_that_holds_the_others_up_is_left_behind_and_asks_for_what_it_lacks_whe
     assert!(quick.lock().taken.len() <= 2);
 }
 
-fn fail(lasting: bool) -> Option<Failure> {
-    Some(Failure { message: "no".into(), lasting })
-}
-
 #[test]
 fn a_sink_that_fails_is_made_again_and_nobody_else_notices() {
     let (failed, well) = (Arc::new(Mutex::new(Hand::default())), Arc::new(Mutex::new(Hand::default())));
@@ -361,21 +312,6 @@ fn a_lasting_failure_waits_for_the_operator() {
     let report = rig.shared.report();
     assert_eq!((report.outcome, report.delivered), (None, Lsn(100)));
     assert_eq!(rig.shown[0].state(), StreamState::Blocked);
-}
-
-#[test]
-fn a_table_with_all_columns_for_an_identity_is_keyed_by_its_primary_key() {
-    let mut relations = Relations::default();
-    let columns = [(true, "b", 23), (true, "a", 23), (true, "v", 25)];
-    let message = written::relation(7, "public", "t", b'f', &columns);
-    let Ok(Message::Relation(message)) = Message::parse(&message) else { panic!() };
-    relations.insert(Relation::new(&message, &Types::default()));
-    assert!(relations.find(7).unwrap().key.is_empty());
-    relations.give_key(7, b"a\0b\0");
-    relations.give_key(8, b"a\0");
-    assert_eq!(relations.find(7).unwrap().key, [0, 1]);
-    relations.give_key(7, b"gone\0");
-    assert_eq!(relations.find(7).unwrap().key, [0, 1], "a key that is not there is none");
 }
 
 #[test]

@@ -57,11 +57,11 @@ fn health_is_answered_with_nothing_defined_and_with_everything_broken() {
 fn status_is_200_when_all_that_is_to_run_is_well() {
     let shared = tables();
     assert_eq!(get(shared, "/status"), (200, "no change stream is defined\n".to_owned()));
-    add_source(shared, 0, "a", SourceState::Streaming).error.set("one that is over");
-    add_stream(shared, 0, 0, ("a to b", "b"), StreamState::Running).error.set("one that is over");
+    add_source(shared, 0, "a", SourceState::Streaming).error.say("one that is over");
+    add_stream(shared, 0, 0, ("a to b", "b"), StreamState::Running).error.say("one that is over");
     add_stream(shared, 1, 0, ("a to c", "c"), StreamState::Paused);
     add_source(shared, 1, "idle", SourceState::Stopped);
-    add_source(shared, 2, "gone", SourceState::Dropped).error.set("no matter");
+    add_source(shared, 2, "gone", SourceState::Dropped).error.say("no matter");
     let said = "source \"a\" of database \"shop\" is streaming\n\
                 stream \"a to b\" of database \"shop\" is running\n\
                 stream \"a to c\" of database \"shop\" is paused\n\
@@ -93,7 +93,7 @@ fn status_is_500_with_a_line_for_each_error() {
         (SourceState::Failed, StreamState::Waiting, "", "source \"a\" of database \"shop\" is failed\n"),
     ] {
         let shared = tables();
-        add_source(shared, 0, "a", state).error.set(error);
+        add_source(shared, 0, "a", state).error.say(error);
         add_stream(shared, 0, 0, ("a to b", "b"), stream_state);
         assert_eq!(get(shared, "/status"), (500, said.to_owned()));
     }
@@ -101,7 +101,7 @@ fn status_is_500_with_a_line_for_each_error() {
         let shared = tables();
         add_source(shared, 0, "a", SourceState::Streaming);
         add_stream(shared, 0, 0, ("good", "b"), StreamState::Running);
-        add_stream(shared, 1, 0, ("bad", "c"), state).error.set("disk full");
+        add_stream(shared, 1, 0, ("bad", "c"), state).error.say("disk full");
         let said = format!("stream \"bad\" of database \"shop\" is {}: disk full\n", state.name());
         assert_eq!(get(shared, "/status"), (500, said));
     }
@@ -112,11 +112,17 @@ fn status_tells_of_what_finds_no_place_while_it_finds_none() {
     let shared = tables();
     shared.header.refuse();
     shared.header.no_worker_slot.store(1, Relaxed);
+    shared.header.no_scout_slot.store(1, Relaxed);
     let (code, text) = get(shared, "/status");
-    assert_eq!((code, text.lines().count()), (500, 2));
-    assert!(text.contains("max_worker_processes") && text.contains("postern.max_streams"), "{text}");
+    assert_eq!((code, text.lines().count()), (500, 3));
+    assert!(text.contains("for a scout: raise max_worker_processes"), "{text}");
+    assert!(
+        text.contains("for the launcher: raise max_worker_processes") && text.contains("postern.max_streams"),
+        "{text}"
+    );
     // It is looked for more often than that: it has its place by now, or is no more.
     shared.header.no_worker_slot.store(0, Relaxed);
+    shared.header.no_scout_slot.store(0, Relaxed);
     shared.header.refused_at.fetch_sub(61_000_000, Relaxed);
     assert_eq!(get(shared, "/status"), (200, "no change stream is defined\n".to_owned()));
     assert_eq!(shared.header.refused.load(Relaxed), 1);

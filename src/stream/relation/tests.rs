@@ -72,3 +72,15 @@ fn the_last_description_of_a_table_counts() {
     assert_eq!(relations.find(5).unwrap().columns[0].name, "b");
     assert!(relations.find(6).is_none());
 }
+
+#[test]
+fn a_table_with_all_columns_for_an_identity_is_keyed_by_its_primary_key() {
+    let mut relations = Relations::default();
+    relations.insert(relation(b'f', &[(true, "b", 23), (true, "a", 23), (true, "v", 25)]));
+    assert!(relations.find(5).unwrap().key.is_empty());
+    relations.give_key(5, b"a\0b\0");
+    relations.give_key(6, b"a\0");
+    assert_eq!(relations.find(5).unwrap().key, [0, 1]);
+    relations.give_key(5, b"gone\0");
+    assert_eq!(relations.find(5).unwrap().key, [0, 1], "a key that is not there is none");
+}

@@ -47,6 +47,10 @@ struct File {
     /// The last event that was gathered.
     taken: u64,
     delivered: u64,
+    /// What the engine has been told of that.
+    told: u64,
+    /// Why it ends, once the engine has been told.
+    failure: Option<Failure>,
     /// When the first of the lines that are not safe yet was taken.
     unsafe_since: Option<Instant>,
 }
@@ -112,6 +116,8 @@ impl File {
             gathered: Vec::new(),
             taken: delivered,
             delivered,
+            told: delivered,
+            failure: None,
             unsafe_since: None,
         }
     }
@@ -239,6 +245,15 @@ impl File {
         Failure { message: format!("cannot write \"{}\": {error}", self.plan.path.display()), lasting: false }
     }
 
+    /// What is safe and was not told yet is told first, or it would come once more.
+    fn ends(&mut self, failure: Failure) -> Result<(), Failure> {
+        if self.told == self.delivered {
+            return Err(failure);
+        }
+        self.failure = Some(failure);
+        Ok(())
+    }
+
     fn attempt<T>(&mut self, what: impl FnOnce(&mut Self) -> io::Result<T>) -> Result<T, Failure> {
         what(self).map_err(|error| self.failed(&error))
     }
@@ -257,16 +272,38 @@ impl Drop for File {
 
 impl Sink for File {
     fn give(&mut self, event: &Event<'_>) -> Result<Given, Failure> {
-        self.attempt(|file| file.take(event))?;
-        Ok(Given::Taken)
+        if self.failure.is_some() {
+            return Ok(Given::Full);
+        }
+        match self.attempt(|file| file.take(event)) {
+            Ok(()) => Ok(Given::Taken),
+            Err(failure) => self.ends(failure).map(|()| Given::Full),
+        }
     }
 
     fn flush(&mut self) -> Result<(), Failure> {
-        self.attempt(Self::write)
+        if self.failure.is_some() {
+            return Ok(());
+        }
+        self.attempt(Self::write).or_else(|failure| self.ends(failure))
     }
 
     fn poll(&mut self, patience: Duration) -> Result<Progress, Failure> {
-        self.attempt(|file| file.progress(patience))
+        if self.failure.is_none() {
+            match self.attempt(|file| file.progress(patience)) {
+                Ok(progress) => {
+                    self.told = progress.delivered;
+                    return Ok(progress);
+                }
+                Err(failure) => self.ends(failure)?,
+            }
+        }
+        if self.told < self.delivered {
+            self.told = self.delivered;
+            return Ok(Progress { delivered: self.delivered, skipped: 0, trouble: None });
+        }
+        let progress = Progress { delivered: self.delivered, skipped: 0, trouble: None };
+        self.failure.take().map_or(Ok(progress), Err)
     }
 }
 

@@ -14,11 +14,12 @@ mod resend;
 mod tests;
 
 use self::plan::{Plan, Remedies, Remedy};
-use self::reports::{Obstacle, Out, Reports};
+use self::reports::{Obstacle, Out, Reports, State};
 use self::resend::Resend;
 use super::{Event, Failure, Given, Progress, Setting, Sink};
 use crate::stream::broker;
 use crate::stream::options::{OptionError, Options};
+use parking_lot::MutexGuard;
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
@@ -48,9 +49,33 @@ struct Kafka {
     fallback: Option<String>,
     remedies: Remedies,
     buffer_size: usize,
-    /// `schema.table` of the last event, which is mostly that of the next.
-    table: Arc<str>,
-    schema_length: usize,
+    /// That of the last event, which is mostly that of the next.
+    table: Table,
+}
+
+struct Table {
+    schema: String,
+    table: String,
+    /// `schema.table`, by which its topic is found.
+    whole: String,
+    /// For messages: its name, with its schema where that is known, or what is no table's.
+    named: Arc<str>,
+}
+
+impl Table {
+    fn new(schema: &str, table: &str) -> Self {
+        let whole = format!("{schema}.{table}");
+        let named = match (schema, table) {
+            ("", "") => "no table",
+            ("", table) => table,
+            _ => &whole,
+        };
+        Self { schema: schema.to_owned(), table: table.to_owned(), named: named.into(), whole }
+    }
+
+    fn is_of(&self, event: &Event<'_>) -> bool {
+        self.schema == event.schema && self.table == event.table
+    }
 }
 
 pub(super) fn make(
@@ -64,13 +89,11 @@ pub(super) fn make(
 
 impl Kafka {
     fn new(plan: Plan, setting: &Setting) -> Result<Self, OptionError> {
-        let Plan { mut config, topics, fallback, remedies, largest } = plan;
+        let Plan { mut config, topics, fallback, remedies } = plan;
         // The sink counts what is out; the library's own bound lets the one event through that is larger than all the room.
-        let room = (setting.buffer_size as u64).saturating_add(largest) / 1024 + 1;
+        let room = (setting.buffer_size as u64).saturating_add(broker::largest(&config)) / 1024 + 1;
         config.set("queue.buffering.max.kbytes", room.min(i32::MAX as u64).to_string());
-        if config.get("client.id").is_none() {
-            config.set("client.id", format!("postern-{}", setting.stream.replace('\0', "")));
-        }
+        broker::name_client(&mut config, &setting.stream);
         let reports = Reports::new(setting.delivered, remedies, setting.stream.clone(), setting.log.clone());
         reports.state().single = is_single(&config);
         // Files of certificates and keys are read here, and properties that do not go together found.
@@ -86,8 +109,7 @@ impl Kafka {
             fallback,
             remedies,
             buffer_size: setting.buffer_size,
-            table: "".into(),
-            schema_length: 0,
+            table: Table::new("", ""),
         })
     }
 
@@ -100,48 +122,31 @@ impl Kafka {
                 break;
             }
         }
-        self.failure()?;
+        drop(self.state()?);
         self.resend()
     }
 
-    /// Why the sink cannot go on, if so.
-    fn failure(&self) -> Result<(), Failure> {
+    /// How things stand, or why the sink cannot go on.
+    fn state(&self) -> Result<MutexGuard<'_, State>, Failure> {
         let mut state = self.reports.state();
         if std::mem::take(&mut state.doubtful)
             && let Some((code, text)) = self.producer.client().fatal_error()
         {
             if code == RDKafkaErrorCode::GaplessGuarantee {
                 state.refused.get_or_insert_default();
-                return state.failure.clone().map_or(Ok(()), Err);
+            } else {
+                let why = format!("the producer cannot keep its promise of idempotence: {code}: {text}");
+                state.fail(why, false);
             }
-            state.fail(format!("the producer cannot keep its promise of idempotence: {code}: {text}"), false);
         }
-        state.failure.clone().map_or(Ok(()), Err)
-    }
-
-    fn remember_table(&mut self, event: &Event<'_>) {
-        let Event { schema, table, .. } = event;
-        let same = self.schema_length == schema.len()
-            && self.table.len() == schema.len() + 1 + table.len()
-            && self.table.starts_with(schema)
-            && self.table.ends_with(table);
-        if !same {
-            self.table = format!("{schema}.{table}").into();
-            self.schema_length = schema.len();
-        }
-    }
-
-    /// For messages: a table by its name, with its schema where that is known, or what is no table's.
-    fn named(&self) -> Arc<str> {
-        match self.table.strip_prefix('.') {
-            None => self.table.clone(),
-            Some("") => "no table".into(),
-            Some(table) => table.into(),
+        match &state.failure {
+            Some(failure) => Err(failure.clone()),
+            None => Ok(state),
         }
     }
 
     fn topic(&self, event: &Event<'_>) -> Option<&str> {
-        let of_table = || self.topics.get(&*self.table).or_else(|| self.topics.get(event.table));
+        let of_table = || self.topics.get(&self.table.whole).or_else(|| self.topics.get(event.table));
         let mapped = if event.table.is_empty() || self.topics.is_empty() { None } else { of_table() };
         mapped.or(self.fallback.as_ref()).map(String::as_str)
     }
@@ -150,7 +155,7 @@ impl Kafka {
     fn unmapped(&self, serial: u64) -> Result<Given, Failure> {
         let sentence = format!(
             "an event of {} has no topic: neither tableTopicMapping nor topicFallback names one",
-            self.named()
+            self.table.named
         );
         if self.remedies.unmapped == Remedy::Stop {
             let message = format!("{sentence}; on_unmapped = \"skip\" would leave it out");
@@ -166,14 +171,11 @@ impl Kafka {
         Ok(Given::Taken)
     }
 
-    fn has_room(&self, bytes: usize) -> bool {
-        if self.resend.is_under_way() {
-            return false;
-        }
-        let state = self.reports.state();
+    fn has_room(&self, bytes: usize) -> Result<bool, Failure> {
+        let state = self.state()?;
         let out = state.ledger.outstanding();
         let fits = out < MOST_OUT && state.bytes.saturating_add(bytes) <= self.buffer_size;
-        out == 0 || (fits && state.refused.is_none())
+        Ok(!self.resend.is_under_way() && (out == 0 || (fits && state.refused.is_none())))
     }
 
     /// Hands a message to the library.
@@ -198,13 +200,17 @@ impl Kafka {
             Some(RDKafkaErrorCode::QueueFull) => Ok(Handed::Full),
             Some(RDKafkaErrorCode::Fatal) => {
                 self.reports.state().doubtful = true;
-                self.failure()?;
-                let is_refused = self.reports.state().refused.is_some();
-                if is_refused { Ok(Handed::Full) } else { Err(refused(&error)) }
+                if self.state()?.refused.is_some() { Ok(Handed::Full) } else { Err(refused(&error)) }
             }
             Some(code) => Ok(Handed::Not(Obstacle::of(code))),
             None => Err(refused(&error)),
         }
+    }
+}
+
+impl Drop for Kafka {
+    fn drop(&mut self) {
+        self.reports.state().dropped = true;
     }
 }
 
@@ -218,33 +224,35 @@ enum Handed {
 
 impl Sink for Kafka {
     fn give(&mut self, event: &Event<'_>) -> Result<Given, Failure> {
-        self.failure()?;
-        self.remember_table(event);
+        if !self.table.is_of(event) {
+            self.table = Table::new(event.schema, event.table);
+        }
         let bytes = event.payload.len() + event.key.map_or(0, <[u8]>::len) + OVERHEAD;
-        if !self.has_room(bytes) {
+        if !self.has_room(bytes)? {
             self.hear()?;
-            if !self.has_room(bytes) {
+            if !self.has_room(bytes)? {
                 return Ok(Given::Full);
             }
         }
         let Some(topic) = self.topic(event) else { return self.unmapped(event.serial) };
-        let table = self.named();
-        let out = Box::new(Out { serial: event.serial, bytes, table: table.clone() });
+        let table = &self.table.named;
+        let out = Box::new(Out { serial: event.serial, bytes, table: Arc::clone(table) });
         match self.hand(out, topic, event.key, event.payload)? {
             Handed::Inside => self.reports.state().out(event.serial, bytes),
             Handed::Full => return Ok(Given::Full),
             Handed::Not(obstacle) => {
                 self.reports.state().out(event.serial, 0);
-                self.reports.obstacle(event.serial, &table, topic, obstacle);
+                self.reports.obstacle(event.serial, table, topic, obstacle);
+                // The operator may want it to stop here.
+                drop(self.state()?);
             }
         }
-        self.failure()?;
         Ok(Given::Taken)
     }
 
     fn flush(&mut self) -> Result<(), Failure> {
         // The library sends what it has after batchTimeout, which is the operator's choice.
-        self.failure()
+        self.state().map(drop)
     }
 
     fn poll(&mut self, patience: Duration) -> Result<Progress, Failure> {

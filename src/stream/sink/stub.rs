@@ -1,6 +1,5 @@
-//! Sinks that deliver nowhere: `stub_discard` only counts, `stub_log` writes each event to the server's log, cut where
-//! it is long. For trying a source, and
-//! for measuring. Engine's thread.
+//! Sinks that deliver nowhere: `stub_discard` only counts, `stub_log` writes each event to the server's log, cut where it is long. For
+//! trying a source, and for measuring. Engine's thread.
 
 use super::{Event, Failure, Given, Log, Progress, Setting, Sink};
 use crate::stream::lines;

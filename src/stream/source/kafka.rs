@@ -108,12 +108,9 @@ impl Kafka {
         // Half for what waits in the library's queue, half for the answer that it is reading, which has to have room for one message.
         let half = setting.buffer_size / 2;
         config.set("queued.max.messages.kbytes", (half / 1024).clamp(1, 2_097_151).to_string());
-        let largest =
-            config.get("message.max.bytes").and_then(|bytes| bytes.parse().ok()).unwrap_or(1_000_000);
-        broker::set_unless_given(&mut config, "fetch.max.bytes", &half.clamp(largest, 1 << 30).to_string());
-        if config.get("client.id").is_none() {
-            config.set("client.id", format!("postern-{}", setting.stream.replace('\0', "")));
-        }
+        let fetched = (half as u64).max(broker::largest(&config)).min(1 << 30);
+        broker::set_unless_given(&mut config, "fetch.max.bytes", &fetched.to_string());
+        broker::name_client(&mut config, &setting.stream);
         let wrong = |error| broker::unusable(&config, &error);
         let context = Rebalances::new(setting.stream.clone(), setting.log.clone());
         let consumer: BaseConsumer<Rebalances> = config.create_with_context(context).map_err(wrong)?;

@@ -61,15 +61,15 @@ fn run(once: bool) -> Result<()> {
     let broker = streaming::show_streams(&nodes)?;
     fail_over_and_back(&nodes, &haproxy)?;
     streaming::show_after_failover(&nodes, broker.as_ref())?;
-    how_to_connect();
-    for node in [&nodes.primary, &nodes.standby] {
-        let name = &node.name;
-        println!("  {name}: process {}, log {}", node.pid()?, node.log_file().display());
-    }
-    println!(
-        "  kill -INT of a process stops that node; the other one is promoted by SELECT pg_promote() as superuser\n"
-    );
     if !once {
+        how_to_connect();
+        for node in [&nodes.primary, &nodes.standby] {
+            let name = &node.name;
+            println!("  {name}: process {}, log {}", node.pid()?, node.log_file().display());
+        }
+        println!(
+            "  kill -INT of a process stops that node; the other one is promoted by SELECT pg_promote() as superuser\n"
+        );
         println!("The cluster stays up. Ctrl-C stops it and removes its files.");
         while !INTERRUPTED.load(Ordering::SeqCst) {
             std::thread::sleep(Duration::from_millis(100));

@@ -1,7 +1,8 @@
 //! Limits of connections, privileges, and a server that is full.
 
+use super::raw::Raw;
 use super::{at, code, said, until_said};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::Cluster;
 use pgrx_tests::wait;
 use postgres::{Client, NoTls};
@@ -174,5 +175,40 @@ fn clients_of_a_full_server_wait_and_get_in_when_a_place_is_free() -> Result<()>
         let _ = thread.join();
     }
     assert_eq!(cluster.front_pid()?, worker);
+    Ok(())
+}
+
+#[test]
+fn who_is_refused_after_its_authentication_hears_of_that_first() -> Result<()> {
+    let cluster = Cluster::new("granted")?;
+    cluster.set("postern.query_wait_timeout", "1s")?;
+    let cluster = cluster.start()?;
+    cluster.create_extension()?;
+    for statement in [
+        "create role plain login",
+        "create role no_login",
+        "create database closed allow_connections false",
+        "create database private",
+        "revoke connect on database private from public",
+    ] {
+        cluster.sql(statement)?;
+    }
+    let heard = |port: u16, role: &str, database: &str| -> Result<Vec<String>> {
+        let mut client = Raw::tcp(&cluster, port)?;
+        client.startup(&[("user", role), ("database", database)]);
+        client.hear_all()
+    };
+    for (role, database) in
+        [("plain", "private"), ("plain", "closed"), ("plain", "nowhere"), ("no_login", "postgres")]
+    {
+        let (own, pooled) =
+            (heard(cluster.port, role, database)?, heard(cluster.pooler_port, role, database)?);
+        ensure!(own == pooled, "{role} to {database}: {own:#?} directly, {pooled:#?} through the pooler");
+        ensure!(own[0] == "authentication 0" && own[1].starts_with("E: "), "{own:?}");
+    }
+    // Nobody has welcomed this one when it has waited for too long.
+    cluster.sql("select postern.pause()")?;
+    let late = heard(cluster.pooler_port, "plain", "postgres")?;
+    ensure!(late[0] == "authentication 0" && late[1].contains("query_wait_timeout"), "{late:?}");
     Ok(())
 }

@@ -3,10 +3,14 @@
 use crate::pooling::{pid, text, through, with_pool};
 use crate::raw::Raw;
 use anyhow::{Context, Result, ensure};
+use pgrx_tests::lacking;
 use pgrx_tests::wait;
 
 #[test]
 fn what_cannot_move_keeps_its_client_where_it_is_until_it_is_gone() -> Result<()> {
+    if lacking::in_server("contrib modules") {
+        return Ok(());
+    }
     let cluster = with_pool("pins", 2, &[])?;
     let cases = [
         ("create temp table pinned (a int)", "discard all"),
@@ -72,6 +76,9 @@ fn what_cannot_move_keeps_its_client_where_it_is_until_it_is_gone() -> Result<()
 
 #[test]
 fn a_pinned_client_that_vanishes_leaves_nothing() -> Result<()> {
+    if lacking::in_server("contrib modules") {
+        return Ok(());
+    }
     let cluster = with_pool("leaves", 1, &[])?;
     let mut watcher = cluster.connect()?;
     for end in [true, false] {

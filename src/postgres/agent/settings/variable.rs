@@ -185,9 +185,6 @@ pub(super) fn give(
     Ok(())
 }
 
-/// In `status` of a setting (src/include/utils/guc_tables.h).
-pub(super) const GUC_NEEDS_REPORT: c_int = 0x0004;
-
 /// When this process last read postgresql.conf.
 pub(in crate::postgres::agent) fn reload_time() -> i64 {
     // SAFETY: a word of the process.

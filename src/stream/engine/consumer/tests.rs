@@ -1,20 +1,21 @@
 //! The consumer with a source and sinks that a test holds in its hand.
 
 use super::*;
-use crate::stream::engine::{Make, StreamReport};
+use crate::stream::engine::StreamReport;
+use crate::stream::engine::held::{self, Hand, fail};
 use crate::stream::lines::{Waiting, lines};
-use crate::stream::shared::{Header, Source as Words, Stream};
-use crate::stream::sink::{Given, Progress, Sink};
+use crate::stream::shared::{Header, Source as Words, Stream, StreamState};
 use crate::stream::source::{Message, Place};
 
 #[derive(Default)]
-struct Hand {
+struct Flow {
     messages: VecDeque<Received>,
     taken: usize,
     acknowledged: u64,
+    trouble: Option<String>,
 }
 
-struct HeldSource(Arc<Mutex<Hand>>);
+struct HeldSource(Arc<Mutex<Flow>>);
 
 impl Source for HeldSource {
     fn poll(&mut self, room: usize, _patience: Duration) -> Result<Vec<Received>, Failure> {
@@ -36,51 +37,13 @@ impl Source for HeldSource {
     }
 
     fn trouble(&mut self) -> Option<String> {
-        None
-    }
-}
-
-#[derive(Default)]
-struct Taken {
-    serials: Vec<u64>,
-    holds: Option<u64>,
-    fails: Option<Failure>,
-    full: bool,
-}
-
-struct HeldSink(Arc<Mutex<Taken>>);
-
-impl Sink for HeldSink {
-    fn give(&mut self, event: &Event<'_>) -> Result<Given, Failure> {
-        let mut taken = self.0.lock();
-        if let Some(failure) = taken.fails.clone() {
-            return Err(failure);
-        }
-        if taken.full {
-            return Ok(Given::Full);
-        }
-        taken.serials.push(event.serial);
-        Ok(Given::Taken)
-    }
-
-    fn flush(&mut self) -> Result<(), Failure> {
-        Ok(())
-    }
-
-    fn poll(&mut self, _patience: Duration) -> Result<Progress, Failure> {
-        let taken = self.0.lock();
-        let last = taken.serials.last().copied().unwrap_or(0);
-        Ok(Progress {
-            delivered: taken.holds.map_or(last, |holds| holds.min(last)),
-            skipped: 0,
-            trouble: None,
-        })
+        self.0.lock().trouble.clone()
     }
 }
 
 struct Rig {
     shared: Arc<Shared>,
-    source: Arc<Mutex<Hand>>,
+    source: Arc<Mutex<Flow>>,
     thread: Option<std::thread::JoinHandle<()>>,
     header: &'static Header,
     words: &'static Words,
@@ -97,24 +60,22 @@ impl Drop for Rig {
     }
 }
 
-fn rig(sinks: &[&Arc<Mutex<Taken>>], messages: Vec<Received>) -> Rig {
+fn rig(sinks: &[&Arc<Mutex<Hand>>], messages: Vec<Received>) -> Rig {
     rig_of(sinks, messages, 1 << 20)
 }
 
-fn rig_of(sinks: &[&Arc<Mutex<Taken>>], messages: Vec<Received>, buffer_size: usize) -> Rig {
+fn rig_of(sinks: &[&Arc<Mutex<Hand>>], messages: Vec<Received>, buffer_size: usize) -> Rig {
     let (header, words): (&'static Header, &'static Words) =
         (Box::leak(Box::default()), Box::leak(Box::default()));
     let (line, lines) = lines(header);
     let mut shown = Vec::new();
     let shared = Arc::new(Shared::new(|| {}));
-    let source = Arc::new(Mutex::new(Hand { messages: messages.into(), ..Hand::default() }));
+    let source = Arc::new(Mutex::new(Flow { messages: messages.into(), ..Flow::default() }));
     let streams = sinks.iter().map(|sink| {
-        let sink = Arc::clone(sink);
-        let make: Make = Box::new(move |_| Ok(Box::new(HeldSink(Arc::clone(&sink)))));
         let words: &'static Stream = Box::leak(Box::default());
         shown.push(words);
         From {
-            make: Some(make),
+            make: Some(held::make(sink)),
             begins: StreamReport::default(),
             shown: words,
             retry: Duration::from_millis(10),
@@ -162,10 +123,10 @@ fn until(what: &str, holds: impl Fn() -> bool) {
 
 #[test]
 fn a_message_is_acknowledged_when_every_sink_has_it() {
-    let (one, two) = (Arc::new(Mutex::new(Taken::default())), Arc::new(Mutex::new(Taken::default())));
+    let (one, two) = (Arc::new(Mutex::new(Hand::default())), Arc::new(Mutex::new(Hand::default())));
     two.lock().holds = Some(0);
     let rig = rig(&[&one, &two], (1..=5).map(message).collect());
-    until("both were given all", || one.lock().serials.len() == 5 && two.lock().serials.len() == 5);
+    until("both were given all", || one.lock().taken.len() == 5 && two.lock().taken.len() == 5);
     assert_eq!(rig.source.lock().acknowledged, 0);
     two.lock().holds = Some(3);
     until("as far as the slower has it", || rig.source.lock().acknowledged == 3);
@@ -175,7 +136,7 @@ fn a_message_is_acknowledged_when_every_sink_has_it() {
 
 #[test]
 fn what_is_no_event_is_acknowledged_when_it_is_kept_aside() {
-    let sink = Arc::new(Mutex::new(Taken::default()));
+    let sink = Arc::new(Mutex::new(Hand::default()));
     let rig = rig(&[&sink], vec![message(1), bad(2), message(3), bad(4)]);
     until("what came before it", || rig.source.lock().acknowledged == 1);
     until("both wait", || rig.shared.rejected().len() == 2);
@@ -184,19 +145,19 @@ fn what_is_no_event_is_acknowledged_when_it_is_kept_aside() {
     until("up to the next", || rig.source.lock().acknowledged == 3);
     rig.shared.keep(4);
     until("all", || rig.source.lock().acknowledged == 4);
-    assert_eq!(sink.lock().serials, [1, 3]);
+    assert_eq!(sink.lock().serials(), [1, 3]);
 }
 
 #[test]
 fn a_sink_that_has_given_up_keeps_messages_from_being_acknowledged() {
-    let (well, failed) = (Arc::new(Mutex::new(Taken::default())), Arc::new(Mutex::new(Taken::default())));
-    failed.lock().fails = Some(Failure { message: "no".into(), lasting: true });
+    let (well, failed) = (Arc::new(Mutex::new(Hand::default())), Arc::new(Mutex::new(Hand::default())));
+    failed.lock().fails = fail(true);
     let rig = rig(&[&well, &failed], (1..=3).map(message).collect());
-    until("the first was given to who is well", || well.lock().serials == [1]);
+    until("the first was given to who is well", || well.lock().serials() == [1]);
     let begun = Instant::now();
     until("a while", || begun.elapsed() > Duration::from_millis(100));
     assert_eq!((rig.source.lock().acknowledged, rig.shared.outcome()), (0, None));
-    assert_eq!(well.lock().serials, [1]);
+    assert_eq!(well.lock().serials(), [1]);
 }
 
 #[test]
@@ -208,11 +169,11 @@ fn what_is_kept_stays_within_the_buffer_whatever_it_is_kept_for() {
     };
     // A sink that takes nothing, one that confirms nothing, and what nobody keeps aside.
     let (full, holding) =
-        (Taken { full: true, ..Taken::default() }, Taken { holds: Some(0), ..Taken::default() });
+        (Hand { full: true, ..Hand::default() }, Hand { holds: Some(0), ..Hand::default() });
     for (sink, messages) in [
         (full, (1..=100).map(large).collect::<Vec<_>>()),
         (holding, (1..=100).map(large).collect()),
-        (Taken::default(), (1..=100).map(|serial| rejected(serial, 2_002)).collect()),
+        (Hand::default(), (1..=100).map(|serial| rejected(serial, 2_002)).collect()),
     ] {
         let sink = Arc::new(Mutex::new(sink));
         let rig = rig_of(&[&sink], messages, 10 * size);
@@ -228,7 +189,7 @@ fn what_is_kept_stays_within_the_buffer_whatever_it_is_kept_for() {
 
 #[test]
 fn rejected_messages_are_not_copied() {
-    let sink = Arc::new(Mutex::new(Taken::default()));
+    let sink = Arc::new(Mutex::new(Hand::default()));
     let rig = rig(&[&sink], (1..=300).map(bad).collect());
     until("all wait", || rig.shared.rejected_bytes.load(Relaxed) == 300 * bad(1).size());
     let (one, again) = (rig.shared.rejected(), rig.shared.rejected());
@@ -244,11 +205,11 @@ fn rejected_messages_are_not_copied() {
 
 #[test]
 fn what_is_given_is_timed_counted_and_said_while_debugging_is_on() {
-    let sink = Arc::new(Mutex::new(Taken::default()));
+    let sink = Arc::new(Mutex::new(Hand::default()));
     let rig = rig(&[&sink], Vec::new());
     rig.header.debug.store(1, Relaxed);
     rig.source.lock().messages.extend([message(1), bad(2), message(3)]);
-    until("both are given", || sink.lock().serials == [1, 3]);
+    until("both are given", || sink.lock().serials() == [1, 3]);
     until("and counted", || rig.words.timings.get().count == 2);
     assert_eq!(rig.shown[0].timings.get().count, 2);
     let said = rig.lines.take();
@@ -257,12 +218,12 @@ fn what_is_given_is_timed_counted_and_said_while_debugging_is_on() {
 
 #[test]
 fn a_sink_that_fails_is_made_again_and_the_source_goes_on() {
-    let (well, failed) = (Arc::new(Mutex::new(Taken::default())), Arc::new(Mutex::new(Taken::default())));
+    let (well, failed) = (Arc::new(Mutex::new(Hand::default())), Arc::new(Mutex::new(Hand::default())));
     failed.lock().holds = Some(1);
     let rig = rig(&[&well, &failed], (1..=3).map(message).collect());
-    until("all were given", || well.lock().serials.len() == 3 && failed.lock().serials.len() == 3);
+    until("all were given", || well.lock().taken.len() == 3 && failed.lock().taken.len() == 3);
     until("as far as the slower has it", || rig.source.lock().acknowledged == 1);
-    failed.lock().fails = Some(Failure { message: "no".into(), lasting: false });
+    failed.lock().fails = fail(false);
     rig.source.lock().messages.extend((4..=6).map(message));
     until("it has failed again and again", || rig.shown[1].errors.load(Relaxed) > 2);
     assert_eq!((rig.source.lock().acknowledged, rig.shared.outcome()), (1, None));
@@ -272,12 +233,43 @@ fn a_sink_that_fails_is_made_again_and_the_source_goes_on() {
     until("all", || rig.source.lock().acknowledged == 6);
     // What it had not confirmed came again, in order.
     assert_eq!(
-        (&well.lock().serials[..], &failed.lock().serials[..]),
-        (&[1, 2, 3, 4, 5, 6][..], &[1, 2, 3, 2, 3, 4, 5, 6][..])
+        (well.lock().serials(), failed.lock().serials()),
+        (vec![1, 2, 3, 4, 5, 6], vec![1, 2, 3, 2, 3, 4, 5, 6])
     );
     assert_eq!(rig.shown[1].state(), StreamState::Running);
     let said = rig.lines.take();
     assert_eq!(said.len(), 2, "{said:?}");
     assert!(said[0].contains("has failed, and its sink is made again in 10ms: no"), "{said:?}");
     assert!(said[1].contains("delivers again"), "{said:?}");
+}
+
+#[test]
+fn a_stream_is_in_trouble_until_its_source_and_its_sink_are_well() {
+    let sink = Arc::new(Mutex::new(Hand::default()));
+    let rig = rig(&[&sink], vec![message(1)]);
+    let is = |state| rig.shown[0].state() == state;
+    until("all is well", || is(StreamState::Running) && rig.source.lock().acknowledged == 1);
+    rig.source.lock().trouble = Some("no broker".to_owned());
+    until("its source is in trouble", || is(StreamState::Trouble) && rig.shared.trouble().is_some());
+    sink.lock().trouble = Some("no broker either".to_owned());
+    until("its sink is, too", || rig.shown[0].error.get().is_some());
+    rig.source.lock().trouble = None;
+    until("its source is well", || rig.shared.trouble().is_none());
+    // It says so to the streams in the same breath; one more round has come by after a message.
+    rig.source.lock().messages.push_back(message(2));
+    until("it goes on", || rig.source.lock().acknowledged == 2);
+    assert!(is(StreamState::Trouble), "its sink is not");
+    // A sink that fails and is made again is no end of its source's trouble.
+    rig.source.lock().trouble = Some("no broker".to_owned());
+    until("its source is in trouble again", || rig.shared.trouble().is_some());
+    let mut hand = sink.lock();
+    (hand.trouble, hand.fails) = (None, fail(false));
+    drop(hand);
+    rig.source.lock().messages.push_back(message(3));
+    until("it has failed", || is(StreamState::Failed));
+    sink.lock().fails = None;
+    until("it goes on", || rig.source.lock().acknowledged == 3);
+    assert!(is(StreamState::Trouble), "its source is not well");
+    rig.source.lock().trouble = None;
+    until("all is well", || is(StreamState::Running));
 }

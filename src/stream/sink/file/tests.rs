@@ -164,6 +164,7 @@ fn a_full_disk_is_a_failure_that_passes_and_names_the_path() {
     let mut sink = place.sink(json!({"sync": "1h"}));
     give(&mut sink, 1, "{\"n\":1}").unwrap();
     sink.sync().unwrap();
+    assert_eq!(delivered(&mut sink), 1);
     give(&mut sink, 2, "{\"n\":2}").unwrap();
     sink.flush().unwrap();
     // Written but not safe; then every further write finds no space.
@@ -257,32 +258,41 @@ fn each_mistake_names_its_option() {
 }
 
 #[test]
-fn new_files_have_the_mode_that_was_asked_for() {
-    use std::os::unix::fs::MetadataExt;
-    for (more, mode) in [(json!({}), 0o600), (json!({"mode": "0640"}), 0o640)] {
-        let place = Place::new();
-        let mut sink = place.sink(more);
-        give(&mut sink, 1, "{}").unwrap();
-        assert_eq!(fs::metadata(place.path()).unwrap().mode() & 0o777, mode);
-    }
-}
-
-#[test]
 fn a_file_has_the_mode_that_was_asked_for_whatever_the_umask_and_one_that_was_there_keeps_its_own() {
     let place = Place::new();
     let mode = |name: &str| fs::metadata(place.0.join(name)).unwrap().permissions().mode() & 0o777;
     // More than any usual umask lets through.
     let mut sink = place.sink(json!({"mode": "0666", "rotate_size": 10}));
     for serial in 1..=2 {
-        let event = Event { serial, schema: "public", table: "t", key: None, payload: b"{\"n\":123}" };
-        assert_eq!(sink.give(&event), Ok(Given::Taken));
+        give(&mut sink, serial, "{\"n\":123}").unwrap();
     }
     drop(sink);
     let names = place.names();
     assert_eq!(names.len(), 2, "{names:?}");
     names.iter().for_each(|name| assert_eq!(mode(name), 0o666, "{name}"));
-    let mut sink = place.sink(json!({"mode": "0600"}));
-    let event = Event { serial: 1, schema: "public", table: "t", key: None, payload: b"{}" };
-    assert_eq!(sink.give(&event), Ok(Given::Taken));
+    let mut sink = place.sink(json!({}));
+    give(&mut sink, 1, "{}").unwrap();
     assert_eq!(mode("events.jsonl"), 0o666);
+    // Nobody but the owner unless it was asked for.
+    fs::remove_file(place.path()).unwrap();
+    let mut sink = place.sink(json!({}));
+    give(&mut sink, 1, "{}").unwrap();
+    assert_eq!(mode("events.jsonl"), 0o600);
+}
+
+#[test]
+fn what_was_synced_before_a_failure_is_told_before_it() {
+    let place = Place::new();
+    let mut sink = place.sink(json!({"rotate_size": 10, "sync": "1h"}));
+    assert_eq!(give(&mut sink, 1, "{\"first\":1}"), Ok(Given::Taken));
+    // The first file is synced, and then there is no directory in which it could be renamed.
+    let aside = place.0.with_extension("aside");
+    fs::rename(&place.0, &aside).unwrap();
+    assert_eq!(give(&mut sink, 2, "{\"second\":2}"), Ok(Given::Full));
+    assert_eq!(sink.flush(), Ok(()));
+    assert_eq!(sink.poll(Duration::ZERO).unwrap().delivered, 1);
+    assert!(sink.poll(Duration::ZERO).unwrap_err().message.contains("cannot write"));
+    drop(sink);
+    fs::rename(&aside, &place.0).unwrap();
+    assert_eq!(place.read("events.jsonl"), "{\"first\":1}\n");
 }

@@ -24,8 +24,6 @@ pub struct Plan {
     pub topics: HashMap<String, String>,
     pub fallback: Option<String>,
     pub remedies: Remedies,
-    /// The largest message that the library takes; it asks for room for one in its queue.
-    pub largest: u64,
 }
 
 /// The operator's choices, one for each way in which an event can be undeliverable.
@@ -84,7 +82,6 @@ impl Plan {
         acknowledgements(options, &mut config)?;
         accepted(options)?;
         let (topics, fallback) = topics(options)?;
-        let largest = config.get("message.max.bytes").and_then(|bytes| bytes.parse().ok());
         let missing_topic = remedy(options, "on_missing_topic")?;
         if missing_topic == Remedy::Stop {
             // Well before it is a trouble that nothing is confirmed: that would say less. Whoever skips wants to be sure.
@@ -95,7 +92,7 @@ impl Plan {
             missing_topic,
             unmapped: remedy(options, "on_unmapped")?,
         };
-        Ok(Self { config, topics, fallback, remedies, largest: largest.unwrap_or(1_000_000) })
+        Ok(Self { config, topics, fallback, remedies })
     }
 }
 
@@ -206,7 +203,7 @@ mod tests {
         assert_eq!((set("message.timeout.ms"), set("socket.timeout.ms")), ("0".into(), "2000".into()));
         assert_eq!(plan.topics["Orders"], "orders");
         assert_eq!(plan.topics["public.orders"], "small");
-        assert_eq!((plan.fallback.as_deref(), plan.largest), (Some("rest"), 1_000_000));
+        assert_eq!((plan.fallback.as_deref(), broker::largest(&plan.config)), (Some("rest"), 1_000_000));
     }
 
     #[test]
@@ -251,6 +248,9 @@ mod tests {
                 "sasl.password": "p", "message.max.bytes": 2_000_000, "partitioner": "consistent"}),
         )
         .unwrap();
-        assert_eq!((plan.largest, plan.config.get("partitioner")), (2_000_000, Some("consistent")));
+        assert_eq!(
+            (broker::largest(&plan.config), plan.config.get("partitioner")),
+            (2_000_000, Some("consistent"))
+        );
     }
 }

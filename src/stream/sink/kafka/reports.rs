@@ -4,6 +4,7 @@
 use super::GAPLESS;
 use super::plan::{Remedies, Remedy};
 use super::resend::Refused;
+use crate::stream::broker;
 use crate::stream::ledger::Ledger;
 use crate::stream::sink::{Failure, Log};
 use parking_lot::{Mutex, MutexGuard};
@@ -17,8 +18,6 @@ use std::time::{Duration, Instant};
 
 /// So long may nothing be confirmed before that is called a trouble: brokers that answer "not now" for ever make no error.
 const STALLED: Duration = if cfg!(test) { Duration::from_millis(500) } else { Duration::from_secs(10) };
-/// The library repeats an error that lasts every 30 s; one that was not repeated while nothing is out is over.
-const STALE: Duration = Duration::from_secs(45);
 
 /// What goes out with each message and comes back with its report.
 #[derive(Debug)]
@@ -75,6 +74,8 @@ pub struct State {
     alone: Option<u64>,
     /// Each message is a batch of its own.
     pub single: bool,
+    /// Nobody asks any more what becomes of what is out.
+    pub dropped: bool,
     /// A batch was refused, mostly for its size, and not everything that was on its way then has come to its end.
     pub refused: Option<Refused>,
     /// How often that was.
@@ -123,6 +124,7 @@ impl Reports {
             inside: 0,
             alone: None,
             single: false,
+            dropped: false,
             refused: None,
             refusals: 0,
             trouble: None,
@@ -238,7 +240,7 @@ impl State {
         let delivered = self.ledger.delivered();
         self.trouble.take_if(|trouble| match trouble.over_at {
             Some(serial) => delivered >= serial,
-            None => !out && trouble.since.elapsed() > STALE,
+            None => !out && trouble.since.elapsed() > broker::STALE,
         });
         match &self.trouble {
             Some(trouble) => Some(trouble.text.clone()),
@@ -250,13 +252,7 @@ impl State {
     }
 
     fn error(&mut self, code: Option<RDKafkaErrorCode>, reason: &str) {
-        // That none can be reached is said after why one cannot be reached, which helps more.
-        let text = match &mut self.trouble {
-            Some(trouble) if code == Some(RDKafkaErrorCode::AllBrokersDown) => {
-                std::mem::take(&mut trouble.text)
-            }
-            _ => reason.to_owned(),
-        };
+        let text = broker::words(code, reason, self.trouble.take().map(|trouble| trouble.text));
         let over_at = (self.ledger.outstanding() > 0).then(|| self.ledger.last());
         self.trouble = Some(Trouble { text, since: Instant::now(), over_at });
     }
@@ -266,7 +262,7 @@ impl ClientContext for Reports {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         // It calls that property experimental each time, and what follows from it is no error here.
         let is_asked_for = message.contains(GAPLESS) || message.contains("gap-less guarantee");
-        if (level as i32) <= RDKafkaLogLevel::Warning as i32 && !is_asked_for {
+        if broker::is_for_the_log(level) && !is_asked_for {
             self.say(&format!("librdkafka: {facility} {message}"));
         }
     }
@@ -288,6 +284,9 @@ impl ProducerContext for Reports {
 
     fn delivery(&self, result: &DeliveryResult<'_>, out: Box<Out>) {
         let mut state = self.state.lock();
+        if state.dropped {
+            return;
+        }
         state.heard += 1;
         state.inside = state.inside.saturating_sub(1);
         let was_alone = state.single || state.alone == Some(out.serial);
@@ -308,11 +307,6 @@ impl ProducerContext for Reports {
             Err((error, message)) => {
                 let code = error.rdkafka_error_code();
                 use RDKafkaErrorCode as C;
-                if let Some(C::Fatal | C::GaplessGuarantee | C::OutOfOrderSequenceNumber) = code {
-                    // It was behind a batch that was refused; or the library says more when it is asked.
-                    state.doubtful = true;
-                    state.refused.get_or_insert_default();
-                }
                 if let Some(
                     C::Fatal
                     | C::GaplessGuarantee
@@ -321,11 +315,11 @@ impl ProducerContext for Reports {
                     | C::PurgeInflight,
                 ) = code
                 {
-                    // Taken back, unless the sink is being dropped.
-                    if let Some(refused) = &mut state.refused {
-                        refused.add(message.partition(), Again::new(out, message), false);
-                    }
-                    return;
+                    // It was behind a batch that was refused, and has been taken back: when the library does that by itself, it may say so
+                    // before it reports that batch. Or it says more when it is asked.
+                    state.doubtful = true;
+                    let refused = state.refused.get_or_insert_default();
+                    return refused.add(message.partition(), Again::new(out, message), false);
                 }
                 let obstacle = code.map(Obstacle::of);
                 if obstacle == Some(Obstacle::Oversized) && !was_alone {

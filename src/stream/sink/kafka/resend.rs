@@ -136,18 +136,18 @@ impl Kafka {
     fn begin_again(&mut self) -> Result<(), Failure> {
         let mut state = self.reports.state();
         let Some(refused) = state.refused.take() else { return Ok(()) };
-        let skipped = state.skipped;
-        // None was, when something else ended the producer.
-        let before = self.resend.singly.as_ref().map_or(0, |singly| singly.until);
-        let until = Some(refused.last.max(before)).filter(|until| *until > 0);
-        state.single = until.is_some() || is_single(&self.config);
+        // What is under way already goes on with what it knows.
+        let before = Singly { until: 0, skipped: state.skipped, refused: 0 };
+        let Singly { until, skipped, refused: most } = self.resend.singly.take().unwrap_or(before);
+        let singly = Singly { until: until.max(refused.last), skipped, refused: most.max(refused.most()) };
+        // No event was refused, when something else ended the producer.
+        self.resend.singly = Some(singly).filter(|singly| singly.until > 0);
+        state.single = self.resend.singly.is_some() || is_single(&self.config);
         drop(state);
-        let most = refused.most();
         let mut events = refused.events;
         events.extend(self.resend.queue.drain(..));
         events.sort_unstable_by_key(|event| event.out.serial);
         self.resend.queue = events.into();
-        self.resend.singly = until.map(|until| Singly { until, skipped, refused: most });
         self.replace_producer()
     }
 

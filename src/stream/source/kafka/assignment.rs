@@ -1,6 +1,7 @@
 //! Which partitions this member of the group has, which of their messages are out, and up to where they may be committed. The library's
 //! callbacks run inside `poll` of the consumer, so on the engine's thread; the lock is there because the library asks for `Sync`.
 
+use crate::stream::broker;
 use crate::stream::source::{Log, Place};
 use parking_lot::{Mutex, MutexGuard};
 use rdkafka::ClientContext;
@@ -10,10 +11,7 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-/// The library repeats an error that lasts every 30 s; one that was not repeated is over.
-const STALE: Duration = Duration::from_secs(45);
+use std::time::Instant;
 
 /// The consumer's context.
 pub struct Rebalances {
@@ -131,7 +129,7 @@ impl Assignment {
     }
 
     pub fn trouble(&mut self) -> Option<String> {
-        self.trouble.take_if(|trouble| !trouble.once && trouble.since.elapsed() > STALE);
+        self.trouble.take_if(|trouble| !trouble.once && trouble.since.elapsed() > broker::STALE);
         self.trouble.as_ref().map(|trouble| trouble.text.clone())
     }
 
@@ -139,11 +137,7 @@ impl Assignment {
         use RDKafkaErrorCode as C;
         let once =
             matches!(code, Some(C::UnknownTopicOrPartition | C::UnknownTopic | C::TopicAuthorizationFailed));
-        // That none can be reached is said after why one cannot be reached, which helps more.
-        let text = match &mut self.trouble {
-            Some(trouble) if code == Some(C::AllBrokersDown) => std::mem::take(&mut trouble.text),
-            _ => reason.to_owned(),
-        };
+        let text = broker::words(code, reason, self.trouble.take().map(|trouble| trouble.text));
         self.trouble = Some(Trouble { text, since: Instant::now(), once });
     }
 }
@@ -184,7 +178,7 @@ impl Rebalances {
 
 impl ClientContext for Rebalances {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        if (level as i32) <= RDKafkaLogLevel::Warning as i32 {
+        if broker::is_for_the_log(level) {
             self.say(&format!("librdkafka: {facility} {message}"));
         }
     }

@@ -1,6 +1,7 @@
 //! Batches that a broker refuses for their size: what becomes of the events in them and behind them.
 
 use super::*;
+use rdkafka::producer::PurgeConfig;
 
 /// The numbers of events in a topic whose every event has one key, as they have arrived.
 fn numbers(cluster: &Cluster, count: usize) -> Vec<u64> {
@@ -96,4 +97,45 @@ fn what_is_behind_a_batch_that_is_refused_comes_last_again() {
         assert_eq!(next, 0, "{name}: {arrived:?}");
         assert!(name != "all" || arrived.is_sorted(), "nothing overtakes with idempotence: {arrived:?}");
     }
+}
+
+#[test]
+fn what_the_library_takes_back_before_it_says_why_is_sent_again_in_order() {
+    let cluster = cluster(1);
+    for more in [json!({}), json!({"requiredAcks": 1})] {
+        let mut options = json!({"batchTimeout": "200ms"});
+        options.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let mut built = build(&cluster, options);
+        let begin = numbers_so_far(&cluster);
+        built.give(1, "k");
+        built.until(|progress| progress.delivered == 1);
+        for serial in 2..=100 {
+            built.give(serial, "k");
+        }
+        // As it does when a batch was refused, at times before that batch is reported.
+        built.sink.producer.purge(PurgeConfig::default().queue());
+        built.until(|progress| progress.delivered == 100);
+        let arrived = numbers(&cluster, begin + 100);
+        assert_eq!(arrived[begin..], (1..=100).collect::<Vec<_>>(), "{more}");
+        assert_eq!(built.sink.reports.state().bytes, 0);
+    }
+}
+
+#[test]
+fn what_was_found_too_large_before_all_begins_again_is_not_held_against_batches() {
+    let cluster = cluster(1);
+    let options = json!({"batchTimeout": "100ms", "on_oversized": "skip", "requiredAcks": 1});
+    let mut built = build(&cluster, options);
+    let too_large = RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE;
+    let behind = RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
+    // The batch, the first event of it, and the second one for that.
+    cluster.request_errors(RDKafkaApiKey::Produce, &[too_large, too_large, behind]);
+    for serial in 1..=100 {
+        built.give(serial, "k");
+    }
+    assert_eq!(built.until(|progress| progress.delivered == 100).skipped, 1);
+    // What was on its way behind it may have come twice.
+    let arrived = numbers(&cluster, numbers_so_far(&cluster));
+    assert!(arrived.ends_with(&(3..=100).collect::<Vec<_>>()) && arrived.contains(&2), "{arrived:?}");
+    assert_eq!(built.sink.batch_size, 1_000_000, "the batch was not too large without it");
 }

@@ -1,11 +1,15 @@
 //! `cargo verify [--pg=MAJOR] [FILTER]`: every test, on a server of that major version. Sets up what the system lacks, then runs the pure
-//! tests, the in-server tests, the check of the SQL script, and the cluster tests; with a filter only the tests whose names contain it.
+//! tests, the in-server tests, the check of the SQL script, the cluster tests, and the test of the package; with a filter only the tests
+//! whose names contain it. `cargo verify --report` makes the README's table of what the last whole run on each version gave.
 //! `cargo verify --packages-only` stops after the set-up: packages, the server, and Kafka.
+
+mod report;
 
 use anyhow::{Context, Result, bail};
 use pgrx_tests::installation::{self, MAJOR};
 use pgrx_tests::{kafka, lacking, machine, server};
-use std::collections::BTreeSet;
+use report::Report;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
@@ -26,7 +30,11 @@ fn main() -> ExitCode {
 }
 
 fn verify() -> Result<bool> {
-    let Arguments { major, packages_only, filter } = arguments(std::env::args().skip(1))?;
+    let Arguments { major, packages_only, report, filter } = arguments(std::env::args().skip(1))?;
+    if report {
+        report::write()?;
+        return Ok(true);
+    }
     machine::install(&machine::test_packages(major), |what| println!("{what}"))?;
     server::obtain(major, |what| println!("{what}"))?;
     // Downloaded here, and not in the middle of the tests; a filter may be about something else.
@@ -46,7 +54,9 @@ fn verify() -> Result<bool> {
             .only("in_server_tests"),
         Group::new("rig", &["test", "--package", "postern-rig", "--lib", "--bins"]),
         Group::new("cluster", &["test", "--package", "postern-rig", "--test", "cluster"]),
+        Group::new("packages", &["test", "--package", "postern-rig", "--test", "packages"]),
     ];
+    let mut report = Report::default();
     let mut all_well = true;
     if filter.is_empty() {
         println!("=== the SQL script is what the library says");
@@ -55,23 +65,43 @@ fn verify() -> Result<bool> {
         all_well &= cargo(major)?.args(schema).args(["--", "--check"]).status()?.success();
     }
     for group in &mut groups {
-        group.run(major, &filter, &lacks)?;
+        group.run(major, &filter, &lacks, &mut report)?;
         all_well &= group.succeeded;
+    }
+    // Said by the tests that ran, whichever these were.
+    let said = std::fs::read_to_string(&lacks).unwrap_or_default();
+    let _ = std::fs::remove_file(&lacks);
+    let mut without = BTreeMap::<&str, u32>::new();
+    let mut others = BTreeSet::new();
+    for line in said.lines() {
+        match line.strip_prefix(lacking::NOT_RUN).and_then(|rest| rest.split_once(": ")) {
+            Some((name, why)) => {
+                report.not_run(name);
+                *without.entry(why).or_default() += 1;
+            }
+            None => {
+                others.insert(line);
+            }
+        }
     }
     println!("\n=== PostgreSQL {major}");
     for group in &groups {
         let Group { name, passed, failed, seconds, .. } = group;
         println!("{name:<10} {passed:>4} passed {failed:>3} failed {seconds:>6.1} s");
     }
-    let passed: u32 = groups.iter().map(|g| g.passed).sum();
+    let skipped: u32 = without.values().sum();
+    let passed: u32 = groups.iter().map(|g| g.passed).sum::<u32>() - skipped;
     let failed: u32 = groups.iter().map(|g| g.failed).sum();
-    println!("{passed} passed, {failed} failed");
-    // Said by the tests that ran, whichever these were.
-    let said = std::fs::read_to_string(&lacks).unwrap_or_default();
-    let _ = std::fs::remove_file(&lacks);
-    for line in said.lines().collect::<BTreeSet<_>>() {
-        println!("{line}");
+    let skipped_too = if skipped > 0 { format!(", {skipped} skipped") } else { String::new() };
+    println!("{passed} passed, {failed} failed{skipped_too}");
+    if filter.is_empty() {
+        report.keep(major)?;
     }
+    for (why, count) in without {
+        let tests = if count == 1 { "test counts" } else { "tests count" };
+        println!("{count} {tests} as passed above and did nothing: {why}");
+    }
+    others.into_iter().for_each(|line| println!("{line}"));
     Ok(all_well && failed == 0)
 }
 
@@ -98,7 +128,7 @@ impl Group {
     }
 
     /// Shows what cargo shows, and counts from its closing lines.
-    fn run(&mut self, major: u32, filter: &[String], lacks: &Path) -> Result<()> {
+    fn run(&mut self, major: u32, filter: &[String], lacks: &Path, report: &mut Report) -> Result<()> {
         println!("=== {}", self.name);
         let started = Instant::now();
         let mut command = cargo(major)?;
@@ -114,6 +144,7 @@ impl Group {
             let line = line?;
             println!("{line}");
             self.count(&line);
+            report.count(self.name, &line);
         }
         self.succeeded = child.wait()?.success();
         self.seconds = started.elapsed().as_secs_f64();
@@ -137,15 +168,19 @@ impl Group {
 struct Arguments {
     major: u32,
     packages_only: bool,
+    report: bool,
     filter: Vec<String>,
 }
 
 fn arguments(given: impl Iterator<Item = String>) -> Result<Arguments> {
-    let mut read = Arguments { major: installation::major(), packages_only: false, filter: Vec::new() };
+    let mut read =
+        Arguments { major: installation::major(), packages_only: false, report: false, filter: Vec::new() };
     let mut given = given.filter(|argument| argument != "--");
     while let Some(argument) = given.next() {
         if argument == "--packages-only" {
             read.packages_only = true;
+        } else if argument == "--report" {
+            read.report = true;
         } else if let Some(rest) = argument.strip_prefix("--pg") {
             let text = match rest.strip_prefix('=') {
                 Some(text) => text.to_owned(),
@@ -153,7 +188,9 @@ fn arguments(given: impl Iterator<Item = String>) -> Result<Arguments> {
             };
             read.major = text.parse().with_context(|| format!("--pg={text}: not a major version"))?;
         } else if argument.starts_with("--") {
-            bail!("{argument}: there are --pg=MAJOR and --packages-only, and a part of the names of tests");
+            bail!(
+                "{argument}: there are --pg=MAJOR, --packages-only and --report, and a part of the names of tests"
+            );
         } else {
             read.filter.push(argument);
         }
@@ -184,10 +221,10 @@ mod tests {
     fn arguments_are_a_version_and_parts_of_names() {
         let read = |text: &str| arguments(text.split_whitespace().map(str::to_owned));
         let filter = vec!["login".to_owned()];
-        let wanted = Arguments { major: 18, packages_only: false, filter };
+        let wanted = Arguments { major: 18, packages_only: false, report: false, filter };
         assert_eq!(read("-- --pg=18 login").unwrap(), wanted);
         assert_eq!(read("--pg 18 login").unwrap(), wanted);
-        assert!(read("--packages-only").unwrap().packages_only);
+        assert!(read("--packages-only").unwrap().packages_only && read("--report").unwrap().report);
         assert!(read("--pg=eighteen").is_err() && read("--pg").is_err() && read("--version").is_err());
     }
 }

@@ -1,42 +1,45 @@
-//! A name as words in shared memory. Whoever owns what it names writes it.
+//! Texts as words in shared memory. Whoever owns what has one writes it.
 
-use std::sync::atomic::{AtomicU8, Ordering::*};
+use std::sync::atomic::{AtomicU8, AtomicU16, Ordering::*};
 
-/// Bytes of a name: NAMEDATALEN.
-const NAME: usize = 64;
-
-/// A text of at most 63 bytes that is written before the state that publishes it.
+/// At most so many bytes, written before the state that publishes them. Who reads them while they are written may see some of each.
 #[repr(C)]
-pub struct Name {
-    length: AtomicU8,
-    bytes: [AtomicU8; NAME - 1],
+pub struct Bytes<const MOST: usize> {
+    length: AtomicU16,
+    bytes: [AtomicU8; MOST],
 }
 
-impl Default for Name {
+/// A name: NAMEDATALEN without the zero at its end.
+pub type Name = Bytes<63>;
+
+impl<const MOST: usize> Default for Bytes<MOST> {
     fn default() -> Self {
-        Self { length: AtomicU8::new(0), bytes: std::array::from_fn(|_| AtomicU8::new(0)) }
+        Self { length: AtomicU16::new(0), bytes: std::array::from_fn(|_| AtomicU8::new(0)) }
     }
 }
 
-impl Name {
+impl<const MOST: usize> Bytes<MOST> {
     /// Cuts what is longer.
     pub fn set(&self, text: &[u8]) {
-        let text = &text[..text.len().min(NAME - 1)];
+        let text = &text[..text.len().min(MOST)];
         for (word, byte) in self.bytes.iter().zip(text) {
             word.store(*byte, Relaxed);
         }
-        self.length.store(text.len() as u8, Release);
+        self.length.store(text.len() as u16, Release);
+    }
+
+    fn length(&self) -> usize {
+        usize::from(self.length.load(Acquire)).min(MOST)
     }
 
     pub fn bytes(&self) -> Vec<u8> {
-        let length = usize::from(self.length.load(Acquire)).min(NAME - 1);
-        self.bytes[..length].iter().map(|word| word.load(Relaxed)).collect()
+        self.bytes[..self.length()].iter().map(|word| word.load(Relaxed)).collect()
     }
 
     /// Whether it is this text, of which only so much counts as fits.
     pub fn is(&self, text: &[u8]) -> bool {
-        let text = &text[..text.len().min(NAME - 1)];
-        usize::from(self.length.load(Acquire)) == text.len()
+        let text = &text[..text.len().min(MOST)];
+        self.length() == text.len()
             && self.bytes.iter().zip(text).all(|(word, byte)| word.load(Relaxed) == *byte)
     }
 
