@@ -188,6 +188,9 @@ impl Launcher {
                     source.set_state(SourceState::Failed);
                 }
                 SourceState::Failed if source.retry_at.load(Relaxed) <= now => self.start(number, source),
+                _ if source.rests_for_what_was() => {
+                    self.shared.header.ask_for_scan(source.database.load(Relaxed));
+                }
                 SourceState::Dropped => {
                     let database = source.database.load(Relaxed);
                     if database == 0 {

@@ -192,11 +192,16 @@ fn note(shared: Shared, (database, database_name): (u32, &str), definition: &Sou
             | SourceState::Failed
             | SourceState::Waiting
     );
-    // A place that was claimed just now has had no definition.
-    if changed && rests && !lives {
+    // A place that was claimed just now has had no definition. A worker that was just ending when it changed ends as it had to before.
+    if (changed && rests || source.rests_for_what_was()) && !lives {
         source.retry_at.store(0, Relaxed);
         source.error.say("");
-        source.set_state(if definition.runs() { SourceState::Waiting } else { SourceState::Stopped });
+        if definition.runs() {
+            source.set_state(SourceState::Waiting);
+        } else {
+            source.heeded.store(definition.digest, Release);
+            source.set_state(SourceState::Stopped);
+        }
     }
 }
 
@@ -223,6 +228,7 @@ fn claim(source: &Source, database: u32, name: &[u8]) {
     source.name.set(name);
     source.slot.set(b"");
     source.definition.store(0, Relaxed);
+    source.heeded.store(0, Relaxed);
     source.pid.store(0, Relaxed);
     for count in [
         &source.starts,

@@ -140,13 +140,16 @@ fn serve(shared: Shared, number: usize, source: &'static Source) -> End {
     if !BackgroundWorker::transaction(catalog::is_here) {
         return End::Gone;
     }
+    let noted = source.definition.load(Acquire);
     let load = || catalog::load().map(|all| all.into_iter().find(|one| one.name == name));
     let definition = match BackgroundWorker::transaction(load) {
         Ok(Some(definition)) => definition,
         Ok(None) => return End::Told,
         Err(error) => return End::Failed(format!("could not read its definition: {error}")),
     };
-    source.definition.store(definition.digest, Release);
+    source.heeded.store(definition.digest, Release);
+    // What a scout has noted in the meantime is newer: then this worker ends soon.
+    let _ = source.definition.compare_exchange(noted, definition.digest, AcqRel, Acquire);
     if !definition.runs() {
         source.set_state(SourceState::Stopped);
         return End::Told;

@@ -77,8 +77,10 @@ pub struct Source {
     pub pid: AtomicI32,
     /// Counts its workers: only the one with this number is its worker.
     pub turn: AtomicU32,
-    /// A digest of its definition and its streams'; a worker that began with another one ends.
+    /// A digest of its definition and its streams', the newest that is known; a worker that began with another one ends.
     pub definition: AtomicU64,
+    /// The digest of what its last worker began with, or of what needs none. Where the two differ and it rests, it rests for a reason that is over.
+    pub heeded: AtomicU64,
     /// 1: the worker is to end.
     pub stop: AtomicU32,
     /// When the worker began, and when it may be started again: microseconds since 1970.
@@ -111,5 +113,38 @@ impl Source {
 
     pub fn set_state(&self, state: SourceState) {
         self.state.store(state as u32, Release);
+    }
+
+    /// Whether it rests until somebody changes its definition, and somebody has.
+    pub fn rests_for_what_was(&self) -> bool {
+        matches!(self.state(), SourceState::Stopped | SourceState::Blocked)
+            && self.heeded.load(Acquire) != self.definition.load(Acquire)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_rests_for_a_definition_that_is_no_more_is_known() {
+        let source = Source::default();
+        source.heeded.store(1, Release);
+        source.definition.store(1, Release);
+        for state in SourceState::ALL {
+            source.set_state(state);
+            assert!(!source.rests_for_what_was(), "{state:?}");
+        }
+        // Changed while its worker was ending.
+        source.definition.store(2, Release);
+        let known: Vec<_> = SourceState::ALL
+            .into_iter()
+            .filter(|state| {
+                source.set_state(*state);
+                source.rests_for_what_was()
+            })
+            .collect();
+        // The others are looked at anyway.
+        assert_eq!(known, [SourceState::Stopped, SourceState::Blocked]);
     }
 }
