@@ -91,10 +91,13 @@ impl Cluster {
         Ok(())
     }
 
-    /// The postmaster's word in postmaster.pid: starting, ready, standby or stopping; empty when there is none.
+    /// The postmaster's word in postmaster.pid: starting, ready, standby or stopping; empty when there is none, or it is of a server that
+    /// was killed.
     pub fn state(&self) -> String {
         let text = fs::read_to_string(self.data().join("postmaster.pid")).unwrap_or_default();
-        text.lines().nth(7).unwrap_or_default().trim().to_owned()
+        let mut lines = text.lines();
+        let ours = self.pid().is_ok_and(|pid| lines.next() == Some(&pid.to_string()));
+        if ours { lines.nth(6).unwrap_or_default().trim().to_owned() } else { String::new() }
     }
 
     /// Stops the server and waits for its end.

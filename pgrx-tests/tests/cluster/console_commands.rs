@@ -66,19 +66,30 @@ fn a_database_without_clients_can_be_paused_before_they_come() -> Result<()> {
 #[test]
 fn a_pause_that_waits_is_canceled_or_undone() -> Result<()> {
     let (cluster, mut console) = with_console("console-cancel")?;
+    cluster.create_extension()?;
     let mut working = client(&cluster, "working")?;
     working.simple_query("BEGIN; SELECT 1")?;
     let mut pausing = self::console(&cluster)?;
     let token = pausing.cancel_token();
+    let mut is_begun = || {
+        wait::until("the pause has begun", || {
+            row(&mut console, "SHOW DATABASES", &[("name", "postgres"), ("paused", "1")]).is_ok()
+        })
+    };
     let paused = Doing::start(move || (pausing.simple_query("PAUSE postgres").map(drop), pausing));
+    is_begun()?;
     assert!(paused.not_yet());
     token.cancel_query(NoTls)?;
     let (paused, mut pausing) = paused.value()?;
     assert_eq!(paused.as_ref().err().map(code), Some("57014"));
-    // A cancel without anything to cancel does nothing to what comes next.
+    // A cancel without anything to cancel does nothing to what comes next. The driver does not wait until it has come.
     token.cancel_query(NoTls)?;
+    wait::until("the second cancel has come", || {
+        cluster.sql("SELECT cancels FROM postern.pooler").is_ok_and(|count| count == "2")
+    })?;
     rows(&mut pausing, "SHOW VERSION")?;
     let paused = Doing::start(move || pausing.simple_query("PAUSE postgres").map(drop));
+    is_begun()?;
     assert!(paused.not_yet());
     console.simple_query("RESUME postgres")?;
     assert_eq!(paused.value()?.as_ref().err().map(code), Some("55000"));

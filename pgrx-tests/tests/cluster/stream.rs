@@ -92,8 +92,10 @@ pub fn delivered_in(cluster: &Cluster, database: &str) -> Result<()> {
 
 /// Process id of the one source's worker.
 pub fn worker(cluster: &Cluster) -> Result<i32> {
-    let pid = cluster.sql("select coalesce(worker_pid, 0) from postern.sources")?.parse()?;
-    ensure!(pid != 0, "the source has no worker");
+    let row = cluster.sql("select coalesce(worker_pid, 0), state, last_error from postern.sources")?;
+    let (pid, why) = row.split_once('|').unwrap_or((&row, ""));
+    let pid = pid.parse().with_context(|| format!("the source is not there: \"{row}\""))?;
+    ensure!(pid != 0, "the source has no worker: {why}");
     Ok(pid)
 }
 

@@ -83,7 +83,8 @@ fn write(cluster: &Cluster, stop: &AtomicBool, writer: usize) {
 fn end_things(cluster: &Cluster, broker: &Broker) -> Result<()> {
     let begun = Instant::now();
     let end_worker = |signal: Signal| -> Result<()> {
-        let pid = wait::for_value("the source has a worker", || worker(cluster))?;
+        let pid = wait::for_value("the source has a worker", || worker(cluster))
+            .with_context(|| cluster.log_tail())?;
         signal_pid(pid, signal)?;
         wait::until("that worker is gone", || !process::is_running(pid))
     };
