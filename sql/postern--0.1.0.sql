@@ -804,7 +804,9 @@ SELECT d.name, d.source, d.sink,
        CASE WHEN NOT pg_catalog.pg_is_in_recovery()
             THEN greatest(pg_catalog.pg_current_wal_lsn() - greatest(r.delivered_lsn::pg_lsn, p.delivered_lsn), 0)::bigint END AS lag_bytes,
        CASE WHEN r.behind_since > 0
-            THEN greatest(clock_timestamp() - to_timestamp(r.behind_since), '0') ELSE '0' END AS lag,
+            THEN greatest(clock_timestamp() - to_timestamp(r.behind_since), '0')
+            -- Of what is not decoded nobody knows when it was committed.
+            WHEN s.state = 'streaming' AND r.state = 'running' THEN '0' END AS lag,
        s.retained_wal,
        to_timestamp(r.delivered_at) AS last_delivered_at,
        s.gap
@@ -853,7 +855,7 @@ COMMENT ON COLUMN postern.streams.events IS 'Events given to the sink since the 
 COMMENT ON COLUMN postern.streams.skipped IS 'Events that were left out by the sink''s options';
 COMMENT ON COLUMN postern.streams.delivered_lsn IS 'Everything that was committed before this has been delivered';
 COMMENT ON COLUMN postern.streams.confirmed_lsn IS 'What its source''s slot has confirmed: changes before it cannot be had again';
-COMMENT ON COLUMN postern.streams.lag IS 'For how long the oldest change that is not delivered has been committed';
+COMMENT ON COLUMN postern.streams.lag IS 'For how long the oldest change that is not delivered has been committed, as far as it is decoded; null where nothing is known, as of a stream that does not run';
 COMMENT ON COLUMN postern.streams.last_error IS 'What its sink or its source has said last';
 COMMENT ON COLUMN postern.streams.gap IS 'Its source''s: changes that were lost to streams that had not delivered them';
 COMMENT ON COLUMN postern.sinks.errors IS 'Errors of its streams, the sink''s each time that it failed, since the server''s start';

@@ -116,9 +116,9 @@ const STREAM_METRICS: [StreamMetric; 9] = [
     ),
     (
         "postern_stream_lag_seconds",
-        "For how long the oldest transaction that is not delivered has been committed, as far as it is decoded.",
+        "For how long the oldest transaction that is not delivered has been committed; absent where that is not known, as of a stream that does not run.",
         Kind::Gauge,
-        |look| Some(look.lag_seconds()),
+        Look::lag_seconds,
     ),
     (
         "postern_stream_delivered_timestamp_seconds",
@@ -135,11 +135,14 @@ impl Look {
         (delivered != 0).then(|| end.saturating_sub(delivered) as f64)
     }
 
-    fn lag_seconds(&self) -> f64 {
+    /// Of what is not decoded nobody knows when it was committed.
+    fn lag_seconds(&self) -> Option<f64> {
         let now = self.now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let runs =
+            self.source.state() == SourceState::Streaming && self.stream.state() == StreamState::Running;
         match self.stream.behind_since.load(Relaxed) {
-            0 => 0.0,
-            since => (now - since as f64 / 1e6).max(0.0),
+            0 => runs.then_some(0.0),
+            since => Some((now - since as f64 / 1e6).max(0.0)),
         }
     }
 }

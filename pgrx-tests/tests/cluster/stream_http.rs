@@ -218,9 +218,15 @@ fn lag_grows_while_a_stream_is_stopped_and_no_other_port_is_open() -> Result<()>
     cluster.sql("insert into t select repeat('x', 1000) from generate_series(1, 2000)")?;
     wait::until("lag is seen", || lag().is_ok_and(|lag| lag > 2e6))
         .with_context(|| format!("{:?}", lag()))?;
+    // Nobody knows when that was committed: that is not "just now".
+    let times = || probe::metric(&probe::get(port, "/metrics")?.body, "postern_stream_lag_seconds{");
+    assert!(times().is_err(), "{:?}", times());
+    let shown = || cluster.sql("select lag is null, lag_bytes > 2e6 from postern.streams");
+    assert_eq!(shown()?, "t|t");
     cluster.sql("select postern.start_stream('shop to lines')")?;
     delivered(&cluster)?;
-    wait::until("it has caught up", || lag().is_ok_and(|lag| lag < 1e6))
+    wait::until("it has caught up", || lag().is_ok_and(|lag| lag < 1e6))?;
+    wait::until("its time is known", || times().is_ok() && shown().is_ok_and(|shown| shown == "f|f"))
 }
 
 /// Their names are as they are; the text around them is right.
