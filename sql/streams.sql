@@ -432,12 +432,12 @@ SELECT d.name, d.source, d.sink,
        s.received_lsn,
        greatest(r.delivered_lsn::pg_lsn, p.delivered_lsn) AS delivered_lsn,
        s.confirmed_lsn,
-       CASE WHEN NOT pg_catalog.pg_is_in_recovery()
+       CASE WHEN NOT pg_catalog.pg_is_in_recovery() AND coalesce(r.delivered_lsn::pg_lsn, p.delivered_lsn) IS NOT NULL
             THEN greatest(pg_catalog.pg_current_wal_lsn() - greatest(r.delivered_lsn::pg_lsn, p.delivered_lsn), 0)::bigint END AS lag_bytes,
        CASE WHEN r.behind_since > 0
             THEN greatest(clock_timestamp() - to_timestamp(r.behind_since), '0')
-            -- Of what is not decoded nobody knows when it was committed.
-            WHEN s.state = 'streaming' AND r.state = 'running' THEN '0' END AS lag,
+            -- Of what is not decoded, or comes from elsewhere, nobody knows when it was committed.
+            WHEN s.kind = 'postgres' AND s.state = 'streaming' AND r.state = 'running' THEN '0' END AS lag,
        s.retained_wal,
        to_timestamp(r.delivered_at) AS last_delivered_at,
        s.gap
@@ -458,7 +458,9 @@ SELECT d.name, d.kind,
        coalesce(sum(s.bytes), 0)::bigint AS bytes,
        coalesce(sum(s.skipped), 0)::bigint AS skipped,
        max(s.lag_bytes) AS lag_bytes,
-       max(s.lag) AS lag,
+       -- Not 0 while there is one of which it is not known.
+       CASE WHEN max(s.lag) > '0' OR bool_and(s.lag IS NOT NULL) FILTER (WHERE s.state NOT IN ('stopped', 'paused'))
+            THEN max(s.lag) END AS lag,
        max(s.last_delivered_at) AS last_delivered_at,
        postern.without_secrets(d.options) AS options
 FROM postern.sink_definitions d

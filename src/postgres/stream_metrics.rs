@@ -116,7 +116,7 @@ const STREAM_METRICS: [StreamMetric; 9] = [
     ),
     (
         "postern_stream_lag_seconds",
-        "For how long the oldest transaction that is not delivered has been committed; absent where that is not known, as of a stream that does not run.",
+        "For how long the oldest transaction that is not delivered has been committed, as far as it is decoded; absent where that is not known, as of a stream that does not run.",
         Kind::Gauge,
         Look::lag_seconds,
     ),
@@ -135,11 +135,12 @@ impl Look {
         (delivered != 0).then(|| end.saturating_sub(delivered) as f64)
     }
 
-    /// Of what is not decoded nobody knows when it was committed.
+    /// Of what is not decoded, or comes from elsewhere, nobody knows when it was committed.
     fn lag_seconds(&self) -> Option<f64> {
         let now = self.now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        let runs =
-            self.source.state() == SourceState::Streaming && self.stream.state() == StreamState::Running;
+        let runs = self.source.kind.is(b"postgres")
+            && self.source.state() == SourceState::Streaming
+            && self.stream.state() == StreamState::Running;
         match self.stream.behind_since.load(Relaxed) {
             0 => runs.then_some(0.0),
             since => Some((now - since as f64 / 1e6).max(0.0)),

@@ -173,6 +173,8 @@ fn events_of_a_topic_go_on_to_sinks_and_what_is_no_event_is_kept_aside() -> Resu
             .sql("select source, topic, convert_from(payload, 'UTF8'), reason from postern.rejected_messages")
             .is_ok_and(|kept| kept == "broker|in|no event|is no JSON object")
     })?;
+    // How far behind the broker it is, is the consumer group's to tell.
+    ensure!(cluster.sql("select lag is null, lag_bytes is null from postern.streams")? == "t|t");
     // What every sink has is committed: after a restart nothing comes again, and what is new comes.
     cluster.restart(Stop::Fast)?;
     broker.produce("in", Some("k"), &event(3))?;

@@ -1,6 +1,6 @@
 //! The limit of the WAL that waits for a source's sinks: a warning, or the slot goes and the gap is stated.
 
-use crate::stream::{ids, running, shows, slots, source_is, start, stopped, to_file, write_wal};
+use crate::stream::{delivered, ids, running, shows, slots, source_is, start, stopped, to_file, write_wal};
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::wait;
 
@@ -73,5 +73,25 @@ fn too_much_wal_is_warned_of_once_also_of_a_source_that_is_stopped() -> Result<(
     })?;
     let warned = cluster.log().matches("WARNING:  postern: source \"shop\"").count();
     ensure!(warned == 1, "{warned}: {}", cluster.log_tail());
-    Ok(())
+    // What becomes of it when that is changed is said, too.
+    cluster.sql(r#"select postern.alter_source('shop', '{"at_wal_limit":"drop"}')"#)?;
+    shows(&cluster, "select last_error from postern.sources", "it was dropped; changes after")
+}
+
+#[test]
+fn what_a_blocked_source_waits_for_is_not_forgotten_over_its_limit() -> Result<()> {
+    let cluster = start("stream-limit-blocked", &[])?;
+    cluster.sql("create table t (id int primary key)")?;
+    to_file(&cluster, r#"{"wal_limit":"20MB"}"#)?;
+    cluster.sql("insert into t values (1)")?;
+    delivered(&cluster)?;
+    stopped(&cluster)?;
+    cluster.sql("insert into t values (2)")?;
+    cluster
+        .sql("select pg_replication_slot_advance(slot, pg_current_wal_insert_lsn()) from postern.sources")?;
+    cluster.sql("select postern.start_source('shop')")?;
+    source_is(&cluster, "blocked", "lost_slot")?;
+    write_wal(&cluster, 4)?;
+    cluster.wait_log("more than its wal_limit of 20971520")?;
+    source_is(&cluster, "blocked", "lost_slot")
 }

@@ -24,6 +24,9 @@ const TICK: std::ffi::c_long = 1_000;
 /// or too much WAL be kept for a source that does not run.
 const LOOK_AGAIN: Duration = Duration::from_secs(15);
 
+/// Between two questions to scouts after what one of them has not settled.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn postern_launcher_main(_argument: pg_sys::Datum) {
@@ -46,6 +49,8 @@ struct Launcher {
     /// By the number of the source: which worker it is.
     workers: HashMap<usize, (u32, Started)>,
     looked: Instant,
+    /// When scouts were asked to settle something.
+    asked: Option<Instant>,
     /// It was said that there is no place for a worker.
     said: bool,
 }
@@ -65,6 +70,7 @@ fn run(shared: Shared) -> i32 {
         scout: None,
         workers: HashMap::new(),
         looked: Instant::now(),
+        asked: None,
         said: false,
     };
     loop {
@@ -172,6 +178,8 @@ impl Launcher {
 
     fn sources(&mut self) {
         let now = now();
+        // The end of a scout wakes us: without a pause there would be one after the other.
+        let may_ask = self.asked.is_none_or(|asked| asked.elapsed() >= ASK_AGAIN);
         for (number, source) in self.shared.sources_in_use() {
             let turn = source.turn.load(Acquire);
             let known = self.workers.get(&number).filter(|(its, _)| *its == turn);
@@ -188,20 +196,25 @@ impl Launcher {
                     source.set_state(SourceState::Failed);
                 }
                 SourceState::Failed if source.retry_at.load(Relaxed) <= now => self.start(number, source),
-                _ if source.rests_for_what_was() => {
-                    self.shared.header.ask_for_scan(source.database.load(Relaxed));
-                }
+                _ if source.rests_for_what_was() => self.ask(may_ask, source.database.load(Relaxed)),
                 SourceState::Dropped => {
                     let database = source.database.load(Relaxed);
                     if database == 0 {
                         free(self.shared, number, source);
                     } else {
                         // The scout drops the slot.
-                        self.shared.header.ask_for_scan(database);
+                        self.ask(may_ask, database);
                     }
                 }
                 _ => {}
             }
+        }
+    }
+
+    fn ask(&mut self, may_ask: bool, database: u32) {
+        if may_ask {
+            self.asked = Some(Instant::now());
+            self.shared.header.ask_for_scan(database);
         }
     }
 

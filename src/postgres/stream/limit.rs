@@ -7,7 +7,7 @@ use super::prepare::{GO_ON, record_source};
 use crate::stream::clock::now;
 use crate::stream::definition::{AtLimit, LostSlot, PostgresSource};
 use crate::stream::gap;
-use crate::stream::shared::Source;
+use crate::stream::shared::{Source, SourceState};
 use pgrx::bgworkers::BackgroundWorker;
 use pgrx::prelude::*;
 use std::sync::atomic::Ordering::*;
@@ -67,7 +67,10 @@ pub(super) fn beyond(slot: &str, limit: Option<u64>) -> Option<String> {
 /// Shows it; the log has it when it becomes too much, and from time to time while it is.
 pub(super) fn warn(source: &Source, error: &str) {
     let now = now();
-    source.error.say(error);
+    // What waits for the operator is not to be forgotten over it.
+    if source.state() != SourceState::Blocked {
+        source.error.say(error);
+    }
     let before = source.warned_at.load(Relaxed);
     if before == 0 || now.saturating_sub(before) >= WARN.as_micros() as i64 {
         source.warned_at.store(now, Relaxed);

@@ -141,9 +141,8 @@ fn note(shared: Shared, (database, database_name): (u32, &str), definition: &Sou
     let (number, source) = match known {
         Some(known) => known,
         None => {
-            // Its predecessor of the same name has to be gone first.
+            // Its predecessor of the same name has to be gone first: then the launcher asks.
             if shared.sources_in_use().any(|(_, source)| is_it(source)) {
-                shared.header.ask_for_scan(database);
                 return;
             }
             let free =
@@ -170,13 +169,11 @@ fn note(shared: Shared, (database, database_name): (u32, &str), definition: &Sou
         }
         None => source.owns_slot.store(0, Relaxed),
     }
-    let mut retry = consumer::RETRY;
-    if definition.kind == "postgres"
-        && let Ok(options) = PostgresSource::new(&definition.options)
-    {
-        limit_wal(source, definition, &options);
-        retry = options.retry;
-    }
+    let options = match definition.kind.as_str() {
+        "postgres" => PostgresSource::new(&definition.options).ok(),
+        _ => None,
+    };
+    let retry = options.as_ref().map_or(consumer::RETRY, |options| options.retry);
     source.retry_interval.store(u32::try_from(retry.as_millis()).unwrap_or(u32::MAX), Relaxed);
     let placed = streams(shared, number, definition);
     let changed = source.definition.swap(definition.digest, AcqRel) != definition.digest;
@@ -202,6 +199,10 @@ fn note(shared: Shared, (database, database_name): (u32, &str), definition: &Sou
             source.heeded.store(definition.digest, Release);
             source.set_state(SourceState::Stopped);
         }
+    }
+    // Last: what it says is not of a definition that was.
+    if let Some(options) = &options {
+        limit_wal(source, definition, options);
     }
 }
 

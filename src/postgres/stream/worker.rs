@@ -47,7 +47,7 @@ pub(super) enum End {
     Failed(String),
     /// With an error that waits for the operator.
     Blocked(String),
-    /// The extension is no more in this database: the scout sees to what is left.
+    /// The source, or the whole extension, is no more in this database: the scout sees to what is left.
     Gone,
 }
 
@@ -74,7 +74,7 @@ fn run(shared: Shared, number: usize, turn: u32) {
         End::Gone => {
             shared.header.ask_for_scan(source.database.load(Relaxed));
             launcher::retry_later(source);
-            log!("postern: source \"{}\" ends with the extension", source.name.text());
+            log!("postern: source \"{}\" is no more, and its worker ends", source.name.text());
             (SourceState::Failed, None)
         }
         End::Told | End::Again => (SourceState::Waiting, None),
@@ -144,7 +144,8 @@ fn serve(shared: Shared, number: usize, source: &'static Source) -> End {
     let load = || catalog::load().map(|all| all.into_iter().find(|one| one.name == name));
     let definition = match BackgroundWorker::transaction(load) {
         Ok(Some(definition)) => definition,
-        Ok(None) => return End::Told,
+        // It was dropped in between: the scout sees to its place.
+        Ok(None) => return End::Gone,
         Err(error) => return End::Failed(format!("could not read its definition: {error}")),
     };
     source.heeded.store(definition.digest, Release);
