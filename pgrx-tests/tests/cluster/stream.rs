@@ -5,6 +5,7 @@ use pgrx_tests::cluster::{Cluster, Stop};
 use pgrx_tests::wait;
 use serde_json::Value;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// A server whose WAL can be decoded, with the extension.
 pub fn start(name: &str, settings: &[(&str, &str)]) -> Result<Cluster> {
@@ -78,14 +79,22 @@ pub fn delivered(cluster: &Cluster) -> Result<()> {
     delivered_in(cluster, "postgres")
 }
 
+/// [`delivered`], where there is so much that it may take longer than most things.
+pub fn delivered_within(cluster: &Cluster, limit: Duration) -> Result<()> {
+    delivered_in_within(cluster, "postgres", limit)
+}
+
 /// [`delivered`] in another database.
 pub fn delivered_in(cluster: &Cluster, database: &str) -> Result<()> {
+    delivered_in_within(cluster, database, wait::LIMIT)
+}
+
+fn delivered_in_within(cluster: &Cluster, database: &str, limit: Duration) -> Result<()> {
     let sql = |sql: &str| cluster.sql_in(database, sql);
     ensure!(sql("select count(*) from postern.streams")? != "0", "there is no stream that could deliver");
     let now = sql("select pg_current_wal_insert_lsn()")?;
     let all = format!("select bool_and(coalesce(delivered_lsn >= '{now}', false)) from postern.streams");
-    // Hundreds of thousands of rows, with a library that is not optimized, beside other tests.
-    wait::until_within(3 * wait::LIMIT, "everything is delivered", || sql(&all).is_ok_and(|all| all == "t"))
+    wait::until_within(limit, "everything is delivered", || sql(&all).is_ok_and(|all| all == "t"))
         .with_context(|| {
             let seen = sql("select to_jsonb(s) from postern.streams s");
             format!("{seen:?}; {}", cluster.log_tail())

@@ -1,6 +1,6 @@
 //! Large transactions and rows in bounded memory, and WAL without anything for anybody.
 
-use crate::stream::{delivered, events, start, to_file, worker};
+use crate::stream::{delivered, delivered_within, events, start, to_file, worker};
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::Cluster;
 use pgrx_tests::{process, wait};
@@ -19,7 +19,8 @@ fn a_transaction_of_300000_rows_passes_in_little_memory() -> Result<()> {
     let path = to_file(&cluster, r#"{"ordinal":true}"#)?;
     let before = most_memory(&cluster)?;
     cluster.sql("insert into t select i, repeat('x', 200) from generate_series(1, 300000) i")?;
-    delivered(&cluster)?;
+    // It is about memory: with a library that is not optimized it took 32 s beside other tests.
+    delivered_within(&cluster, 3 * wait::LIMIT)?;
     let after = most_memory(&cluster)?;
     let mut lines = 0_u64;
     let mut files = vec![path.clone()];

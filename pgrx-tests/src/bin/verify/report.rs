@@ -25,8 +25,8 @@ const SUBJECTS: [(&str, &[&str]); 5] = [
     ("lifecycle", &["lifecycle", "rig", "threads"]),
 ];
 
-/// How many passed, failed, were not run, since what they need is not in this server, and passed only when they were run again.
-type Counts = [u32; 4];
+/// How many passed, failed, and were not run: what those lack is not in this server.
+type Counts = [u32; 3];
 
 /// Of one version, by subject.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -39,7 +39,7 @@ impl Report {
         else {
             return;
         };
-        let [passed, failed, ..] = self.of(group, name);
+        let [passed, failed, _] = self.of(group, name);
         match outcome {
             "ok" => *passed += 1,
             "FAILED" => *failed += 1,
@@ -49,16 +49,9 @@ impl Report {
 
     /// A test that has said so has passed, as the harness sees it.
     pub fn not_run(&mut self, name: &str) {
-        let [passed, _, not_run, _] = self.of("cluster", name);
+        let [passed, _, not_run] = self.of("cluster", name);
         *passed = passed.saturating_sub(1);
         *not_run += 1;
-    }
-
-    /// A test that has failed is run once more: that counts.
-    pub fn again(&mut self, group: &str, name: &str) {
-        let [_, failed, _, again] = self.of(group, name);
-        *failed = failed.saturating_sub(1);
-        *again += 1;
     }
 
     fn of(&mut self, group: &str, name: &str) -> &mut Counts {
@@ -70,8 +63,8 @@ impl Report {
     /// When it cannot be written.
     pub fn keep(&self, major: u32) -> Result<()> {
         let mut text = format!("{}\n", version(major)?);
-        for (subject, [passed, failed, not_run, again]) in &self.0 {
-            writeln!(text, "{passed} {failed} {not_run} {again} {subject}")?;
+        for (subject, [passed, failed, not_run]) in &self.0 {
+            writeln!(text, "{passed} {failed} {not_run} {subject}")?;
         }
         Ok(fs::write(path(major), text)?)
     }
@@ -118,17 +111,14 @@ fn table(kept: &[(u32, Option<String>)]) -> String {
         let mut lines = text.as_deref().unwrap_or_default().lines();
         let _ = write!(head, " {} |", lines.next().map_or(format!("{major}: not run"), str::to_owned));
         for line in lines {
-            let words: Vec<_> = line.splitn(5, ' ').collect();
-            let [passed, failed, not_run, again, subject] = words[..] else { continue };
+            let words: Vec<_> = line.splitn(4, ' ').collect();
+            let [passed, failed, not_run, subject] = words[..] else { continue };
             let mut result = format!("{passed} passed");
             if failed != "0" {
                 let _ = write!(result, ", **{failed} failed**");
             }
             if not_run != "0" {
                 let _ = write!(result, ", {not_run} not run");
-            }
-            if again != "0" {
-                let _ = write!(result, " ({again} run twice)");
             }
             rows.entry(subject).or_default().insert(*major, result);
         }
@@ -160,16 +150,14 @@ mod tests {
         report.count("pure", "test net::y has been running for over 60 seconds");
         report.count("cluster", "test tls::d ... ok");
         report.not_run("tls::d");
-        report.again("cluster", "tls::b");
-        report.count("cluster", "test tls::b ... ok");
-        let wanted = [("change streams", [1, 0, 0, 0]), ("pooler", [2, 0, 1, 1]), ("pure", [1, 0, 0, 0])];
+        let wanted = [("change streams", [1, 0, 0]), ("pooler", [1, 1, 1]), ("pure", [1, 0, 0])];
         assert_eq!(report, Report(wanted.map(|(name, counts)| (name.to_owned(), counts)).into()));
     }
 
     #[test]
     fn the_table_has_a_column_a_version_and_a_row_a_subject() {
-        let kept = [(15, Some("15.9\n3 0 2 1 pooler\n2 1 0 0 relay\n".to_owned())), (16, None)];
-        let wanted = "| tests | 15.9 | 16: not run |\n|---|---|---|\n| pooler | 3 passed, 2 not run (1 run twice) |  |\n| relay | 2 passed, **1 failed** |  |\n";
+        let kept = [(15, Some("15.9\n3 0 2 pooler\n2 1 0 relay\n".to_owned())), (16, None)];
+        let wanted = "| tests | 15.9 | 16: not run |\n|---|---|---|\n| pooler | 3 passed, 2 not run |  |\n| relay | 2 passed, **1 failed** |  |\n";
         assert_eq!(table(&kept), wanted);
     }
 }
