@@ -74,6 +74,17 @@ pub fn running_in(cluster: &Cluster, database: &str, stream: &str) -> Result<()>
         .with_context(|| format!("{:?}; {}", state(), cluster.log_tail()))
 }
 
+/// Makes a database in which a stream `s` from a source `s` to nowhere runs.
+pub fn another_database(cluster: &Cluster, database: &str) -> Result<()> {
+    cluster.sql(&format!("create database {database}"))?;
+    cluster.sql_in(
+        database,
+        "create extension postern; select postern.create_source('s'); select postern.create_sink('d', 'stub_discard');
+         select postern.create_stream('s', 's', 'd')",
+    )?;
+    running_in(cluster, database, "s")
+}
+
 /// Waits until everything that is committed now has been delivered by every stream, of which there is one at least.
 pub fn delivered(cluster: &Cluster) -> Result<()> {
     delivered_in(cluster, "postgres")

@@ -1,7 +1,7 @@
 //! Streams, sources, the extension and databases that are dropped: nothing is left of them, and nobody else notices.
 
 use crate::stream::{
-    QUICK, define, delivered, events, file_sink, ids, running, running_in, slots, source_is, start,
+    QUICK, another_database, define, delivered, events, file_sink, ids, running, slots, source_is, start,
     stopped_in, to_file, worker, works,
 };
 use anyhow::{Context, Result, anyhow, ensure};
@@ -120,19 +120,13 @@ fn a_database_whose_streams_are_stopped_can_be_dropped_and_another_one_streams_o
     let cluster = start("stream-drop-database", &[])?;
     cluster.sql("create table t (id int primary key)")?;
     let path = to_file(&cluster, QUICK)?;
-    cluster.sql("create database other")?;
-    cluster.sql_in(
-        "other",
-        "create extension postern; select postern.create_source('there'); select postern.create_sink('none', 'stub_discard');
-         select postern.create_stream('there', 'there', 'none')",
-    )?;
-    running_in(&cluster, "other", "there")?;
+    another_database(&cluster, "other")?;
     let refused = cluster.sql("drop database other with (force)");
     ensure!(
         refused.as_ref().is_err_and(|error| format!("{error:?}").contains("active logical replication slot")),
         "{refused:?}"
     );
-    stopped_in(&cluster, "other", "there")?;
+    stopped_in(&cluster, "other", "s")?;
     wait::until("it can be dropped", || cluster.sql("drop database other").is_ok())?;
     ensure!(cluster.sql("select count(*) from pg_replication_slots")? == "1", "its slot went with it");
     works(&cluster, &path)
@@ -143,13 +137,7 @@ fn a_dropped_extension_and_a_dropped_database_are_a_line_in_the_log_and_no_error
     let cluster = start("stream-dropped", &[])?;
     cluster.sql("create table t (id int primary key)")?;
     to_file(&cluster, "{}")?;
-    cluster.sql("create database other")?;
-    cluster.sql_in(
-        "other",
-        "create extension postern; select postern.create_source('s'); select postern.create_sink('d', 'stub_discard');
-         select postern.create_stream('s', 's', 'd')",
-    )?;
-    running_in(&cluster, "other", "s")?;
+    another_database(&cluster, "other")?;
     stopped_in(&cluster, "other", "s")?;
     wait::until("the database can be dropped", || cluster.sql("drop database other").is_ok())?;
     cluster.sql("insert into t values (1); drop extension postern cascade; insert into t values (2)")?;

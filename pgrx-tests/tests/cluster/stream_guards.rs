@@ -1,6 +1,8 @@
 //! Change streams keep to what is theirs: what is read as a superuser, slots, options that become SQL, snapshots of streams that are away.
 
-use crate::stream::{delivered, events, file_sink, running, running_in, shows, start, stopped_in, to_file};
+use crate::stream::{
+    another_database, delivered, events, file_sink, running, running_in, shows, start, stopped_in, to_file,
+};
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::Stop;
 use pgrx_tests::wait;
@@ -57,13 +59,7 @@ fn the_option_tables_is_tables_and_nothing_behind_them() -> Result<()> {
 #[test]
 fn a_copy_of_a_database_leaves_the_originals_slot_alone() -> Result<()> {
     let cluster = start("stream-template", &[])?;
-    cluster.sql("create database shop")?;
-    cluster.sql_in(
-        "shop",
-        "create extension postern; select postern.create_source('s'); select postern.create_sink('d', 'stub_discard');
-         select postern.create_stream('s', 's', 'd')",
-    )?;
-    running_in(&cluster, "shop", "s")?;
+    another_database(&cluster, "shop")?;
     stopped_in(&cluster, "shop", "s")?;
     wait::until("a copy can be made", || cluster.sql("create database copy template shop").is_ok())?;
     // The scout of the copy learns of it, and then of its end.
