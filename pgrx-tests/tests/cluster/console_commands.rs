@@ -3,6 +3,7 @@
 use crate::console::{client, code, console, pool, refused, row, rows, with_console};
 use crate::pooling::{Doing, with_pool};
 use anyhow::{Context, Result};
+use pgrx_tests::cluster::Cluster;
 use pgrx_tests::wait;
 use postgres::{Client, NoTls};
 
@@ -97,18 +98,24 @@ fn a_pause_that_waits_is_canceled_or_undone() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_killed_client_is_gone_and_others_stay() -> Result<()> {
-    let (cluster, mut console) = with_console("console-kill-client")?;
-    let mut idle = client(&cluster, "idle")?;
-    let mut working = client(&cluster, "working")?;
-    let mut other = client(&cluster, "other")?;
-    let running = Doing::start(move || working.simple_query("SELECT pg_sleep(600)").map(drop));
+/// A client in the midst of a long query.
+fn sleeping(cluster: &Cluster, mut client: Client) -> Result<Doing<Result<(), postgres::Error>>> {
+    let running = Doing::start(move || client.simple_query("SELECT pg_sleep(600)").map(drop));
     wait::until("the query runs", || {
         cluster
             .sql("SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)'")
             .is_ok_and(|n| n == "1")
     })?;
+    Ok(running)
+}
+
+#[test]
+fn a_killed_client_is_gone_and_others_stay() -> Result<()> {
+    let (cluster, mut console) = with_console("console-kill-client")?;
+    let mut idle = client(&cluster, "idle")?;
+    let working = client(&cluster, "working")?;
+    let mut other = client(&cluster, "other")?;
+    let running = sleeping(&cluster, working)?;
     for name in ["idle", "working"] {
         let id = row(&mut console, "SHOW CLIENTS", &[("application_name", name)])?["id"].clone();
         console.simple_query(&format!("KILL_CLIENT {id}"))?;
@@ -142,12 +149,7 @@ fn a_killed_database_has_no_clients_and_servers_and_is_paused() -> Result<()> {
     let mut working = client(&cluster, "working")?;
     let mut elsewhere = cluster.through("postgres", "template1").connect(NoTls)?;
     working.simple_query("BEGIN; SELECT 1")?;
-    let running = Doing::start(move || working.simple_query("SELECT pg_sleep(600)").map(drop));
-    wait::until("the query runs", || {
-        cluster
-            .sql("SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)'")
-            .is_ok_and(|n| n == "1")
-    })?;
+    let running = sleeping(&cluster, working)?;
     console.simple_query("KILL postgres")?;
     let error = running.value()?.err().context("a killed query went on")?;
     // The driver overlooks the message when the end comes with it.
