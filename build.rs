@@ -19,7 +19,7 @@ fn main() {
 mod shim {
     use std::process::Command;
 
-    const SOURCES: [&str; 15] = [
+    const SOURCES: [&str; 16] = [
         "src/postgres/shim/activity.c",
         "src/postgres/shim/catalog.c",
         "src/postgres/shim/client.c",
@@ -33,10 +33,12 @@ mod shim {
         "src/postgres/shim/statements.c",
         "src/postgres/shim/versions.c",
         "src/postgres/stream/decoding.c",
+        "src/postgres/stream/rows.c",
         "src/postgres/stream/session.c",
         "src/postgres/stream/slots.c",
     ];
-    const HEADERS: [&str; 2] = ["src/postgres/shim/shim.h", "src/postgres/shim/versions.h"];
+    const HEADERS: [&str; 3] =
+        ["src/postgres/shim/shim.h", "src/postgres/shim/versions.h", "src/postgres/stream/rows.h"];
 
     /// Against the same server as pgrx: what `PGRX_PG_CONFIG_PATH` names.
     pub fn compile() {
@@ -51,6 +53,10 @@ mod shim {
             String::from_utf8_lossy(&output.stdout).trim().to_owned()
         };
         let mut build = cc::Build::new();
+        // What the tests run lets pgoutput write each row too, and compares.
+        if std::env::var("PROFILE").is_ok_and(|profile| profile == "debug") {
+            build.define("POSTERN_CHECKS_ROWS", None);
+        }
         // The headers of the libraries that the server was built with (krb5) are where its own flags say.
         for flag in ask("--cppflags").split_whitespace().filter(|flag| flag.starts_with("-I")) {
             build.flag(flag);

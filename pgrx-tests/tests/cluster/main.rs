@@ -54,6 +54,7 @@ mod stream_order;
 mod stream_positions;
 mod stream_publications;
 mod stream_rewind;
+mod stream_rows;
 mod stream_sinks;
 mod stream_slots;
 mod stream_snapshot;

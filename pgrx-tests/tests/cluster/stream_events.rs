@@ -69,7 +69,7 @@ fn the_events_of_psql_streamer_come_out_as_it_wrote_them() -> Result<()> {
 }
 
 /// Columns of every built-in type with values that are hard, by type, literal and what the event has.
-const HARD: &[(&str, &str, &str)] = &[
+pub const HARD: &[(&str, &str, &str)] = &[
     ("int2", "-32768", "-32768"),
     ("int4", "-2147483648", "-2147483648"),
     ("int8", "-9223372036854775808", "-9223372036854775808"),

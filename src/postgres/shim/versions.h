@@ -9,8 +9,10 @@
 
 #include "access/tupdesc.h"
 #include "libpq/libpq.h"
+#include "libpq/pqformat.h"
 #include "libpq/pqsignal.h"
 #include "miscadmin.h"
+#include "replication/reorderbuffer.h"
 #include "replication/slot.h"
 #include "storage/latch.h"
 #include "storage/proc.h"
@@ -167,6 +169,28 @@ postern_finish_column(TupleDesc description, int index)
 #endif
 #if PG_VERSION_NUM >= 180000
 	populate_compact_attribute(description, index);
+#endif
+}
+
+/* A decoded change's new row. */
+static inline HeapTuple
+postern_new_tuple(ReorderBufferChange *change)
+{
+#if PG_VERSION_NUM >= 170000
+	return change->data.tp.newtuple;
+#else
+	return &change->data.tp.newtuple->tuple;
+#endif
+}
+
+/* A text with its length before it, in the client's encoding. */
+static inline void
+postern_send_counted_text(StringInfo out, const char *text, int length)
+{
+#if PG_VERSION_NUM >= 170000
+	pq_sendcountedtext(out, text, length);
+#else
+	pq_sendcountedtext(out, text, length, false);
 #endif
 }
 

@@ -37,6 +37,7 @@
 #include "utils/timestamp.h"
 
 #include "../shim/versions.h"
+#include "rows.h"
 
 /* A transaction that is being replayed. Mirrored in decoding.rs. */
 typedef struct
@@ -68,6 +69,15 @@ static PosternTransaction replayed;
 static MemoryContext round_context = NULL;
 static ResourceOwner owner = NULL;
 static char publication[NAMEDATALEN];
+
+/*
+ * Of the transaction that is replayed: pgoutput has told that it begins, or we have in its place, and tell that it commits.
+ */
+static bool told;
+static bool began;
+
+/* The table of an inserted row that pgoutput wrote last. */
+static Oid	inserted;
 
 /* What the catalogs say at the point of the WAL that is replayed, until they change. */
 static struct
@@ -177,11 +187,43 @@ tell_key(const StringInfo message)
 	RelationClose(relation);
 }
 
+#ifdef POSTERN_CHECKS_ROWS
+/* The row that we have written, while pgoutput writes it too. */
+static StringInfoData row;
+static bool comparing = false;
+
+static bool
+is_compared(const StringInfo message)
+{
+	char		kind = message->len > 0 ? message->data[0] : 0;
+
+	if (!comparing)
+		return false;
+	if (kind == LOGICAL_REP_MSG_BEGIN)
+		return true;
+	if (kind != LOGICAL_REP_MSG_INSERT || message->len != row.len || memcmp(message->data, row.data, row.len) != 0)
+		elog(ERROR, "a row is not as pgoutput writes it: it wrote a message \"%c\" of %d bytes, we one of %d",
+			 kind, message->len, row.len);
+	comparing = false;
+	return true;
+}
+#endif
+
 static void
 do_write(LogicalDecodingContext *ctx, XLogRecPtr lsn, TransactionId xid, bool last_write)
 {
 	char		kind = ctx->out->len > 0 ? ctx->out->data[0] : 0;
 
+#ifdef POSTERN_CHECKS_ROWS
+	if (is_compared(ctx->out))
+		return;
+#endif
+	if (began && (kind == LOGICAL_REP_MSG_BEGIN || kind == LOGICAL_REP_MSG_COMMIT))
+		return;
+	if (kind == LOGICAL_REP_MSG_BEGIN)
+		told = true;
+	if (kind == LOGICAL_REP_MSG_INSERT)
+		inserted = subject(ctx->out);
 	if (kind == 'Y')
 		postern_tell_type(subject(ctx->out));
 	postern_decoded(&replayed, lsn, ctx->out->data, ctx->out->len);
@@ -217,16 +259,59 @@ is_own(Relation relation)
 	return OidIsValid(catalogs.own_schema) && RelationGetNamespace(relation) == catalogs.own_schema;
 }
 
+/* An inserted row, without pgoutput. A transaction's origin is what it says before the first change. */
+static bool
+write_row(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relation, ReorderBufferChange *change)
+{
+	if (change->action != REORDER_BUFFER_CHANGE_INSERT || txn->origin_id != InvalidRepOriginId ||
+		!postern_row_is_plain(relation))
+		return false;
+	if (!told && !began)
+	{
+		began = true;
+		resetStringInfo(ctx->out);
+		logicalrep_write_begin(ctx->out, txn);
+		postern_decoded(&replayed, ctx->write_location, ctx->out->data, ctx->out->len);
+	}
+	postern_row_write(ctx->out, relation, change);
+#ifdef POSTERN_CHECKS_ROWS
+	if (row.data == NULL)
+	{
+		MemoryContext before = MemoryContextSwitchTo(TopMemoryContext);
+
+		initStringInfo(&row);
+		MemoryContextSwitchTo(before);
+	}
+	resetStringInfo(&row);
+	appendBinaryStringInfo(&row, ctx->out->data, ctx->out->len);
+	comparing = true;
+	plugin.change_cb(ctx, txn, relation, change);
+	if (comparing)
+		elog(ERROR, "pgoutput does not write a row that we do");
+	resetStringInfo(ctx->out);
+	appendBinaryStringInfo(ctx->out, row.data, row.len);
+#endif
+	postern_decoded(&replayed, ctx->write_location, ctx->out->data, ctx->out->len);
+	return true;
+}
+
 static void
 on_change(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relation, ReorderBufferChange *change)
 {
 	look_at_catalogs();
 	if (is_own(relation))
 		return;
-	if (catalogs.published)
-		plugin.change_cb(ctx, txn, relation, change);
-	else
+	if (!catalogs.published)
+	{
 		postern_decoded_unpublished(change->lsn);
+		return;
+	}
+	if (write_row(ctx, txn, relation, change))
+		return;
+	inserted = InvalidOid;
+	plugin.change_cb(ctx, txn, relation, change);
+	if (inserted == RelationGetRelid(relation))
+		postern_row_learn(relation);
 }
 
 static void
@@ -261,6 +346,7 @@ on_begin(LogicalDecodingContext *ctx, ReorderBufferTXN *txn)
 	replayed.commit_end = txn->end_lsn;
 	replayed.commit_time = txn->xact_time.commit_time;
 	replayed.xid = txn->xid;
+	told = began = false;
 	plugin.begin_cb(ctx, txn);
 }
 
@@ -268,6 +354,12 @@ static void
 on_commit(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr commit_lsn)
 {
 	plugin.commit_cb(ctx, txn, commit_lsn);
+	if (began)
+	{
+		resetStringInfo(ctx->out);
+		logicalrep_write_commit(ctx->out, txn, commit_lsn);
+		postern_decoded(&replayed, ctx->write_location, ctx->out->data, ctx->out->len);
+	}
 	postern_decoded_commit(&replayed);
 }
 
@@ -329,6 +421,7 @@ postern_decoding_begin(const char *slot, const char *publication_name, bool mess
 		decoding->callbacks.truncate_cb = on_truncate;
 	if (plugin.message_cb)
 		decoding->callbacks.message_cb = on_message;
+	postern_rows_begin(publication);
 	CacheRegisterSyscacheCallback(PUBLICATIONOID, catalogs_changed, (Datum) 0);
 	CacheRegisterSyscacheCallback(NAMESPACEOID, catalogs_changed, (Datum) 0);
 	MemoryContextSwitchTo(before);

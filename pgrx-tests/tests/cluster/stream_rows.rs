@@ -1,0 +1,149 @@
+//! Inserted rows, which Postern writes itself where pgoutput would write them so: the same rows, and every change that makes it pgoutput's
+//! to decide again.
+
+use crate::stream::{another_to_file, delivered, events, start};
+use crate::stream_events::{HARD, columns};
+use anyhow::{Result, ensure};
+use pgrx_tests::installation;
+
+/// Timestamps at the ends of what has a short way.
+const TIMES: &[&str] = &[
+    "infinity",
+    "-infinity",
+    "4713-01-01 00:00:00 BC",
+    "0001-12-31 23:59:59.999999 BC",
+    "0001-01-01 00:00:00",
+    "0999-02-28 01:02:03.000001",
+    "1899-12-31 23:59:59.9",
+    "1969-12-31 23:59:59.99",
+    "1999-12-31 23:59:59.999999",
+    "2000-01-01 00:00:00",
+    "2000-02-29 12:00:00.1",
+    "2026-11-22 00:00:00.100001",
+    "2026-11-22 23:59:59.012300",
+    "9999-12-31 23:59:59.999999",
+    "10000-01-01 00:00:00",
+    "294276-12-31 23:59:59.999999",
+];
+
+#[test]
+fn rows_that_postern_writes_are_those_that_pgoutput_writes() -> Result<()> {
+    let cluster = start("stream-rows", &[("timezone", "Asia/Kolkata"), ("datestyle", "sql, dmy")])?;
+    let hard: Vec<_> = HARD.iter().filter(|(kind, ..)| *kind != "xml").collect();
+    let definitions: Vec<_> = hard.iter().enumerate().map(|(n, (kind, ..))| format!("c{n} {kind}")).collect();
+    cluster.sql(&format!(
+        "create table hard (id int, {});
+         create table times (id int, a timestamp, b timestamptz);
+         create table wide (id int, gone int, packed text, apart text, note varchar default 'n');
+         alter table wide alter column apart set storage external;
+         create publication plain for table hard, times, wide;
+         create publication filtered for table hard where (id > 0), times where (id > 0), wide where (id > 0)",
+        definitions.join(", ")
+    ))?;
+    let plain = another_to_file(&cluster, "plain", r#"{"publication":"plain"}"#)?;
+    let filtered = another_to_file(&cluster, "filtered", r#"{"publication":"filtered"}"#)?;
+    let literals: Vec<_> =
+        hard.iter().map(|(kind, text, _)| format!("'{}'::{kind}", text.replace('\'', "''"))).collect();
+    let (literals, nulls) = (literals.join(", "), vec!["null"; hard.len()].join(", "));
+    let times: Vec<_> =
+        TIMES.iter().enumerate().map(|(n, at)| format!("({n} + 1, '{at}', '{at}+00')")).collect();
+    let twice = |insert: &str| format!("{insert}; {insert};");
+    cluster.sql(&format!(
+        "set datestyle = 'iso, ymd'; set intervalstyle = 'postgres'; set extra_float_digits = 1; {}{}{}",
+        twice(&format!("insert into hard values (1, {literals})")),
+        twice(&format!("insert into hard values (2, {nulls})")),
+        twice(&format!("insert into times values {}", times.join(", "))),
+    ))?;
+    // Compressed, kept apart, and columns that went and came: rows from before a column was added lack it.
+    cluster.sql(
+        "insert into wide select i, i, repeat('packed', 2000 * i), repeat('apart', 3000 * i) from generate_series(1, 3) i;
+         alter table wide drop column gone; insert into wide values (4, 'a', 'b'), (5, null, null);
+         alter table wide add column late numeric default 1.50; insert into wide values (6, 'a', 'b', 'c', null); insert into wide values (7, 'a');
+         alter table wide alter column note type text; insert into wide values (8, 'a'), (9, 'b')",
+    )?;
+    delivered(&cluster)?;
+    for (table, count) in [("hard", 4), ("times", 2 * TIMES.len()), ("wide", 9)] {
+        let (ours, theirs) = (columns(&plain, table)?, columns(&filtered, table)?);
+        ensure!(ours.len() == count && theirs.len() == count, "{table}: {} and {}", ours.len(), theirs.len());
+        for (ours, theirs) in ours.iter().zip(&theirs) {
+            ensure!(ours.to_string() == theirs.to_string(), "ours   {ours}\ntheirs {theirs}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_changes_amid_rows_counts_from_the_next_row_on() -> Result<()> {
+    let cluster = start("stream-rows-change", &[])?;
+    cluster.sql(
+        "create schema kept;
+         create table kept.t (id int primary key, secret text, twice int generated always as (id * 2) stored);
+         create table kept.other (id int); create publication p for table kept.t, kept.other",
+    )?;
+    let path = another_to_file(&cluster, "p", r#"{"publication":"p","schema":true,"transactions":true}"#)?;
+    let mut session = cluster.connect()?;
+    let mut id = 0;
+    let mut write = |change: &str| -> Result<()> {
+        session.batch_execute(change)?;
+        // A transaction of a row, and one of two with another table's between.
+        let (a, b, c) = (id + 1, id + 2, id + 3);
+        id += 3;
+        session.batch_execute(&format!("insert into t (id, secret) values ({a}, 'a')"))?;
+        session.batch_execute(&format!(
+            "begin; insert into t (id, secret) values ({b}, 'b'); insert into kept.other values ({b});
+             update t set secret = 'u' where id = {b}; insert into t (id, secret) values ({c}, 'c'); commit"
+        ))?;
+        Ok(())
+    };
+    write("set search_path = kept")?; // 1 to 3
+    write("alter table t drop column twice")?; // 4 to 6: plain from the second row on
+    write("alter publication p set table kept.t where (id % 2 = 0), kept.other")?; // 7 to 9
+    write("alter publication p set table kept.t (id), kept.other")?; // 10 to 12
+    write("alter publication p set table kept.t, kept.other")?; // 13 to 15
+    write("alter publication p set (publish = 'update')")?; // 16 to 18
+    write("alter publication p set (publish = 'insert, update')")?; // 19 to 21
+    write("alter publication p drop table kept.t")?; // 22 to 24
+    write("alter publication p add tables in schema kept")?; // 25 to 27
+    write("alter table t rename to u; create view t as select * from u")?; // 28 to 30
+    write(
+        "alter schema kept rename to renamed; set search_path = renamed; create schema kept; create table kept.other (id int)",
+    )?;
+    write(
+        "alter table u rename column secret to known; drop view t; create view t as select id, known as secret from u",
+    )?;
+    delivered(&cluster)?;
+    let all = events(&path)?;
+    let rows = |action: &str| -> Vec<i64> {
+        let of_table = |event: &&serde_json::Value| {
+            event["Action"] == action && (event["Table"] == "t" || event["Table"] == "u")
+        };
+        all.iter().filter(of_table).filter_map(|event| event["Columns"]["id"].as_i64()).collect()
+    };
+    let inserted: Vec<i64> = (1..=6).chain([8]).chain(10..=15).chain(19..=21).chain(25..=36).collect();
+    ensure!(rows("insert") == inserted, "{:?}", rows("insert"));
+    let updated = [2, 5, 8, 11, 14, 17, 20, 26, 29, 32, 35];
+    ensure!(rows("update") == updated, "{:?}", rows("update"));
+    // pgoutput of 15 tells of a schema's new name with the table's next change of its own.
+    let old_schema = if installation::major() < 16 { 33 } else { 30 };
+    for event in &all {
+        let Some(id) = event["Columns"]["id"].as_i64().filter(|_| event["Table"] != "other") else {
+            continue;
+        };
+        let columns = event["Columns"].as_object().map_or(0, serde_json::Map::len);
+        ensure!(columns == if (10..=12).contains(&id) { 1 } else { 2 }, "{event}");
+        ensure!(event["Columns"].get("known").is_some() == (id > 33), "{event}");
+        ensure!((event["Schema"] == "renamed") == (id > old_schema), "{event}");
+        ensure!((event["Table"] == "u") == (id > 27), "{event}");
+    }
+    // Each transaction begins and ends once, around what is in it.
+    let mut open = None;
+    for event in &all {
+        match event["Action"].as_str() {
+            Some("begin") => ensure!(open.replace(0).is_none(), "{event}"),
+            Some("commit") => ensure!(open.take().is_some_and(|events| events > 0), "{event}"),
+            _ => *open.as_mut().ok_or_else(|| anyhow::anyhow!("outside a transaction: {event}"))? += 1,
+        }
+    }
+    ensure!(open.is_none(), "a transaction without an end");
+    Ok(())
+}
