@@ -395,3 +395,19 @@ fn a_flush_behind_a_sync_holds_no_backend() -> Result<()> {
     ensure!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     Ok(())
 }
+
+#[test]
+fn a_flush_after_another_clients_settings_holds_no_backend() -> Result<()> {
+    // What a swap changes and the server reports is no message of the client's.
+    let cluster = with_pool("flush-swapped", 1, &[])?;
+    let mut one = Raw::open(cluster.pooler_port)?;
+    let mut other = through(&cluster).application_name("other").connect(postgres::NoTls)?;
+    let began = Instant::now();
+    for number in 0..10 {
+        ensure!(text(&mut other, &format!("select {number}"))? == number.to_string());
+        one.send(&Message::flush().bytes);
+    }
+    ensure!(text(&mut other, "show application_name")? == "other");
+    ensure!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    one.query("select 1").map(drop)
+}

@@ -237,11 +237,14 @@ postern_report_nothing(void)
 {
 	bool		mute = postern_seen.mute;
 	bool		told = postern_seen.told;
+	bool		rested = resting;
 
 	postern_seen.mute = true;
 	ReportChangedGUCOptions();
 	postern_seen.mute = mute;
 	postern_seen.told = told;
+	/* Nothing has gone out: a lone Flush of the client's finds the session as idle as before. */
+	resting = rested;
 }
 
 /* What a session begins with after its authentication: the reported settings, the key for cancels, ReadyForQuery. */
