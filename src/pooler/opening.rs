@@ -100,9 +100,12 @@ async fn connect(opening: &Opening<'_>, questions: &Questions) -> Result<Line, E
         match way(opening, questions, Origin::Unix).await? {
             Way::Open => {
                 match socket(opening.door).await {
-                    // What tidies /tmp takes it from a server that runs.
+                    // What tidies /tmp takes it from a server that runs, and whoever may write there puts another in its place.
                     Err(error) if error.kind() == ErrorKind::NotFound && opening.door.loopback.is_some() => {
-                        reasons.push(format!("there is no socket in {}", opening.door.socket_directory));
+                        reasons.push(match error.raw_os_error() {
+                            Some(_) => format!("there is no socket in {}", opening.door.socket_directory),
+                            None => error.to_string(),
+                        });
                     }
                     stream => return log_in(Either::Right(stream?), opening).await,
                 }
@@ -136,11 +139,30 @@ async fn connect(opening: &Opening<'_>, questions: &Questions) -> Result<Line, E
 }
 
 /// Connects to the server's Unix socket; a directory that begins with `@` is a name and no file.
+///
+/// # Errors
+/// The system's; also [`ErrorKind::NotFound`] when another user listens there: what is said to the server is for nobody else.
 pub(super) async fn socket(door: &ServerDoor) -> std::io::Result<UnixStream> {
+    let path = format!("{}/.s.PGSQL.{}", door.socket_directory, door.port);
+    let stream = match path.strip_prefix('@') {
+        Some(name) => abstract_socket(name)?,
+        None => UnixStream::connect(&path).await?,
+    };
+    // Of the process that listens, when it began to.
+    let (peer, ours) = (stream.peer_cred()?.uid(), rustix::process::geteuid().as_raw());
+    if peer != ours {
+        let why = format!(
+            "the socket {path} is not the server's, but of the user with ID {peer} (unix_socket_directories should name only \
+             directories that nobody else may write to)"
+        );
+        return Err(std::io::Error::new(ErrorKind::NotFound, why));
+    }
+    Ok(stream)
+}
+
+fn abstract_socket(name: &str) -> std::io::Result<UnixStream> {
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::net::{SocketAddr, UnixStream as Blocking};
-    let path = format!("{}/.s.PGSQL.{}", door.socket_directory, door.port);
-    let Some(name) = path.strip_prefix('@') else { return UnixStream::connect(path).await };
     let stream = Blocking::connect_addr(&SocketAddr::from_abstract_name(name)?)?;
     stream.set_nonblocking(true)?;
     UnixStream::from_std(stream)

@@ -1,7 +1,7 @@
 //! Servers that are set up otherwise than most, and commands of the server's program that only ask.
 
 use crate::neighbours::{CONTRIB, notifications_arrive};
-use crate::pooling::{text, through, words};
+use crate::pooling::{Doing, text, through, words};
 use crate::relay::Client;
 use crate::stream::{QUICK, define, delivered, ids, running, source_is, start};
 use anyhow::{Context, Result, ensure};
@@ -9,7 +9,10 @@ use pgrx_tests::cluster::{Cluster, Stop};
 use pgrx_tests::script::connection::Target;
 use pgrx_tests::{lacking, probe, wait};
 use postgres::NoTls;
-use std::io::Write;
+use std::fs::Permissions;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
 
@@ -252,6 +255,46 @@ fn where_the_servers_socket_is_taken_away_the_pooler_goes_in_by_tcp() -> Result<
     wait::until("it says so", || {
         let refused = cluster.through("app", "postgres").connect(NoTls).err();
         refused.is_some_and(|error| words(&error).contains("could not connect to the server: No such file"))
+    })
+}
+
+#[test]
+fn who_else_has_the_servers_socket_is_told_nothing() -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        lacking::say("another user's socket in place of the server's was not tested: we are not root");
+        return Ok(());
+    }
+    let cluster = Cluster::new("impostor")?.start()?;
+    // The server runs as another user than this test.
+    let path = cluster.socket_directory().join(format!(".s.PGSQL.{}", cluster.port));
+    std::fs::remove_file(&path)?;
+    let impostor = UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, Permissions::from_mode(0o777))?;
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in impostor.incoming().map_while(Result::ok) {
+            let mut said = Vec::new();
+            let _ = stream.take(4).read_to_end(&mut said);
+            let _ = tell.send(said);
+        }
+    });
+    let config = through(&cluster);
+    let client = Doing::start(move || text(&mut config.connect(NoTls)?, "select 1"));
+    // It has been tried, and nothing was sent.
+    let said = told.recv_timeout(wait::LIMIT).context("the pooler has not tried the socket")?;
+    ensure!(said.is_empty(), "{said:?}");
+    ensure!(client.value()?.with_context(|| cluster.log_tail())? == "1");
+    // Where there is no other way in, it says why.
+    cluster.set("listen_addresses", "")?;
+    cluster.restart(Stop::Fast)?;
+    std::fs::remove_file(&path)?;
+    let _impostor = UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, Permissions::from_mode(0o777))?;
+    wait::until("it says so", || {
+        let refused = through(&cluster).connect(NoTls).err();
+        refused.map(|error| words(&error)).is_some_and(|words| {
+            words.contains(&path.display().to_string()) && words.contains("unix_socket_directories")
+        })
     })
 }
 

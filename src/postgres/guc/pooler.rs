@@ -263,11 +263,14 @@ pub(super) fn settings() -> Result<PoolerSettings, crate::settings::Error> {
     })
 }
 
-/// The first where the server has its socket. It goes on without those in which it could make none, as long as there is one.
+/// The first where the server has its socket. It goes on without those in which it could make none, as long as there is one; a socket
+/// that is there all the same is another user's.
 fn socket_directory(directories: &[&str], port: i32) -> String {
+    use std::os::unix::fs::MetadataExt;
+    let us = rustix::process::geteuid().as_raw();
     let has_socket = |directory: &&&str| {
-        let path = format!("{directory}/.s.PGSQL.{port}");
-        directory.starts_with('@') || std::path::Path::new(&path).exists()
+        let file = || std::fs::metadata(format!("{directory}/.s.PGSQL.{port}"));
+        directory.starts_with('@') || file().is_ok_and(|file| file.uid() == us)
     };
     directories.iter().find(has_socket).or(directories.first()).map_or(String::new(), |d| (*d).to_owned())
 }
