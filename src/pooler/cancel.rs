@@ -42,14 +42,7 @@ fn cancel_client(front: &Front, number: u32, key: &[u8]) {
 
 async fn pass_on(front: &Front, pid: u32, key: &[u8]) -> std::io::Result<()> {
     let settings = front.bridge.settings();
-    let door = &settings.pooler.door;
     let mut request = Vec::new();
     message::cancel_request(&mut request, pid, key);
-    if door.socket_directory.is_empty() {
-        let Some(ip) = door.loopback else { return Ok(()) };
-        let mut stream = tokio::net::TcpStream::connect((ip, door.port)).await?;
-        return stream.write_all(&request).await;
-    }
-    let mut stream = super::opening::socket(door).await?;
-    stream.write_all(&request).await
+    super::opening::connect_only(&settings.pooler.door).await?.write_all(&request).await
 }

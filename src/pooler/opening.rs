@@ -120,8 +120,7 @@ async fn connect(opening: &Opening<'_>, questions: &Questions) -> Result<Line, E
         let address = SocketAddr::new(ip, opening.door.port);
         match way(opening, questions, Origin::Tcp(address)).await? {
             Way::Open => {
-                let stream = TcpStream::connect(address).await?;
-                let _ = stream.set_nodelay(true);
+                let stream = tcp(address).await?;
                 return log_in(Either::Left(stream), opening).await;
             }
             Way::Shut(why, _) => reasons.push(why),
@@ -138,11 +137,34 @@ async fn connect(opening: &Opening<'_>, questions: &Questions) -> Result<Line, E
     Err(no_way(opening, reasons.join("; "), by_map.as_deref()))
 }
 
+/// Connects to the server by whichever way there is, for what needs no login.
+///
+/// # Errors
+/// The system's; [`ErrorKind::NotFound`] when there is none.
+pub(super) async fn connect_only(door: &ServerDoor) -> std::io::Result<Line> {
+    let by_socket = match door.socket_directory.is_empty() {
+        true => Err(ErrorKind::NotFound.into()),
+        false => socket(door).await,
+    };
+    match (by_socket, door.loopback) {
+        (Err(error), Some(ip)) if error.kind() == ErrorKind::NotFound => {
+            tcp(SocketAddr::new(ip, door.port)).await.map(Either::Left)
+        }
+        (stream, _) => stream.map(Either::Right),
+    }
+}
+
+async fn tcp(address: SocketAddr) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    let _ = stream.set_nodelay(true);
+    Ok(stream)
+}
+
 /// Connects to the server's Unix socket; a directory that begins with `@` is a name and no file.
 ///
 /// # Errors
 /// The system's; also [`ErrorKind::NotFound`] when another user listens there: what is said to the server is for nobody else.
-pub(super) async fn socket(door: &ServerDoor) -> std::io::Result<UnixStream> {
+async fn socket(door: &ServerDoor) -> std::io::Result<UnixStream> {
     let path = format!("{}/.s.PGSQL.{}", door.socket_directory, door.port);
     let stream = match path.strip_prefix('@') {
         Some(name) => abstract_socket(name)?,

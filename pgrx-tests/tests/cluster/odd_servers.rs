@@ -6,7 +6,8 @@ use crate::relay::Client;
 use crate::stream::{QUICK, define, delivered, ids, running, source_is, start};
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::{Cluster, Stop};
-use pgrx_tests::script::connection::Target;
+use pgrx_tests::script::connection::{Connection, Target};
+use pgrx_tests::script::frontend::Message;
 use pgrx_tests::{lacking, probe, wait};
 use postgres::NoTls;
 use std::fs::Permissions;
@@ -15,6 +16,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
+use std::time::Duration;
 
 #[test]
 fn with_a_minimal_wal_all_but_streams_works_and_a_stream_says_what_to_set() -> Result<()> {
@@ -296,6 +298,29 @@ fn who_else_has_the_servers_socket_is_told_nothing() -> Result<()> {
             words.contains(&path.display().to_string()) && words.contains("unix_socket_directories")
         })
     })
+}
+
+#[test]
+fn a_replication_connection_is_canceled_where_the_servers_socket_is_taken_away() -> Result<()> {
+    let cluster = Cluster::new("cancel-taken")?.start()?;
+    let mut watcher = cluster.connect()?;
+    let at = Target::tcp(cluster.pooler_port);
+    let mut replication = Connection::open(&at)?;
+    let parameters = [("user", "postgres"), ("database", "postgres"), ("replication", "database")];
+    let parameters = parameters.map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec()));
+    replication.send(&Message::startup((3, 0), &parameters).bytes, None);
+    replication.until(b'Z', wait::LIMIT)?;
+    let (process, key) = replication.key.clone().context("a key")?;
+    replication.send(&Message::query(b"select pg_sleep(600)").bytes, None);
+    wait::until("it runs", || {
+        let runs = "select count(*) from pg_stat_activity where wait_event = 'PgSleep'";
+        text(&mut watcher, runs).is_ok_and(|count| count == "1")
+    })?;
+    std::fs::remove_file(cluster.socket_directory().join(format!(".s.PGSQL.{}", cluster.port)))?;
+    Connection::open(&at)?.send(&Message::cancel(&process, &key).bytes, None);
+    let said = replication.until(b'Z', Duration::from_secs(10)).err().context("it was not canceled")?;
+    ensure!(said.to_string().contains("57014"), "{said}");
+    Ok(())
 }
 
 #[test]
