@@ -18,6 +18,10 @@ const SPARE: u64 = 256;
 /// of it is there.
 pub const WHOLE: usize = 4096;
 
+/// Once, as soon as the client can be written to: at once, as a rule.
+const WRITABLE: epoll::EventFlags =
+    epoll::EventFlags::OUT.union(epoll::EventFlags::RDHUP).union(epoll::EventFlags::ONESHOT);
+
 /// Where clients' descriptors are, and how many clients the limit of open files allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Room {
@@ -114,11 +118,21 @@ impl Seats {
     /// What epoll_ctl(2) says.
     pub fn announce(&self, slot: u32) -> std::io::Result<()> {
         self.with(slot, |seat| {
-            let flags = epoll::EventFlags::OUT | epoll::EventFlags::RDHUP | epoll::EventFlags::ONESHOT;
-            epoll::add(&*seat.pool, &seat.socket, epoll::EventData::new_u64(u64::from(slot)), flags)
+            let data = epoll::EventData::new_u64(u64::from(slot));
+            epoll::add(&*seat.pool, &seat.socket, data, WRITABLE)
         })
         .unwrap_or(Err(rustix::io::Errno::BADF))
         .map_err(Into::into)
+    }
+
+    /// The same again, for a client that was announced and that a backend has let be.
+    pub fn announce_again(&self, slot: u32, generation: u32) {
+        self.with(slot, |seat| {
+            if seat.generation == generation {
+                let data = epoll::EventData::new_u64(u64::from(slot));
+                let _ = epoll::modify(&*seat.pool, &seat.socket, data, WRITABLE);
+            }
+        });
     }
 
     /// The pool hears when the client sends something.
@@ -213,14 +227,14 @@ impl Seats {
         self.with(slot, wire).flatten()
     }
 
-    /// Sends a client that nobody serves its last words; what does not fit is dropped.
-    pub fn say(&self, slot: u32, generation: u32, bytes: &[u8]) {
+    /// Sends something to a client that nobody serves; what does not fit is dropped. Whether all of it has gone.
+    pub fn say(&self, slot: u32, generation: u32, bytes: &[u8]) -> bool {
         self.with(slot, |seat| {
-            if seat.generation == generation {
-                let flags = rustix::net::SendFlags::NOSIGNAL | rustix::net::SendFlags::DONTWAIT;
-                let _ = rustix::net::send(&seat.socket, bytes, flags);
-            }
-        });
+            let flags = rustix::net::SendFlags::NOSIGNAL | rustix::net::SendFlags::DONTWAIT;
+            seat.generation == generation
+                && rustix::net::send(&seat.socket, bytes, flags).is_ok_and(|sent| sent == bytes.len())
+        })
+        .unwrap_or(false)
     }
 
     /// Takes the client out of its pool and closes it, whoever else has its descriptor. Its number is free afterwards.

@@ -4,6 +4,8 @@ use crate::pooling::{Doing, pooled, text, through, with_pool};
 use crate::raw::Raw;
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::Cluster;
+use pgrx_tests::script::connection::{Connection, Received, Target};
+use pgrx_tests::script::frontend::Message;
 use pgrx_tests::{process, wait};
 use postgres::NoTls;
 use rustix::process::Signal;
@@ -141,4 +143,96 @@ fn backends_that_may_not_take_a_clients_socket_are_given_it() -> Result<()> {
         ensure!(text(&mut closed, "show application_name")? == "test closed");
     }
     Ok(())
+}
+
+/// A client that has said whom it is, and reads nothing yet.
+fn newcomer(cluster: &Cluster) -> Result<Connection> {
+    let mut client = Connection::open(&Target::tcp(cluster.pooler_port))?;
+    let parameters = ["user", "database"].map(|name| (name.as_bytes().to_vec(), b"postgres".to_vec()));
+    client.send(&Message::startup((3, 0), &parameters).bytes, None);
+    Ok(client)
+}
+
+fn is_let_in(client: &mut Connection, patience: Duration) -> Result<bool> {
+    Ok(client.receive(patience)? == Received::Message { tag: b'R', body: vec![0; 4] })
+}
+
+/// All that follows until it is ready; it was told only once that it is in.
+fn is_welcomed(client: &mut Connection) -> Result<()> {
+    loop {
+        match client.receive(wait::LIMIT)? {
+            Received::Message { tag: b'Z', .. } => return Ok(()),
+            Received::Message { tag: b'R' | b'E', body } => {
+                anyhow::bail!("{}", String::from_utf8_lossy(&body))
+            }
+            Received::Message { .. } => {}
+            other => anyhow::bail!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn who_waits_for_a_backend_is_let_in_at_once() -> Result<()> {
+    let cluster = with_pool("let-in", 1, &[])?;
+    cluster.create_extension()?;
+    let asks = |cluster: &Cluster| {
+        let mut program = cluster.program("pg_isready");
+        program.args(["-h", "127.0.0.1", "-p", &cluster.pooler_port.to_string(), "-U", "postgres"]);
+        program.args(["-d", "postgres"]).output()
+    };
+    let patience = Duration::from_secs(5);
+    let mut holder = through(&cluster).connect(NoTls)?;
+    holder.batch_execute("begin")?;
+    let mut client = newcomer(&cluster)?;
+    ensure!(is_let_in(&mut client, patience)?, "the pool is full");
+    let output = asks(&cluster)?;
+    ensure!(output.status.success(), "{output:?}");
+    holder.batch_execute("commit")?;
+    is_welcomed(&mut client)?;
+    cluster.sql("select postern.pause()")?;
+    let mut client = newcomer(&cluster)?;
+    ensure!(is_let_in(&mut client, patience)?, "the pool is paused");
+    let output = asks(&cluster)?;
+    ensure!(output.status.success(), "{output:?}");
+    cluster.sql("select postern.resume()")?;
+    is_welcomed(&mut client)
+}
+
+#[test]
+fn who_comes_too_late_for_the_last_backend_is_let_in_soon() -> Result<()> {
+    let cluster = with_pool("let-in-late", 1, &[("postern.pool_mode", "session")])?;
+    let mut watcher = cluster.connect()?;
+    watcher.batch_execute("create extension postern")?;
+    drop(through(&cluster).connect(NoTls)?);
+    let mut state = |wanted: &str| {
+        wait::until(&format!("the server connection is {wanted}"), || {
+            text(&mut watcher, "select state from postern.servers").is_ok_and(|state| state == wanted)
+        })
+    };
+    state("idle")?;
+    let backend: i32 = cluster.sql("select pid from postern.servers")?.parse()?;
+    // While it waits for any client, every one may be its next.
+    process::signal_pid(backend, Signal::STOP)?;
+    wait::until("the backend stands still", || process::is_stopped(backend))?;
+    let mut both = [newcomer(&cluster)?, newcomer(&cluster)?];
+    wait::until("both have come", || {
+        cluster.sql("select count(*) from postern.clients").is_ok_and(|count| count == "2")
+    })?;
+    process::signal_pid(backend, Signal::CONT)?;
+    for client in &mut both {
+        ensure!(is_let_in(client, Duration::from_secs(5))?);
+    }
+    // One of them has the backend for as long as it stays, and the other is its next.
+    let mut welcomed = None;
+    for (number, client) in both.iter_mut().enumerate() {
+        if client.receive(Duration::from_millis(300))? != Received::Silence {
+            ensure!(welcomed.replace(number).is_none(), "both are served");
+            is_welcomed(client)?;
+        }
+    }
+    let [first, second] = both;
+    let (served, mut waits) =
+        if welcomed.context("none is served")? == 0 { (first, second) } else { (second, first) };
+    drop(served);
+    is_welcomed(&mut waits)
 }

@@ -33,6 +33,7 @@ pub(super) fn look_at_time(front: &Arc<Front>, pool: &Arc<Pool>) {
                 // No backend comes to see it. Nobody hears this.
                 front.end_idle(client, generation, &Report::fatal("08006", "connection to client lost"));
             } else if queue && !part && (slot.is_fresh() || front.seats.is_ready(client, generation)) {
+                front.tell_waiting(client, generation);
                 let Some(since) = slot.waiting_since.mark(&slot.word, seen, now) else { continue };
                 waiting += 1;
                 first = if first == 0 { since } else { since.min(first) };

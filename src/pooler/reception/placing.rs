@@ -117,6 +117,10 @@ impl Front {
         pool.words.clients.fetch_add(1, Relaxed);
         self.shared.header.counters.clients.fetch_add(1, Relaxed);
         claim.done = true;
+        if pool.words.waiters.count() <= 0 || pool.words.paused.load(Relaxed) {
+            // No backend may come for long, and who has shown who it is hears so at once, as from the server.
+            self.tell_authenticated(number, generation);
+        }
         slot.word.enter(generation);
         // From here on the client is the pool's.
         if self.seats.announce(number).is_err() && slot.word.close_idle(generation) {
@@ -124,6 +128,28 @@ impl Front {
         }
         pool.news.notify_one();
         Ok(())
+    }
+
+    /// Tells a client that it has been authenticated, unless it has been told. By whoever has it.
+    fn tell_authenticated(&self, number: u32, generation: u32) {
+        let slot = &self.shared.slots[number as usize];
+        if slot.to_be_told.load(Relaxed) && self.seats.say(number, generation, message::AUTHENTICATION_OK) {
+            slot.to_be_told.store(false, Relaxed);
+        }
+    }
+
+    /// [`Front::tell_authenticated`] for a client that waits for its welcome, if nobody has it: when it came, a backend waited that has
+    /// taken another.
+    pub(in crate::pooler) fn tell_waiting(&self, number: u32, generation: u32) {
+        let Some(slot) = self.shared.slots.get(number as usize) else { return };
+        if !slot.to_be_told.load(Relaxed) || !slot.word.notify(generation) {
+            return;
+        }
+        self.tell_authenticated(number, generation);
+        if slot.word.notified(generation) {
+            // A backend has come for it meanwhile, and the pool hears of it once only.
+            self.seats.announce_again(number, generation);
+        }
     }
 
     /// A place for a client that only listens. On the first thread.
