@@ -246,6 +246,28 @@ fn who_waits_too_long_hears_which_setting_says_so() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn who_waits_too_long_hears_so_also_where_every_new_connection_fails() -> Result<()> {
+    let settings = [("postern.query_wait_timeout", "1s"), ("max_connections", "12")];
+    let cluster = with_pool("waits-in-vain", 2, &settings)?;
+    cluster.sql("create role app login")?;
+    // All that the server has for others than superusers.
+    let app = || cluster.config().user("app").connect(postgres::NoTls);
+    let mut full = Vec::new();
+    let refused = loop {
+        match app() {
+            Ok(client) => full.push(client),
+            Err(error) => break error,
+        }
+    };
+    ensure!(code(&refused) == "53300", "{}", words(&refused));
+    let config = cluster.through("app", "postgres");
+    let waits = Doing::start(move || config.connect(postgres::NoTls).map(drop));
+    let error = waits.value()?.err().context("a connection more")?;
+    ensure!(code(&error) == "08P01" && words(&error).contains("query_wait_timeout"), "{}", words(&error));
+    Ok(())
+}
+
 /// What an idle client hears at last, while another one is served again and again.
 pub fn last_of(idle: &mut Raw, busy: &mut postgres::Client) -> Result<Vec<(u8, Vec<u8>)>> {
     let begun = Instant::now();

@@ -35,6 +35,7 @@ pub(super) async fn keep(front: Arc<Front>, pool: Arc<Pool>) {
     let stop = front.bridge.stop();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut ticked_at = Instant::now();
     let mut empty_since: Option<Instant> = None;
     let mut called_at: Option<Instant> = None;
     loop {
@@ -73,17 +74,17 @@ pub(super) async fn keep(front: Arc<Front>, pool: Arc<Pool>) {
                 // No more can be had at the moment; the backends that there are take turns.
                 tokio::time::sleep(TURN).await;
             }
-            continue;
+            // It may be so for as long as no connection can be opened, and what time does is not to wait for that.
+            if ticked_at.elapsed() < TICK {
+                continue;
+            }
         }
         tokio::select! {
+            // There is always something to be read when the pool is crowded.
+            biased;
             () = stop.cancelled() => return,
-            () = pool.news.notified() => {}
-            ready = queue.readable(), if watch => {
-                if let Ok(mut ready) = ready {
-                    ready.clear_ready();
-                }
-            }
             _ = tick.tick() => {
+                ticked_at = Instant::now();
                 look_at_time(&front, &pool);
                 let used = words.clients.load(Relaxed) > 0 || words.servers.load(Relaxed) > 0;
                 if used && !pool.asking.swap(true, Relaxed) {
@@ -103,6 +104,12 @@ pub(super) async fn keep(front: Arc<Front>, pool: Arc<Pool>) {
                     front.history.keep(words);
                     front.pools.drop_pool(&pool);
                     return;
+                }
+            }
+            () = pool.news.notified() => {}
+            ready = queue.readable(), if watch => {
+                if let Ok(mut ready) = ready {
+                    ready.clear_ready();
                 }
             }
         }
