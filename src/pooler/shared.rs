@@ -42,6 +42,8 @@ pub struct Header {
     pub capacity: AtomicU32,
     /// The control socket's name in the abstract namespace: "postern-" and this in hexadecimal.
     pub control: [AtomicU64; 2],
+    /// The epoch of the front whose descriptors a backend was not let take. One is enough: such a try may be logged by the kernel.
+    pub not_taken: AtomicU32,
     /// The dynamic shared memory that holds the clients' texts; 0 is none.
     pub texts: AtomicU32,
     /// Log lines that found the queue full.

@@ -4,6 +4,7 @@ use super::texts::Texts;
 use super::{Agent, Seat};
 use crate::pooler::control::{ANSWER, Word};
 use crate::pooler::seats::raise_file_limit;
+use crate::pooler::shared::Header;
 use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags};
@@ -22,6 +23,8 @@ pub(super) struct Links {
     pub(super) base: u32,
     /// The generation of the client whose descriptor we have, by slot; 0 is none. As long as the highest slot that was met.
     pub(super) known: Vec<u32>,
+    header: &'static Header,
+    epoch: u32,
 }
 
 impl Links {
@@ -50,8 +53,9 @@ impl Links {
         say(&control, Word::Hello { server: agent.number, epoch: agent.epoch });
         let epoll = answer(&control).ok_or("the front has no such server connection")?;
         // Of the process that listens.
-        let front = pidfd_open(peer.pid, PidfdFlags::empty()).ok();
-        Ok(Self { control, front, epoll, texts, base, known: Vec::new() })
+        let may_take = header.not_taken.load(Relaxed) != agent.epoch;
+        let front = may_take.then(|| pidfd_open(peer.pid, PidfdFlags::empty()).ok()).flatten();
+        Ok(Self { control, front, epoll, texts, base, known: Vec::new(), header, epoch: agent.epoch })
     }
 
     pub(super) fn number(&self, slot: u32) -> c_int {
@@ -100,7 +104,10 @@ impl Links {
                 Err(Errno::MFILE | Errno::NFILE) => return None,
                 // Gone: asked for it, the front says so.
                 Err(Errno::BADF | Errno::SRCH) => {}
-                Err(_) => self.front = None,
+                Err(_) => {
+                    self.header.not_taken.store(self.epoch, Relaxed);
+                    self.front = None;
+                }
             }
         }
         self.say(Word::Want { slot: seat.slot, generation: seat.generation });
