@@ -191,6 +191,7 @@ tell_key(const StringInfo message)
 /* The row that we have written, while pgoutput writes it too. */
 static StringInfoData row;
 static bool comparing = false;
+static uint64 changes_before;
 
 static bool
 is_compared(const StringInfo message)
@@ -201,6 +202,9 @@ is_compared(const StringInfo message)
 		return false;
 	if (kind == LOGICAL_REP_MSG_BEGIN)
 		return true;
+	/* It has heard of a change meanwhile. */
+	if ((kind == LOGICAL_REP_MSG_RELATION || kind == LOGICAL_REP_MSG_TYPE) && changes_before != postern_rows_changes())
+		return false;
 	if (kind != LOGICAL_REP_MSG_INSERT || message->len != row.len || memcmp(message->data, row.data, row.len) != 0)
 		elog(ERROR, "a row is not as pgoutput writes it: it wrote a message \"%c\" of %d bytes, we one of %d",
 			 kind, message->len, row.len);
@@ -259,22 +263,10 @@ is_own(Relation relation)
 	return OidIsValid(catalogs.own_schema) && RelationGetNamespace(relation) == catalogs.own_schema;
 }
 
-/* An inserted row, without pgoutput. A transaction's origin is what it says before the first change. */
-static bool
-write_row(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relation, ReorderBufferChange *change)
-{
-	if (change->action != REORDER_BUFFER_CHANGE_INSERT || txn->origin_id != InvalidRepOriginId ||
-		!postern_row_is_plain(relation))
-		return false;
-	if (!told && !began)
-	{
-		began = true;
-		resetStringInfo(ctx->out);
-		logicalrep_write_begin(ctx->out, txn);
-		postern_decoded(&replayed, ctx->write_location, ctx->out->data, ctx->out->len);
-	}
-	postern_row_write(ctx->out, relation, change);
 #ifdef POSTERN_CHECKS_ROWS
+static void
+compare(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relation, ReorderBufferChange *change)
+{
 	if (row.data == NULL)
 	{
 		MemoryContext before = MemoryContextSwitchTo(TopMemoryContext);
@@ -290,6 +282,31 @@ write_row(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relation,
 		elog(ERROR, "pgoutput does not write a row that we do");
 	resetStringInfo(ctx->out);
 	appendBinaryStringInfo(ctx->out, row.data, row.len);
+}
+#endif
+
+/* An inserted row, without pgoutput. A transaction's origin is what it says before the first change. */
+static bool
+write_row(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relation, ReorderBufferChange *change)
+{
+	if (change->action != REORDER_BUFFER_CHANGE_INSERT || txn->origin_id != InvalidRepOriginId ||
+		!postern_row_is_plain(relation, change))
+		return false;
+	if (!told && !began)
+	{
+		began = true;
+		resetStringInfo(ctx->out);
+		logicalrep_write_begin(ctx->out, txn);
+		postern_decoded(&replayed, ctx->write_location, ctx->out->data, ctx->out->len);
+	}
+#ifdef POSTERN_CHECKS_ROWS
+	changes_before = postern_rows_changes();
+#endif
+	postern_row_write(ctx->out, relation, change);
+#ifdef POSTERN_CHECKS_ROWS
+	/* Of every other transaction: the others go the way that they go elsewhere. */
+	if (txn->xid % 2 == 0)
+		compare(ctx, txn, relation, change);
 #endif
 	postern_decoded(&replayed, ctx->write_location, ctx->out->data, ctx->out->len);
 	return true;
@@ -298,6 +315,8 @@ write_row(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relation,
 static void
 on_change(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relation, ReorderBufferChange *change)
 {
+	uint64		changes;
+
 	look_at_catalogs();
 	if (is_own(relation))
 		return;
@@ -309,8 +328,9 @@ on_change(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relation,
 	if (write_row(ctx, txn, relation, change))
 		return;
 	inserted = InvalidOid;
+	changes = postern_rows_changes();
 	plugin.change_cb(ctx, txn, relation, change);
-	if (inserted == RelationGetRelid(relation))
+	if (inserted == RelationGetRelid(relation) && changes == postern_rows_changes())
 		postern_row_learn(relation);
 }
 

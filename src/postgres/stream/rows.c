@@ -69,6 +69,9 @@ static MemoryContext tables_context = NULL;
 static MemoryContext row_context = NULL;
 static const char *publication;
 
+/* Counts what was told of changes. */
+static uint64 changes = 0;
+
 static Table *
 find(Oid oid)
 {
@@ -93,6 +96,7 @@ forget(Oid oid)
 	HASH_SEQ_STATUS each;
 	Table	   *table;
 
+	changes++;
 	if (OidIsValid(oid))
 	{
 		table = hash_search(tables, &oid, HASH_FIND, NULL);
@@ -117,12 +121,19 @@ catalog_changed(Datum argument, int cache, uint32 hash)
 	forget(InvalidOid);
 }
 
+/* How often something has changed that pgoutput listens to. */
+uint64
+postern_rows_changes(void)
+{
+	return changes;
+}
+
 /* Once in the process; `name` stays where it is. */
 void
 postern_rows_begin(const char *name)
 {
-	/* All that pgoutput listens to, and what a type is. */
-	static const int caches[] = {PUBLICATIONOID, PUBLICATIONRELMAP, PUBLICATIONNAMESPACEMAP, NAMESPACEOID, TYPEOID};
+	/* All that pgoutput listens to. What is kept of a type is that of a built-in one. */
+	static const int caches[] = {PUBLICATIONOID, PUBLICATIONRELMAP, PUBLICATIONNAMESPACEMAP, NAMESPACEOID};
 	HASHCTL		control = {.keysize = sizeof(Oid), .entrysize = sizeof(Table)};
 
 	publication = name;
@@ -194,13 +205,17 @@ is_wanted_wholly(Relation relation)
 	return filtered && listed;
 }
 
-/* Whether inserted rows of the table are to be written here. */
+/*
+ * Whether this inserted row of the table is to be written here. One from before a column was added is pgoutput's: what it says of that column
+ * differs from minor version to minor version.
+ */
 bool
-postern_row_is_plain(Relation relation)
+postern_row_is_plain(Relation relation, ReorderBufferChange *change)
 {
 	Table	   *table = find(RelationGetRelid(relation));
 
-	return table && table->known && table->plain && table->count == RelationGetNumberOfAttributes(relation);
+	return table && table->known && table->plain && table->count == RelationGetNumberOfAttributes(relation) &&
+		HeapTupleHeaderGetNatts(postern_new_tuple(change)->t_data) >= table->count;
 }
 
 /* pgoutput has just written an inserted row of the table. */
@@ -214,19 +229,14 @@ postern_row_learn(Relation relation)
 
 	if (found && table->known)
 		return;
-	if (!found)
-	{
-		table->known = false;
-		table->columns = NULL;
-		table->values = NULL;
-		table->nulls = NULL;
-	}
-	if (table->columns)
+	table->plain = false;
+	if (found && table->columns)
 	{
 		pfree(table->columns);
 		pfree(table->values);
 		pfree(table->nulls);
 	}
+	table->columns = NULL;
 	table->count = description->natts;
 	table->columns = MemoryContextAllocZero(tables_context, Max(description->natts, 1) * sizeof(Column));
 	table->values = MemoryContextAllocZero(tables_context, Max(description->natts, 1) * sizeof(Datum));

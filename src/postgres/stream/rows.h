@@ -9,7 +9,8 @@
 #include "utils/relcache.h"
 
 extern void postern_rows_begin(const char *publication);
-extern bool postern_row_is_plain(Relation relation);
+extern uint64 postern_rows_changes(void);
+extern bool postern_row_is_plain(Relation relation, ReorderBufferChange *change);
 extern void postern_row_write(StringInfo out, Relation relation, ReorderBufferChange *change);
 extern void postern_row_learn(Relation relation);
 
