@@ -45,8 +45,11 @@ fn rows_that_postern_writes_are_those_that_pgoutput_writes() -> Result<()> {
     let literals: Vec<_> =
         hard.iter().map(|(kind, text, _)| format!("'{}'::{kind}", text.replace('\'', "''"))).collect();
     let (literals, nulls) = (literals.join(", "), vec!["null"; hard.len()].join(", "));
-    let times: Vec<_> =
-        TIMES.iter().enumerate().map(|(n, at)| format!("({n} + 1, '{at}', '{at}+00')")).collect();
+    let times: Vec<_> = TIMES
+        .iter()
+        .enumerate()
+        .map(|(n, at)| format!("({n} + 1, '{at}', timestamp '{at}' at time zone 'utc')"))
+        .collect();
     let twice = |insert: &str| format!("{insert}; {insert};");
     cluster.sql(&format!(
         "set datestyle = 'iso, ymd'; set intervalstyle = 'postgres'; set extra_float_digits = 1; {}{}{}",
