@@ -101,9 +101,9 @@ async fn connect(opening: &Opening<'_>, questions: &Questions) -> Result<Line, E
             Way::Open => {
                 match socket(opening.door).await {
                     // What tidies /tmp takes it from a server that runs, and whoever may write there puts another in its place.
-                    Err(error) if error.kind() == ErrorKind::NotFound && opening.door.loopback.is_some() => {
+                    Err(error) if opening.door.loopback.is_some() => {
                         reasons.push(match error.raw_os_error() {
-                            Some(_) => format!("there is no socket in {}", opening.door.socket_directory),
+                            Some(_) => format!("the socket in {}: {error}", opening.door.socket_directory),
                             None => error.to_string(),
                         });
                     }
@@ -147,9 +147,7 @@ pub(super) async fn connect_only(door: &ServerDoor) -> std::io::Result<Line> {
         false => socket(door).await,
     };
     match (by_socket, door.loopback) {
-        (Err(error), Some(ip)) if error.kind() == ErrorKind::NotFound => {
-            tcp(SocketAddr::new(ip, door.port)).await.map(Either::Left)
-        }
+        (Err(_), Some(ip)) => tcp(SocketAddr::new(ip, door.port)).await.map(Either::Left),
         (stream, _) => stream.map(Either::Right),
     }
 }
@@ -163,7 +161,7 @@ async fn tcp(address: SocketAddr) -> std::io::Result<TcpStream> {
 /// Connects to the server's Unix socket; a directory that begins with `@` is a name and no file.
 ///
 /// # Errors
-/// The system's; also [`ErrorKind::NotFound`] when another user listens there: what is said to the server is for nobody else.
+/// The system's; also [`ErrorKind::PermissionDenied`] when another user listens there: what is said to the server is for nobody else.
 async fn socket(door: &ServerDoor) -> std::io::Result<UnixStream> {
     let path = format!("{}/.s.PGSQL.{}", door.socket_directory, door.port);
     let stream = match path.strip_prefix('@') {
@@ -177,7 +175,7 @@ async fn socket(door: &ServerDoor) -> std::io::Result<UnixStream> {
             "the socket {path} is not the server's, but of the user with ID {peer} (unix_socket_directories should name only \
              directories that nobody else may write to)"
         );
-        return Err(std::io::Error::new(ErrorKind::NotFound, why));
+        return Err(std::io::Error::new(ErrorKind::PermissionDenied, why));
     }
     Ok(stream)
 }

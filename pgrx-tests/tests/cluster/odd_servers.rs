@@ -245,11 +245,21 @@ fn without_any_socket_the_pooler_goes_in_by_tcp() -> Result<()> {
 #[test]
 fn where_the_servers_socket_is_taken_away_the_pooler_goes_in_by_tcp() -> Result<()> {
     let cluster = Cluster::new("taken")?.start()?;
-    cluster.sql("create role app login")?;
+    cluster.sql("create role app login; create role other login")?;
     let socket = cluster.socket_directory().join(format!(".s.PGSQL.{}", cluster.port));
-    std::fs::remove_file(socket)?;
-    let mut client = cluster.through("app", "postgres").connect(NoTls).with_context(|| cluster.log_tail())?;
-    ensure!(text(&mut client, "select current_user")? == "app");
+    std::fs::remove_file(&socket)?;
+    let goes_in = |role: &str| {
+        let mut client =
+            cluster.through(role, "postgres").connect(NoTls).with_context(|| cluster.log_tail())?;
+        ensure!(text(&mut client, "select current_user")? == role);
+        Ok(())
+    };
+    goes_in("app")?;
+    // One that nobody listens on any more.
+    drop(UnixListener::bind(&socket)?);
+    std::fs::set_permissions(&socket, Permissions::from_mode(0o777))?;
+    goes_in("other")?;
+    std::fs::remove_file(&socket)?;
     // Where there is no other way in, it says what is missing.
     cluster.set("listen_addresses", "")?;
     cluster.restart(Stop::Fast)?;

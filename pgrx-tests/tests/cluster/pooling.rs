@@ -420,16 +420,20 @@ fn a_flush_behind_a_sync_holds_no_backend() -> Result<()> {
 
 #[test]
 fn a_flush_after_another_clients_settings_holds_no_backend() -> Result<()> {
-    // What a swap changes and the server reports is no message of the client's.
+    // What a swap changes and the server reports is no message of the client's, and neither is the answer to what it prepares anew.
     let cluster = with_pool("flush-swapped", 1, &[])?;
     let mut one = Raw::open(cluster.pooler_port)?;
+    one.query("prepare s as select 'one'")?;
     let mut other = through(&cluster).application_name("other").connect(postgres::NoTls)?;
+    other.batch_execute("prepare s as select 'other'")?;
     let began = Instant::now();
     for number in 0..10 {
         ensure!(text(&mut other, &format!("select {number}"))? == number.to_string());
         one.send(&Message::flush().bytes);
     }
-    ensure!(text(&mut other, "show application_name")? == "other");
+    ensure!(
+        text(&mut other, "show application_name")? == "other" && text(&mut other, "execute s")? == "other"
+    );
     ensure!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     one.query("select 1").map(drop)
 }

@@ -19,13 +19,14 @@ PosternSeen postern_seen;
 static const PQcommMethods *server_methods;
 static PQcommMethods methods;
 
-/* Nothing has gone out since an idle ReadyForQuery. */
+/* Nothing has gone out to the client since an idle ReadyForQuery. */
 static bool resting;
 
 static int
 agent_putmessage(char type, const char *body, size_t length)
 {
-	resting = false;
+	if (!postern_seen.mute)
+		resting = false;
 	switch (type)
 	{
 		case 'Z':
@@ -60,7 +61,7 @@ static int
 agent_flush(void)
 {
 	/* A Flush of the client's with nothing to flush: the session is as idle as before, and no ReadyForQuery will say so. */
-	bool		ready = postern_seen.ready || resting;
+	bool		ready = postern_seen.ready || (resting && !postern_seen.mute);
 	int			result;
 
 	/* Before the flush: a SIGQUIT amid it reports and flushes again. */
@@ -237,14 +238,11 @@ postern_report_nothing(void)
 {
 	bool		mute = postern_seen.mute;
 	bool		told = postern_seen.told;
-	bool		rested = resting;
 
 	postern_seen.mute = true;
 	ReportChangedGUCOptions();
 	postern_seen.mute = mute;
 	postern_seen.told = told;
-	/* Nothing has gone out: a lone Flush of the client's finds the session as idle as before. */
-	resting = rested;
 }
 
 /* What a session begins with after its authentication: the reported settings, the key for cancels, ReadyForQuery. */
