@@ -45,6 +45,12 @@ pub fn name(major: u32) -> String {
 /// # Errors
 /// When the library does not build, or debhelper fails.
 pub fn build(major: u32) -> Result<[PathBuf; 2]> {
+    if server::is_bare(major) {
+        bail!(
+            "the headers of PostgreSQL {major} here are of a server without TLS, and what is built with them does not fit one that has it: \
+             build on a machine whose distribution has postgresql-server-dev-{major}"
+        );
+    }
     let library = library(major)?;
     let outcome = machine::target().join(format!("debian/{major}"));
     if outcome.exists() {

@@ -50,7 +50,7 @@ pub fn unavailable() -> Option<String> {
 pub fn no_broker() -> bool {
     let Some(why) = unavailable() else { return false };
     assert!(!lacking::nobody_looks(), "{why}");
-    lacking::say(&format!("the tests that need Kafka did nothing; {why}"));
+    lacking::not_run(&why);
     true
 }
 

@@ -29,6 +29,15 @@ pub fn in_server(part: &str) -> bool {
     bare
 }
 
+/// Whether this server is older than what the test is about, so that the test is not run; said.
+pub fn before(major: u32, what: &str) -> bool {
+    let older = installation::major() < major;
+    if older {
+        not_run(&format!("{what} is new in PostgreSQL {major}"));
+    }
+    older
+}
+
 /// Says that this test is not run, and why.
 pub fn not_run(why: &str) {
     let thread = std::thread::current();

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use pgrx_tests::cluster::Cluster;
 use pgrx_tests::drivers::{node, python, succeeded};
 use pgrx_tests::pgbouncer::{Options, Pgbouncer};
-use pgrx_tests::{installation, process, wait};
+use pgrx_tests::{lacking, process, wait};
 use rustix::process::Signal;
 use std::process::Stdio;
 
@@ -59,7 +59,7 @@ fn the_crowd_notices_a_pooler_that_mixes_settings_up() -> Result<()> {
 
 #[test]
 fn a_libpq_of_protocol_3_2_cancels_by_its_long_key() -> Result<()> {
-    if installation::major() < 18 {
+    if lacking::before(18, "protocol 3.2") {
         return Ok(());
     }
     let cluster = server("long-key")?;

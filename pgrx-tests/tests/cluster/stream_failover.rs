@@ -3,7 +3,7 @@
 use crate::stream::{delivered, events, running, start, to_file};
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::{Cluster, Stop};
-use pgrx_tests::{installation, wait};
+use pgrx_tests::{lacking, wait};
 use std::path::PathBuf;
 
 /// The ids in a file, each where it came first.
@@ -39,7 +39,7 @@ fn pair(name: &str) -> Result<(Cluster, Cluster, PathBuf)> {
 
 #[test]
 fn after_a_failover_a_stream_goes_on_from_its_slot_with_nothing_lost() -> Result<()> {
-    if installation::major() < 17 {
+    if lacking::before(17, "a failover slot") {
         return Ok(());
     }
     let (primary, standby, path) = pair("failover")?;
@@ -69,7 +69,7 @@ fn after_a_failover_a_stream_goes_on_from_its_slot_with_nothing_lost() -> Result
 
 #[test]
 fn what_the_standby_of_a_failover_slot_does_not_have_is_not_delivered() -> Result<()> {
-    if installation::major() < 17 {
+    if lacking::before(17, "a failover slot") {
         return Ok(());
     }
     let (primary, standby, path) = pair("synchronized")?;

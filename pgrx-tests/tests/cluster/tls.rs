@@ -460,7 +460,7 @@ fn a_client_over_tls_hears_why_the_front_ends() -> Result<()> {
 
 #[test]
 fn a_libpq_that_begins_with_tls_at_once_is_let_in() -> Result<()> {
-    if installation::major() < 17 {
+    if lacking::before(17, "TLS without asking first") {
         return Ok(());
     }
     let secured = Secured::start("tls-at-once")?;

@@ -56,7 +56,7 @@ fn an_update_keeps_streams_and_where_versions_differ_the_log_says_what_to_do() -
 
 #[test]
 fn pg_upgrade_keeps_definitions_and_a_slot_that_it_cannot_keep_is_a_stated_gap() -> Result<()> {
-    if installation::major() == DEFAULT_MAJOR {
+    if lacking::before(DEFAULT_MAJOR + 1, "what an older server is upgraded to") {
         return Ok(());
     }
     let settings = |cluster: &Cluster| -> Result<()> {
@@ -77,6 +77,10 @@ fn pg_upgrade_keeps_definitions_and_a_slot_that_it_cannot_keep_is_a_stated_gap()
     // not know: its pg_upgrade then refuses any table whatever.
     let postgres = std::fs::read(installation::install(installation::Build::Test)?.bin.join("postgres"))?;
     if !postgres.windows(9).any(|bytes| bytes == b"pg_attver") {
+        lacking::say(&format!(
+            "pg_upgrade from {DEFAULT_MAJOR} was tried with what it keeps of a column's version (pg_attver) removed, which this {} cannot read",
+            installation::major()
+        ));
         old.sql(
             "set allow_system_table_mods = on; update pg_attribute set attoptions = null where attoptions::text like '%pg_attver%'",
         )?;

@@ -97,11 +97,11 @@ void
 postern_set_tls(int bits, const char *version, const char *cipher, const char *subject, const char *serial,
 				const char *issuer)
 {
-#ifdef USE_SSL
 	volatile PgBackendStatus *entry = MyBEEntry;
 	PgBackendSSLStatus status;
 
-	if (entry == NULL)
+	/* A server that was built without TLS has no place for it. */
+	if (entry == NULL || entry->st_sslstatus == NULL)
 		return;
 	memset(&status, 0, sizeof(status));
 	if (version)
@@ -121,7 +121,6 @@ postern_set_tls(int bits, const char *version, const char *cipher, const char *s
 	entry->st_ssl = version != NULL;
 	memcpy(entry->st_sslstatus, &status, sizeof(status));
 	PGSTAT_END_WRITE_ACTIVITY(entry);
-#endif
 }
 
 /*

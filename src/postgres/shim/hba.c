@@ -48,9 +48,7 @@ postern_hba(const char *database, const char *role, int family, const uint32 *ad
 	port.sock = PGINVALID_SOCKET;
 	port.database_name = unconstify(char *, database);
 	port.user_name = unconstify(char *, role);
-#ifdef USE_SSL
 	port.ssl_in_use = tls;
-#endif
 	postern_set_address(&port.raddr, family, address, 0);
 	port.remote_hostname = unconstify(char *, host_name);
 	port.remote_hostname_resolv = host_name ? +1 : -1;

@@ -16,13 +16,14 @@ const END: &str = "<!-- so far -->\n";
 const MAJORS: [u32; 4] = [15, 16, 17, 18];
 
 /// What the files of cluster tests are about, by how their names begin; the first that fits. The rest is about the pooler.
-const SUBJECTS: [(&str, &[&str]); 5] = [
+const SUBJECTS: [(&str, &[&str]); 6] = [
     // In a program of its own.
     ("packages", &["the_package"]),
     ("change streams", &["stream", "kafka"]),
     ("relay", &["relay", "woven"]),
     ("status", &["agent", "banner", "failover", "honest", "http", "view"]),
     ("lifecycle", &["lifecycle", "rig", "threads"]),
+    ("upgrades, neighbours, odd servers", &["upgrade", "neighbours", "odd_servers"]),
 ];
 
 /// How many passed, failed, and were not run: what those lack is not in this server.
@@ -62,7 +63,7 @@ impl Report {
     /// # Errors
     /// When it cannot be written.
     pub fn keep(&self, major: u32) -> Result<()> {
-        let mut text = format!("{}\n", version(major)?);
+        let mut text = format!("{} ({})\n", version(major)?, commit());
         for (subject, [passed, failed, not_run]) in &self.0 {
             writeln!(text, "{passed} {failed} {not_run} {subject}")?;
         }
@@ -84,6 +85,14 @@ fn version(major: u32) -> Result<String> {
     let output = Command::new(server::pg_config(major)?).arg("--version").output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     Ok(text.split_whitespace().nth(1).unwrap_or_default().to_owned())
+}
+
+/// `1a2b3c4`, with `+` where the files are not those of the commit; `?` outside of git.
+fn commit() -> String {
+    let mut git = Command::new("git");
+    git.args(["describe", "--always", "--dirty=+", "--abbrev=7", "--exclude=*"]);
+    let output = git.current_dir(machine::checkout()).output().ok().filter(|output| output.status.success());
+    output.map_or_else(|| "?".to_owned(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// Puts the table into the README.

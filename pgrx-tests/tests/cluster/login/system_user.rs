@@ -3,7 +3,7 @@
 use super::{at, at_socket, backend, with_password};
 use anyhow::Result;
 use pgrx_tests::cluster::Cluster;
-use pgrx_tests::installation;
+use pgrx_tests::lacking;
 use postgres::{Client, NoTls};
 
 fn system_user(client: &mut Client) -> Result<Option<String>> {
@@ -12,7 +12,7 @@ fn system_user(client: &mut Client) -> Result<Option<String>> {
 
 #[test]
 fn each_of_two_clients_of_one_backend_is_the_user_that_it_has_shown() -> Result<()> {
-    if installation::major() < 16 {
+    if lacking::before(16, "SYSTEM_USER") {
         return Ok(());
     }
     let cluster = Cluster::new("system-user")?;
