@@ -1,6 +1,6 @@
 //! Decoding and encoding, with nothing at the other end, beside `pg_recvlogical -f /dev/null`, which does not encode.
 
-use super::{Bench, Wal, alternate, show};
+use super::{Bench, Kind, Wal, alternate, show};
 use anyhow::{Result, ensure};
 use std::process::Stdio;
 use std::time::Instant;
@@ -8,9 +8,13 @@ use std::time::Instant;
 /// Bytes of a note: a row has 130 then.
 const NOTE: usize = 60;
 
+/// Rows of a transaction that updates.
+const UPDATES: u64 = 100;
+
 pub fn run(bench: &Bench) -> Result<()> {
-    for rows in &bench.options.rows {
-        let wal = bench.write(bench.options.changes, *rows, NOTE)?;
+    let inserts = bench.options.rows.iter().map(|rows| (Kind::Insert, *rows));
+    for (kind, rows) in inserts.chain([(Kind::Update, UPDATES)]) {
+        let wal = bench.write(kind, bench.options.changes, rows, NOTE)?;
         let mut size = 0.0;
         let ours = || {
             let (rate, bytes) = bench.streamed(&wal, "stub_discard", "{}")?;
@@ -18,7 +22,7 @@ pub fn run(bench: &Bench) -> Result<()> {
             Ok(rate)
         };
         let (ours, theirs) = alternate(bench.options.rounds, ours, || received(bench, &wal))?;
-        let what = format!("transactions of {rows}, events of {size:.0} bytes");
+        let what = format!("{kind:?}, transactions of {rows}, events of {size:.0} bytes");
         show(&what, &ours, "pg_recvlogical", &theirs);
         bench.forget()?;
     }

@@ -1,6 +1,6 @@
 //! To Kafka, beside a bare producer of the same library with the same settings that sends as many events of the same size.
 
-use super::{Bench, alternate, show};
+use super::{Bench, Kind, alternate, show};
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::kafka::{self, Broker};
 use rdkafka::ClientContext;
@@ -52,7 +52,7 @@ pub fn broker(bench: &Bench) -> Result<Option<Broker>> {
 }
 
 pub fn run(bench: &Bench) -> Result<()> {
-    bench.write(bench.options.changes, 100, NOTE).and_then(|wal| {
+    bench.write(Kind::Insert, bench.options.changes, 100, NOTE).and_then(|wal| {
         let against = |name: &str, hosts: &str| -> Result<()> {
             let mut size = 0.0;
             let ours = || {

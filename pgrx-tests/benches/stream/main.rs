@@ -18,6 +18,7 @@ use anyhow::{Context, Result};
 use pgrx_tests::cluster::Cluster;
 use pgrx_tests::installation::{Build, install};
 use pgrx_tests::wait;
+use std::fmt::Display;
 use std::time::Duration;
 
 struct Options {
@@ -101,6 +102,14 @@ struct Bench {
     server: Cluster,
 }
 
+/// What the changes of a WAL are.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Insert,
+    /// Of one column that is in no index, of rows that were there before.
+    Update,
+}
+
 /// WAL that is decoded again and again: by copies of a slot that begins before it.
 struct Wal {
     changes: u64,
@@ -133,12 +142,12 @@ impl Bench {
             "CREATE TABLE bench (id bigint PRIMARY KEY, customer int NOT NULL, note text NOT NULL,
                                  amount numeric(10,2) NOT NULL, at timestamptz NOT NULL)",
         )?;
-        server.sql("CREATE PUBLICATION bench FOR TABLE bench WITH (publish = 'insert')")?;
+        server.sql("CREATE PUBLICATION bench FOR TABLE bench WITH (publish = 'insert, update')")?;
         Ok(Self { options, server })
     }
 
-    /// Statements that insert the rows from `first` to `last`.
-    fn insert(first: u64, last: u64, note: usize) -> String {
+    /// A statement that inserts the rows from `first` to `last`, which may be expressions.
+    fn insert(first: impl Display, last: impl Display, note: usize) -> String {
         format!(
             "INSERT INTO bench SELECT i, i % 5000, rpad('order ' || i || ' ', {note}, 'x'), i % 100000 / 100.0, clock_timestamp()
              FROM generate_series({first}, {last}) i"
@@ -146,15 +155,22 @@ impl Bench {
     }
 
     /// Writes so many changes, in transactions of so many rows whose note has so many bytes.
-    fn write(&self, changes: u64, rows: u64, note: usize) -> Result<Wal> {
+    fn write(&self, kind: Kind, changes: u64, rows: u64, note: usize) -> Result<Wal> {
         let mut client = self.server.connect()?;
         client.batch_execute("TRUNCATE bench; SET synchronous_commit = off")?;
+        let last = format!("least(n + {rows} - 1, {changes})");
+        let change = match kind {
+            Kind::Insert => Self::insert("n", &last, note),
+            Kind::Update => {
+                client.batch_execute(&Self::insert(1, changes, note))?;
+                format!("UPDATE bench SET customer = customer + 1 WHERE id BETWEEN n AND {last}")
+            }
+        };
         client.batch_execute(&format!("SELECT pg_create_logical_replication_slot('{SLOT}', 'pgoutput')"))?;
         client.batch_execute(&format!(
             "DO $$ DECLARE n bigint := 1; BEGIN
                  WHILE n <= {changes} LOOP
-                     INSERT INTO bench SELECT i, i % 5000, rpad('order ' || i || ' ', {note}, 'x'), i % 100000 / 100.0, clock_timestamp()
-                     FROM generate_series(n, least(n + {rows} - 1, {changes})) i;
+                     {change};
                      COMMIT;
                      n := n + {rows};
                  END LOOP;
