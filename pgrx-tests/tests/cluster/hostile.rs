@@ -358,7 +358,7 @@ fn a_thousand_clients_that_send_a_byte_at_a_time_hold_no_backend() -> Result<()>
         }
     }
     println!("the longest that another waited: {longest:?}");
-    ensure!(longest < Duration::from_secs(1), "another waited for {longest:?}");
+    ensure!(longest < Duration::from_secs(3), "another waited for {longest:?}");
     for client in &mut slow {
         ensure!(until(client, b'D')?.ends_with(b"slow"), "a slow client has lost its query");
         until(client, b'Z')?;

@@ -418,7 +418,7 @@ fn a_thousand_slow_senders_hold_nobody_up_and_are_ended() -> Result<()> {
     done.store(true, std::sync::atomic::Ordering::Relaxed);
     for worker in workers {
         let (count, longest) = worker.value()??;
-        ensure!(count > 100 && longest < Duration::from_secs(1), "{count} queries, the longest {longest:?}");
+        ensure!(count > 100 && longest < Duration::from_secs(3), "{count} queries, the longest {longest:?}");
     }
     is_clean(&cluster, 0, 2)
 }
