@@ -1,6 +1,8 @@
 //! A sink that fails: it alone is made again, and the other sinks of its source notice nothing.
 
-use crate::stream::{delivered, events, file, file_sink, ids, running, start, to_file};
+use crate::stream::{
+    another_worker, delivered, events, file, file_sink, ids, running, start, to_file, worker as source_worker,
+};
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::Cluster;
 use pgrx_tests::wait;
@@ -140,5 +142,48 @@ fn a_sink_that_stops_stops_its_stream_and_no_other() -> Result<()> {
     wait::until("it has caught up", || events(&second).is_ok_and(|events| events.len() == 200))
         .with_context(|| format!("{:?}; {}", state(), cluster.log_tail()))?;
     ensure!(events(&path)?.len() == 200, "and the other one got nothing twice");
+    Ok(())
+}
+
+#[test]
+fn a_stream_that_is_led_to_another_sink_goes_on_there_with_the_next_event() -> Result<()> {
+    let cluster = start("stream-led", &[])?;
+    cluster.sql("create table t (id int primary key)")?;
+    let first = to_file(&cluster, r#"{"retry":"200ms"}"#)?;
+    let second = file_sink(&cluster, "second", "{}")?;
+    cluster.sql("insert into t values (1)")?;
+    delivered(&cluster)?;
+    let old = source_worker(&cluster)?;
+    cluster.sql("select postern.alter_stream('shop to lines', 'second')")?;
+    // Whoever has the stream at the moment may still take this one, and then the other does not get it.
+    cluster.sql("insert into t values (2)")?;
+    another_worker(&cluster, old)?;
+    running(&cluster, "shop to lines")?;
+    cluster.sql("insert into t values (3)")?;
+    delivered(&cluster)?;
+    ensure!(cluster.sql("select sink, state from postern.streams")? == "second|running");
+    let left = ids(&first)?;
+    let all = |second| [left.clone(), second].concat();
+    ensure!([1, 2].starts_with(&left) && !left.is_empty(), "{left:?}");
+    ensure!(all(ids(&second)?) == [1, 2, 3], "{left:?} {:?}", ids(&second)?);
+    // What is switched by the sink's name is its stream, and that of no other sink.
+    ensure!(cluster.sql("select postern.stop_sink('lines')")? == "0");
+    for (act, state, id) in [("stop", "stopped", 4), ("pause", "paused", 5)] {
+        ensure!(cluster.sql(&format!("select postern.{act}_sink('second')"))? == "1");
+        wait::until("it has ended", || {
+            let seen = "select t.state, coalesce(s.worker_pid, 0) from postern.streams t, postern.sources s";
+            cluster.sql(seen).is_ok_and(|seen| seen == format!("{state}|0"))
+        })
+        .with_context(|| cluster.log_tail())?;
+        let before = ids(&second)?;
+        cluster.sql(&format!("insert into t values ({id})"))?;
+        ensure!(ids(&second)? == before, "{:?}", ids(&second)?);
+        ensure!(cluster.sql("select postern.start_sink('second')")? == "1");
+        running(&cluster, "shop to lines")?;
+        delivered(&cluster)?;
+        ensure!(all(ids(&second)?) == (1..=id).collect::<Vec<_>>(), "{left:?} {:?}", ids(&second)?);
+    }
+    ensure!(ids(&first)? == left, "{:?}", ids(&first)?);
+    ensure!(cluster.sql("select coalesce(gap, '-') from postern.streams")? == "-");
     Ok(())
 }
