@@ -1,7 +1,8 @@
 //! Replication slots of change streams: whose they are, and what becomes of a stream whose slot is taken, moved, dropped or invalidated.
 
 use crate::stream::{
-    QUICK, define, delivered, ids, running, shows, source_is, start, stopped, to_file, works, write_wal,
+    QUICK, define, delivered, ids, running, shows, source_is, start, stopped, to_file, worker, works,
+    write_wal,
 };
 use anyhow::{Result, ensure};
 use pgrx_tests::cluster::Cluster;
@@ -151,6 +152,42 @@ fn an_invalidated_slot_stops_the_stream_or_goes_on_with_a_gap_as_the_operator_sa
         delivered(&cluster)?;
     }
     ensure!(ids(&path)? == [10, 20], "{:?}", ids(&path)?);
+    Ok(())
+}
+
+#[test]
+fn a_slot_that_is_invalidated_while_its_sink_is_down_is_said_by_a_worker_that_runs() -> Result<()> {
+    let cluster = start("stream-down-lost", &[("max_slot_wal_keep_size", "16MB"), ("wal_keep_size", "0")])?;
+    cluster.sql("create table t (id int primary key)")?;
+    let path = to_file(&cluster, QUICK)?;
+    cluster.sql("insert into t values (1)")?;
+    delivered(&cluster)?;
+    // Where the file was there is now a directory; the sink notices when it has synced one more row.
+    let aside = path.with_extension("aside");
+    std::fs::rename(&path, &aside)?;
+    std::fs::create_dir(&path)?;
+    cluster.sql("insert into t values (2)")?;
+    delivered(&cluster)?;
+    cluster.sql("insert into t values (3)")?;
+    shows(&cluster, "select state from postern.streams", "failed")?;
+    let before = worker(&cluster)?;
+    write_wal(&cluster, 4)?;
+    ensure!(worker(&cluster)? == before, "nothing has disturbed it so far");
+    cluster.sql("checkpoint")?;
+    shows(&cluster, "select wal_status from postern.sources", "lost")?;
+    source_is(&cluster, "blocked", "was invalidated")?;
+    let said = cluster.sql("select last_error from postern.sources")?;
+    ensure!(said.contains("max_slot_wal_keep_size") && said.contains("lost_slot"), "{said}");
+    ensure!(cluster.sql("select state from postern.streams")? == "blocked");
+    ensure!(cluster.sql("select coalesce(gap, '-') from postern.streams")? == "-");
+    std::fs::remove_dir(&path)?;
+    cluster.sql(r#"select postern.alter_source('shop', '{"lost_slot":"continue"}')"#)?;
+    running(&cluster, "shop to lines")?;
+    let gap = cluster.sql("select gap from postern.streams")?;
+    ensure!(gap.contains("was invalidated") && gap.contains("are lost"), "{gap}");
+    cluster.sql("insert into t values (4)")?;
+    delivered(&cluster)?;
+    ensure!(ids(&aside)? == [1, 2] && ids(&path)? == [4], "{:?} {:?}", ids(&aside)?, ids(&path)?);
     Ok(())
 }
 
