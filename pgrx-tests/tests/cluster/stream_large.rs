@@ -4,6 +4,7 @@ use crate::stream::{define, delivered, delivered_within, running, start, to_file
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::Cluster;
 use pgrx_tests::{process, wait};
+use serde_json::Value;
 use std::io::{BufRead, BufReader};
 
 /// The most memory that the source's worker has ever had: kB.
@@ -39,6 +40,58 @@ fn a_transaction_of_300000_rows_passes_in_little_memory() -> Result<()> {
     ensure!(after - before < 64 * 1024, "from {before} to {after} kB");
     let most: u64 = cluster.sql("select buffered_most from postern.sources")?.parse()?;
     ensure!(most <= 1 << 20, "{most} bytes");
+    Ok(())
+}
+
+#[test]
+fn while_a_sink_is_down_little_is_in_memory_and_nothing_more_is_confirmed() -> Result<()> {
+    let settings = [("postern.stream_buffer_size", "1MB"), ("logical_decoding_work_mem", "4MB")];
+    let cluster = start("stream-down-memory", &settings)?;
+    cluster.sql("create table t (id int primary key, v text)")?;
+    let path = define(&cluster, r#"{"retry":"200ms","commit_lsn":true}"#, r#"{"rotate_size":"1GB"}"#)?;
+    running(&cluster, "shop to lines")?;
+    cluster.sql("insert into t values (-1, '')")?;
+    delivered(&cluster)?;
+    // Where the file was there is now a directory; the sink notices when it has synced one more row.
+    let aside = path.with_extension("aside");
+    std::fs::rename(&path, &aside)?;
+    std::fs::create_dir(&path)?;
+    cluster.sql("insert into t values (0, '')")?;
+    delivered(&cluster)?;
+    let (pid, before) = (worker(&cluster)?, most_memory(&cluster)?);
+    cluster.sql("insert into t select i, repeat('x', 200) from generate_series(1, 100000) i")?;
+    let number = |sql: &str| -> Result<u64> { Ok(cluster.sql(sql)?.parse()?) };
+    // It is full, and its sink is tried again and again.
+    wait::until("there is no more room", || {
+        number("select buffered from postern.sources").is_ok_and(|buffered| buffered > 1 << 17)
+            && number("select errors from postern.streams").is_ok_and(|errors| errors > 3)
+    })
+    .with_context(|| {
+        format!("{:?}; {}", cluster.sql("select to_jsonb(s) from postern.sources s"), cluster.log_tail())
+    })?;
+    let most = number("select buffered_most from postern.sources")?;
+    ensure!(most <= 1 << 20, "{most} bytes");
+    let after = most_memory(&cluster)?;
+    ensure!(after - before < 16 * 1024, "from {before} to {after} kB");
+    let confirmed = cluster.sql("select confirmed_flush_lsn from pg_replication_slots")?;
+    std::fs::remove_dir(&path)?;
+    delivered_within(&cluster, 3 * wait::LIMIT)?;
+    ensure!(worker(&cluster)? == pid, "it began anew");
+    let most = number("select buffered_most from postern.sources")?;
+    ensure!(most <= 1 << 20, "{most} bytes");
+    let mut next = 1;
+    for line in BufReader::new(std::fs::File::open(&path)?).lines() {
+        let event: Value = serde_json::from_str(&line?)?;
+        ensure!(event["Columns"]["id"] == next, "{event} and not {next}");
+        if next == 1 {
+            // A slot that is confirmed to the end of a commit does not give that transaction again.
+            let commit = event["CommitLSN"].as_str().context("no CommitLSN")?;
+            let kept = cluster.sql(&format!("select '{confirmed}'::pg_lsn < '{commit}'"))?;
+            ensure!(kept == "t", "{confirmed} was confirmed before {commit} was delivered");
+        }
+        next += 1;
+    }
+    ensure!(next == 100_001, "{} events", next - 1);
     Ok(())
 }
 
