@@ -187,3 +187,27 @@ fn a_stream_that_is_led_to_another_sink_goes_on_there_with_the_next_event() -> R
     ensure!(cluster.sql("select coalesce(gap, '-') from postern.streams")? == "-");
     Ok(())
 }
+
+#[test]
+fn stub_log_writes_each_event_to_the_servers_log_and_cuts_a_long_one() -> Result<()> {
+    let cluster = start("stream-log", &[])?;
+    cluster.sql("create table t (id int primary key, v text)")?;
+    cluster.sql(
+        "select postern.create_source('shop'); select postern.create_sink('log', 'stub_log');
+         select postern.create_stream('shop to log', 'shop', 'log')",
+    )?;
+    running(&cluster, "shop to log")?;
+    cluster.sql("insert into t values (1, 'a\nb'), (2, repeat('x', 10000)), (3, 'last')")?;
+    delivered(&cluster)?;
+    cluster.wait_log(r#""Columns":{"id":3,"v":"last"}"#)?;
+    let log = cluster.log();
+    let line = |id: i64| {
+        let its = format!(r#""Columns":{{"id":{id},"#);
+        log.lines().find(|line| line.contains(&its)).with_context(|| format!("{id} is not in the log"))
+    };
+    ensure!(line(1)?.contains(r#"{"id":1,"v":"a\nb"}"#), "{}", line(1)?);
+    let long = line(2)?;
+    ensure!(long.matches('x').count() > 7000 && long.len() < 9000, "{} bytes: {long}", long.len());
+    ensure!(cluster.sql("select events from postern.streams")? == "3");
+    Ok(())
+}

@@ -59,6 +59,19 @@ fn mistakes_name_the_option_or_the_name() -> Result<()> {
         let said = mistake(&cluster, "postgres", sql)?;
         ensure!(said.contains(wanted), "{sql}: {said}");
     }
+    // What a broker has is the consumer group's to go back to.
+    cluster.sql(
+        r#"select postern.create_source('topics', 'kafka', '{"hosts": "127.0.0.1:1", "topics": ["t"], "groupID": "g"}');
+           select postern.create_stream('from topics', 'topics', 'lines', false)"#,
+    )?;
+    for sql in [
+        "select postern.rewind_stream('from topics', '0/1')",
+        "select postern.rewind_source('topics', '0/1')",
+    ] {
+        let said = mistake(&cluster, "postgres", sql)?;
+        let wanted = "55000 stream \"from topics\" cannot be rewound: its source is not this server's WAL";
+        ensure!(said == wanted, "{sql}: {said}");
+    }
     Ok(())
 }
 
@@ -136,11 +149,17 @@ fn secrets_are_for_superusers_and_changes_for_whom_they_are_granted_to() -> Resu
         "select postern.create_source('shop'); select postern.create_sink('k', 'kafka', '{options}');
          select postern.create_stream('s', 'shop', 'k')"
     ))?;
+    let options = r#"{"hosts":"127.0.0.1:1","topics":["t"],"groupID":"g","properties":{"sasl.username":"u",
+                      "sasl.password":"very secret","ssl.key.password":"very secret"}}"#;
+    cluster.sql(&format!("select postern.create_source('topics', 'kafka', '{options}')"))?;
     let of = |role: &str| cluster.config().user(role).connect(postgres::NoTls);
     let mut watcher = of("watcher")?;
-    let shown: String =
-        watcher.query_one("select string_agg(to_jsonb(s)::text, ' ') from postern.sinks s", &[])?.get(0);
-    ensure!(shown.contains("\"***\"") && !shown.contains("very secret"), "{shown}");
+    for (view, secrets) in [("sinks", 3), ("sources", 2)] {
+        let sql = format!("select string_agg(to_jsonb(s)::text, ' ') from postern.{view} s");
+        let shown: String = watcher.query_one(&sql, &[])?.get(0);
+        ensure!(shown.matches("\"***\"").count() == secrets && !shown.contains("very secret"), "{shown}");
+        ensure!(shown.contains(r#""sasl.username": "u""#), "{shown}");
+    }
     for sql in [
         "select * from postern.sink_definitions",
         "select * from postern.source_definitions",
