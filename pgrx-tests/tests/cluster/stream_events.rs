@@ -2,6 +2,7 @@
 
 use crate::stream::{another_to_file, delivered, events, running, start, to_file};
 use anyhow::{Context, Result, ensure};
+use pgrx_tests::cluster::Cluster;
 use pgrx_tests::kafka::{Broker, no_broker};
 use pgrx_tests::lacking;
 use serde_json::{Value, json};
@@ -74,6 +75,9 @@ pub const HARD: &[(&str, &str, &str)] = &[
     ("int4", "-2147483648", "-2147483648"),
     ("int8", "-9223372036854775808", "-9223372036854775808"),
     ("oid", "4294967295", r#""4294967295""#),
+    ("xid", "4294967295", r#""4294967295""#),
+    ("cid", "4294967295", r#""4294967295""#),
+    ("tid", "(4294967295,65535)", r#""(4294967295,65535)""#),
     ("xid8", "18446744073709551615", r#""18446744073709551615""#),
     ("float4", "NaN", r#""NaN""#),
     ("float4", "3.4028235e38", "3.4028235e+38"),
@@ -111,22 +115,55 @@ pub const HARD: &[(&str, &str, &str)] = &[
     ("uuid", "6b29fc40-ca47-1067-b31d-00dd010662da", r#""6b29fc40-ca47-1067-b31d-00dd010662da""#),
     ("json", "{\"a\":\n9007199254740993, \"a\":1}", "{\"a\": 9007199254740993, \"a\":1}"),
     ("jsonb", "null", "null"),
+    ("jsonpath", "$.a[*] ? (@ > 1)", r#""$.\"a\"[*]?(@ > 1)""#),
     ("xml", "<a>&amp;</a>", r#""<a>&amp;</a>""#),
     ("inet", "::1", r#""::1/128""#),
     ("inet", "10.0.0.1/8", r#""10.0.0.1/8""#),
     ("cidr", "10.0.0.0/8", r#""10.0.0.0/8""#),
     ("macaddr", "08:00:2b:01:02:03", r#""08:00:2b:01:02:03""#),
+    ("macaddr8", "08:00:2b:ff:fe:01:02:03", r#""08:00:2b:ff:fe:01:02:03""#),
     ("point", "(1.5,-2)", r#""(1.5,-2)""#),
+    ("lseg", "((0,0),(1e300,-Infinity))", r#""[(0,0),(1e+300,-Infinity)]""#),
+    ("line", "{1,-1,0.1}", r#""{1,-1,0.1}""#),
+    ("path", "((0,0),(1,1))", r#""((0,0),(1,1))""#),
+    ("path", "[(0,0),(1,1)]", r#""[(0,0),(1,1)]""#),
     ("box", "(2,2),(1,1)", r#""(2,2),(1,1)""#),
     ("polygon", "((0,0),(1,1))", r#""((0,0),(1,1))""#),
     ("circle", "<(0,0),1>", r#""<(0,0),1>""#),
     ("tsvector", "'a':1A 'b c':2", r#""'a':1A 'b c':2""#),
     ("tsquery", "a & !b", r#""'a' & !'b'""#),
     ("pg_lsn", "16/B374D848", r#""16/B374D848""#),
+    ("pg_snapshot", "10:20:10,14", r#""10:20:10,14""#),
+    ("txid_snapshot", "10:20:", r#""10:20:""#),
+    ("refcursor", "<unnamed portal 1>", r#""<unnamed portal 1>""#),
+    ("int2vector", "-32768 1", r#""-32768 1""#),
+    ("oidvector", "4294967295 1", r#""4294967295 1""#),
+    ("aclitem", "postgres=r*w/postgres", r#""postgres=r*w/postgres""#),
     ("regclass", "pg_class", r#""pg_class""#),
+    ("regclass", "4294967295", r#""4294967295""#),
+    ("regproc", "now", r#""now""#),
+    ("regprocedure", "abs(numeric)", r#""abs(numeric)""#),
+    ("regoper", "||/", r#""||/""#),
+    ("regoperator", "+(integer,integer)", r#""+(integer,integer)""#),
+    ("regtype", "timestamptz", r#""timestamp with time zone""#),
+    ("regrole", "postgres", r#""postgres""#),
+    ("regnamespace", "pg_catalog", r#""pg_catalog""#),
+    ("regcollation", "\"C\"", r#""\"C\"""#),
+    ("regconfig", "simple", r#""simple""#),
+    ("regdictionary", "simple", r#""simple""#),
     ("int4range", "[1,5)", r#""[1,5)""#),
+    ("int4range", "empty", r#""empty""#),
+    ("int8range", "(,9223372036854775806]", r#""(,9223372036854775807)""#),
+    ("numrange", "[0.10,NaN)", r#""[0.10,NaN)""#),
+    ("daterange", "[0044-03-15 BC,infinity]", r#""[\"0044-03-15 BC\",infinity]""#),
+    ("tsrange", "[2026-01-01 00:00,)", r#""[\"2026-01-01 00:00:00\",)""#),
     ("tstzrange", "[2026-01-01 00:00+00,)", r#""[\"2026-01-01 00:00:00+00\",)""#),
     ("int4multirange", "{[1,2],[5,6]}", r#""{[1,3),[5,7)}""#),
+    ("int8multirange", "{}", r#""{}""#),
+    ("nummultirange", "{[1.0,2.50],(3,)}", r#""{[1.0,2.50],(3,)}""#),
+    ("datemultirange", "{[2026-01-01,2026-01-01]}", r#""{[2026-01-01,2026-01-02)}""#),
+    ("tsmultirange", "{(,2026-01-01 00:00]}", r#""{(,\"2026-01-01 00:00:00\"]}""#),
+    ("tstzmultirange", "{[2026-01-01 00:00+14,]}", r#""{[\"2025-12-31 10:00:00+00\",)}""#),
     ("int4[]", "{{1,NULL},{3,4}}", "[[1,null],[3,4]]"),
     ("int4[]", "[0:1]={1,2}", r#""[0:1]={1,2}""#),
     ("int4[]", "{}", "[]"),
@@ -139,6 +176,30 @@ pub const HARD: &[(&str, &str, &str)] = &[
     ("inet[]", "{10.0.0.1}", r#"["10.0.0.1/32"]"#),
     ("int4range[]", "{\"[1,5)\"}", r#"["[1,5)"]"#),
 ];
+
+/// Types of which nobody can write a value: their input refuses every text, and only the server's own catalogs and indexes have them.
+const NO_INPUT: [&str; 7] = [
+    "gtsvector",
+    "pg_brin_bloom_summary",
+    "pg_brin_minmax_multi_summary",
+    "pg_dependencies",
+    "pg_mcv_list",
+    "pg_ndistinct",
+    "pg_node_tree",
+];
+
+/// Built-in types of which [`HARD`] has no value: base types, ranges and multiranges. A column cannot be of a pseudo-type, and arrays
+/// (int2vector and oidvector are none) are written alike, whatever their elements are: a few stand for all.
+fn lacking_values(cluster: &Cluster) -> Result<String> {
+    let kinds: Vec<_> = HARD.iter().map(|(kind, ..)| format!("'{kind}'::regtype")).collect();
+    cluster.sql(&format!(
+        "select coalesce(string_agg(typname, ', ' order by typname), '') from pg_type
+         where oid < 16384 and typtype in ('b', 'r', 'm') and (typcategory <> 'A' or typarray <> 0)
+             and oid <> all (array[{}]::oid[]) and typname <> all ('{{{}}}')",
+        kinds.join(", "),
+        NO_INPUT.join(",")
+    ))
+}
 
 #[test]
 fn every_built_in_type_keeps_hard_values() -> Result<()> {
@@ -155,6 +216,8 @@ fn every_built_in_type_keeps_hard_values() -> Result<()> {
         ("lc_monetary", "C"),
     ];
     let cluster = start("stream-types", &odd)?;
+    let lacking = lacking_values(&cluster)?;
+    ensure!(lacking.is_empty(), "there is no value of {lacking}");
     let hard = HARD;
     let definitions: Vec<_> = hard.iter().enumerate().map(|(n, (kind, ..))| format!("c{n} {kind}")).collect();
     cluster.sql(&format!("create table hard (id int primary key, {})", definitions.join(", ")))?;
