@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::stream::source;
-use pgrx_tests::kafka::Broker;
+use pgrx_tests::kafka::{Broker, no_broker};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer};
 use serde_json::{Value, json};
@@ -153,8 +153,7 @@ fn what_is_not_acknowledged_comes_again_and_what_is_does_not() {
 #[test]
 fn a_partition_that_goes_to_another_member_is_committed_and_what_was_out_is_forgotten() {
     // The mock takes a member for lost at each change of its group, so this is played with a real broker.
-    if let Some(why) = pgrx_tests::kafka::unavailable() {
-        eprintln!("no Kafka broker to test with: {why}");
+    if no_broker() {
         return;
     }
     let cluster = Broker::start("group").unwrap();
