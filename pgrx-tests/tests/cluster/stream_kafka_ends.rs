@@ -10,7 +10,7 @@ use pgrx_tests::wait;
 use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// For how long things end at random. `POSTERN_TEST_CHAOS` gives more seconds.
 fn chaos() -> Duration {
@@ -18,14 +18,36 @@ fn chaos() -> Duration {
     Duration::from_secs(seconds.unwrap_or(25))
 }
 
-/// What ends, one after the other.
+/// What decides what ends when. `POSTERN_TEST_SEED` gives that of a run that is to be repeated, as far as chance goes.
+fn seed() -> u64 {
+    let given = std::env::var("POSTERN_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+    // Short, for whoever has to type it.
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as u64);
+    given.unwrap_or_else(|| now() % 1_000_000)
+}
+
+/// Numbers by chance, the same for the same seed.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % sides
+    }
+
+    fn pick<T>(&mut self, from: &[T]) -> usize {
+        self.roll(from.len() as u64) as usize
+    }
+}
+
+/// What ends, by chance. The broker is last: while it is down, it is one of the others.
 const ENDS: [&str; 6] = [
     "terminate the worker",
     "kill -9 the worker",
-    "kill -9 the broker",
     "restart",
     "kill -9 the server",
     "stop the stream",
+    "kill -9 the broker",
 ];
 
 #[test]
@@ -88,17 +110,32 @@ fn end_things(cluster: &Cluster, broker: &Broker) -> Result<()> {
         signal_pid(pid, signal)?;
         wait::until("that worker is gone", || !process::is_running(pid))
     };
-    let mut round = 0;
+    let seed = seed();
+    eprintln!("POSTERN_TEST_SEED={seed}");
+    let mut dice = Dice(seed);
     // Each of them at least once.
-    while round < ENDS.len() || begun.elapsed() < chaos() {
+    let mut first = ENDS.to_vec();
+    let (mut round, mut broker_is_down) = (0, false);
+    while !first.is_empty() || broker_is_down || begun.elapsed() < chaos() {
         // A moment in which something is delivered; how long differs.
-        std::thread::sleep(Duration::from_millis(300 + (round as u64 * 397) % 900));
-        match ENDS[round % ENDS.len()] {
+        std::thread::sleep(Duration::from_millis(300 + dice.roll(900)));
+        let was_down = broker_is_down;
+        let is_new = !first.is_empty();
+        let end = match is_new {
+            true => first.swap_remove(dice.pick(&first)),
+            false => ENDS[dice.pick(&ENDS[..ENDS.len() - usize::from(was_down)])],
+        };
+        eprintln!("{:?}: {end}", begun.elapsed());
+        match end {
             "terminate the worker" => end_worker(Signal::TERM)?,
             "kill -9 the worker" => end_worker(Signal::KILL)?,
             "kill -9 the broker" => {
                 broker.kill()?;
-                broker.start_again()?;
+                // Now and then until something else has ended too: the first time, and every second time.
+                broker_is_down = is_new || dice.roll(2) == 0;
+                if !broker_is_down {
+                    broker.start_again()?;
+                }
             }
             "restart" => cluster.restart(Stop::Fast)?,
             "kill -9 the server" => {
@@ -115,7 +152,12 @@ fn end_things(cluster: &Cluster, broker: &Broker) -> Result<()> {
             }
         }
         wait::until_within(Duration::from_secs(60), "the server answers", || cluster.sql("select 1").is_ok())
-            .with_context(|| format!("after {:?}: {}", ENDS[round % ENDS.len()], cluster.log_tail()))?;
+            .with_context(|| format!("after {end:?}: {}", cluster.log_tail()))?;
+        if was_down {
+            eprintln!("{:?}: the broker comes back", begun.elapsed());
+            broker.start_again()?;
+            broker_is_down = false;
+        }
         round += 1;
     }
     eprintln!("{round} ends in {:?}", begun.elapsed());
