@@ -10,6 +10,19 @@ const LAST: u16 = 31_000;
 
 static NEXT: AtomicU16 = AtomicU16::new(0);
 
+/// Whether somebody on this machine listens on the port, as the system's tables have it (proc(5)): nobody is called by asking.
+pub fn is_listened_on(port: u16) -> bool {
+    let (address, listening) = (format!(":{port:04X}"), "0A");
+    let has = |file: &str| {
+        let table = std::fs::read_to_string(file).unwrap_or_default();
+        table.lines().any(|line| {
+            let mut words = line.split_whitespace().skip(1);
+            words.next().is_some_and(|local| local.ends_with(&address)) && words.nth(1) == Some(listening)
+        })
+    };
+    has("/proc/net/tcp") || has("/proc/net/tcp6")
+}
+
 /// A port that nobody listens on, and that this program has not given out lately.
 ///
 /// # Errors
@@ -30,4 +43,19 @@ pub fn free() -> Result<u16> {
         }
     }
     bail!("no free port from {FIRST} to {LAST}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_listens_is_seen_without_a_call() -> Result<()> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, free()?))?;
+        let port = listener.local_addr()?.port();
+        assert!(is_listened_on(port));
+        drop(listener);
+        assert!(!is_listened_on(port));
+        Ok(())
+    }
 }

@@ -1,7 +1,7 @@
 //! A server that starts, stops, or is killed, and when each is over. Runs in test programs.
 
 use super::{Cluster, Stop};
-use crate::{process, wait};
+use crate::{ports, process, wait};
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 use std::fs;
@@ -69,7 +69,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Until it takes connections, and the status worker has had time to listen where it can.
+    /// Until it takes connections, and the workers have had time to listen where they can.
     fn wait_ready(&self) -> Result<()> {
         let mut ended = false;
         let ready = wait::until("the server takes connections", || {
@@ -83,11 +83,10 @@ impl Cluster {
             let log = self.log();
             let since = log.rfind("starting PostgreSQL").unwrap_or_default();
             let log = log.get(since..).unwrap_or_default();
-            let has = |line: &&str| log.contains(*line);
-            ["status http listens on", "pooler listens on"].iter().all(has)
-                || ["could not listen on", "no status answers", "no pooler"].iter().any(has)
+            ["could not listen on", "no status answers", "no pooler"].iter().any(|line| log.contains(line))
+                || [self.http_port, self.pooler_port].into_iter().all(ports::is_listened_on)
         };
-        let _ = wait::until_within(Duration::from_secs(5), "the workers listen", heads);
+        let _ = wait::until_within(Duration::from_secs(20), "the workers listen", heads);
         Ok(())
     }
 
