@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::Cluster;
 use pgrx_tests::script::connection::{Connection, Received, Target};
 use pgrx_tests::script::frontend::Message;
-use pgrx_tests::{process, wait};
+use pgrx_tests::{installation, process, wait};
 use postgres::NoTls;
 use rustix::process::Signal;
 use std::os::unix::fs::MetadataExt;
@@ -175,25 +175,28 @@ fn is_welcomed(client: &mut Connection) -> Result<()> {
 fn who_waits_for_a_backend_is_let_in_at_once() -> Result<()> {
     let cluster = with_pool("let-in", 1, &[])?;
     cluster.create_extension()?;
-    let asks = |cluster: &Cluster| {
-        let mut program = cluster.program("pg_isready");
-        program.args(["-h", "127.0.0.1", "-p", &cluster.pooler_port.to_string(), "-U", "postgres"]);
-        program.args(["-d", "postgres"]).output()
+    // That of 15 takes it for an answer; later ones wait for the rest of the welcome, and a server that says no more has not responded.
+    let is_ready = |cluster: &Cluster| -> Result<()> {
+        if installation::major() == 15 {
+            let mut program = cluster.program("pg_isready");
+            program.args(["-h", "127.0.0.1", "-p", &cluster.pooler_port.to_string(), "-U", "postgres"]);
+            let output = program.args(["-d", "postgres"]).output()?;
+            ensure!(output.status.success(), "{output:?}");
+        }
+        Ok(())
     };
     let patience = Duration::from_secs(5);
     let mut holder = through(&cluster).connect(NoTls)?;
     holder.batch_execute("begin")?;
     let mut client = newcomer(&cluster)?;
     ensure!(is_let_in(&mut client, patience)?, "the pool is full");
-    let output = asks(&cluster)?;
-    ensure!(output.status.success(), "{output:?}");
+    is_ready(&cluster)?;
     holder.batch_execute("commit")?;
     is_welcomed(&mut client)?;
     cluster.sql("select postern.pause()")?;
     let mut client = newcomer(&cluster)?;
     ensure!(is_let_in(&mut client, patience)?, "the pool is paused");
-    let output = asks(&cluster)?;
-    ensure!(output.status.success(), "{output:?}");
+    is_ready(&cluster)?;
     cluster.sql("select postern.resume()")?;
     is_welcomed(&mut client)
 }

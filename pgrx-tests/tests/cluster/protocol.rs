@@ -33,7 +33,8 @@ fn start(backends: u32) -> Result<Cluster> {
 
 /// What a pool has where nobody is to wait, and where every backend is to have one client after another.
 const AMPLE: u32 = 20;
-const SHARED: u32 = 5;
+/// Five play at a time, and each may hold two backends while it waits for a third: with fewer all could wait for each other.
+const SHARED: u32 = 11;
 
 const SETTINGS: [(&str, &str); 3] = [
     ("max_prepared_transactions", "0"),
@@ -126,7 +127,7 @@ fn a_client_over_tls_sees_the_same_through_the_front() -> Result<()> {
 
 #[test]
 fn a_client_sees_the_same_when_others_use_the_pool() -> Result<()> {
-    // Fewer than the others and the clients of a script.
+    // Fewer than the clients that there are at a time.
     let cluster = start(SHARED)?;
     cluster.create_extension()?;
     let (direct, front) = (Target::tcp(cluster.port), Target::tcp(front(&cluster)));
