@@ -172,14 +172,25 @@ postern_finish_column(TupleDesc description, int index)
 #endif
 }
 
-/* A decoded change's new row. */
+/* A decoded change's row as it was, or of it what identifies it; null when there is neither. */
+static inline HeapTuple
+postern_old_tuple(ReorderBufferChange *change)
+{
+#if PG_VERSION_NUM >= 170000
+	return change->data.tp.oldtuple;
+#else
+	return change->data.tp.oldtuple ? &change->data.tp.oldtuple->tuple : NULL;
+#endif
+}
+
+/* A decoded change's new row; null when it has none. */
 static inline HeapTuple
 postern_new_tuple(ReorderBufferChange *change)
 {
 #if PG_VERSION_NUM >= 170000
 	return change->data.tp.newtuple;
 #else
-	return &change->data.tp.newtuple->tuple;
+	return change->data.tp.newtuple ? &change->data.tp.newtuple->tuple : NULL;
 #endif
 }
 

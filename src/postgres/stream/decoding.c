@@ -76,8 +76,8 @@ static char publication[NAMEDATALEN];
 static bool told;
 static bool began;
 
-/* The table of an inserted row that pgoutput wrote last. */
-static Oid	inserted;
+/* The table of a changed row that pgoutput wrote last. */
+static Oid	written;
 
 /* What the catalogs say at the point of the WAL that is replayed, until they change. */
 static struct
@@ -205,7 +205,7 @@ is_compared(const StringInfo message)
 	/* It has heard of a change meanwhile. */
 	if ((kind == LOGICAL_REP_MSG_RELATION || kind == LOGICAL_REP_MSG_TYPE) && changes_before != postern_rows_changes())
 		return false;
-	if (kind != LOGICAL_REP_MSG_INSERT || message->len != row.len || memcmp(message->data, row.data, row.len) != 0)
+	if (message->len != row.len || memcmp(message->data, row.data, row.len) != 0)
 		elog(ERROR, "a row is not as pgoutput writes it: it wrote a message \"%c\" of %d bytes, we one of %d",
 			 kind, message->len, row.len);
 	comparing = false;
@@ -226,8 +226,8 @@ do_write(LogicalDecodingContext *ctx, XLogRecPtr lsn, TransactionId xid, bool la
 		return;
 	if (kind == LOGICAL_REP_MSG_BEGIN)
 		told = true;
-	if (kind == LOGICAL_REP_MSG_INSERT)
-		inserted = subject(ctx->out);
+	if (kind == LOGICAL_REP_MSG_INSERT || kind == LOGICAL_REP_MSG_UPDATE || kind == LOGICAL_REP_MSG_DELETE)
+		written = subject(ctx->out);
 	if (kind == 'Y')
 		postern_tell_type(subject(ctx->out));
 	postern_decoded(&replayed, lsn, ctx->out->data, ctx->out->len);
@@ -285,12 +285,11 @@ compare(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relation, R
 }
 #endif
 
-/* An inserted row, without pgoutput. A transaction's origin is what it says before the first change. */
+/* A changed row, without pgoutput. A transaction's origin is what it says before the first change. */
 static bool
 write_row(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relation, ReorderBufferChange *change)
 {
-	if (change->action != REORDER_BUFFER_CHANGE_INSERT || txn->origin_id != InvalidRepOriginId ||
-		!postern_row_is_plain(relation, change))
+	if (txn->origin_id != InvalidRepOriginId || !postern_row_is_plain(relation, change))
 		return false;
 	if (!told && !began)
 	{
@@ -327,11 +326,11 @@ on_change(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relation,
 	}
 	if (write_row(ctx, txn, relation, change))
 		return;
-	inserted = InvalidOid;
+	written = InvalidOid;
 	changes = postern_rows_changes();
 	plugin.change_cb(ctx, txn, relation, change);
-	if (inserted == RelationGetRelid(relation) && changes == postern_rows_changes())
-		postern_row_learn(relation);
+	if (written == RelationGetRelid(relation) && changes == postern_rows_changes())
+		postern_row_learn(relation, change->action);
 }
 
 static void

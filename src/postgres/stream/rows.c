@@ -1,11 +1,11 @@
 /*
- * Inserted rows as pgoutput writes them, byte for byte, in half its time: pgoutput asks the catalogs for the type of each value of each
- * row, and looks up its output function. Which tables are published, with which columns and which rows, stays pgoutput's to say:
- * a row is written here only after pgoutput itself has written one of the same table, with nothing changed since, and where
- * the publication has no WHERE and no list of columns for it. Builds for tests let pgoutput write each row too, and compare
- * (decoding.c). Runs on a stream worker's main thread.
+ * Changed rows as pgoutput writes them, byte for byte, in half its time: pgoutput asks the catalogs for the type of each value of each
+ * row, and looks up its output function. Which tables are published, with which columns, rows and kinds of change, stays pgoutput's
+ * to say: a change is written here only after pgoutput itself has written one of the same kind of the same table, with nothing
+ * changed since, and where the publication has no WHERE and no list of columns for it. Builds for tests let pgoutput write each
+ * one too, and compare (decoding.c). Runs on a stream worker's main thread.
  *
- * logicalrep_write_insert() and logicalrep_write_tuple() in src/backend/replication/logical/proto.c; pgoutput.c.
+ * logicalrep_write_insert(), _update(), _delete() and _tuple() in src/backend/replication/logical/proto.c; pgoutput.c.
  */
 #include "postgres.h"
 
@@ -52,12 +52,15 @@ typedef struct
 	FmgrInfo	function;
 } Column;
 
-/* A table of which pgoutput has written an inserted row. */
+/* A table of which pgoutput has written a change. */
 typedef struct
 {
 	Oid			oid;
 	bool		known;			/* nothing has changed since */
-	bool		plain;			/* its inserted rows may be written here */
+	bool		plain;			/* its rows may be written here, in changes of which pgoutput has written one: */
+	bool		inserts;
+	bool		updates;
+	bool		deletes;
 	int			count;
 	Column	   *columns;
 	Datum	   *values;
@@ -183,7 +186,7 @@ how_of(Oid type)
 	}
 }
 
-/* Whether the publication wants every inserted row of the table and every column, as it is now. */
+/* Whether the publication wants every row of the table and every column, as it is now. */
 static bool
 is_wanted_wholly(Relation relation)
 {
@@ -205,30 +208,59 @@ is_wanted_wholly(Relation relation)
 	return filtered && listed;
 }
 
-/*
- * Whether this inserted row of the table is to be written here. One from before a column was added is pgoutput's: what it says of that column
- * differs from minor version to minor version.
- */
+/* What says of a kind of change whether it may be written here; null for what no row is changed by. */
+static bool *
+kind_of(Table *table, ReorderBufferChangeType action)
+{
+	switch (action)
+	{
+		case REORDER_BUFFER_CHANGE_INSERT:
+			return &table->inserts;
+		case REORDER_BUFFER_CHANGE_UPDATE:
+			return &table->updates;
+		case REORDER_BUFFER_CHANGE_DELETE:
+			return &table->deletes;
+		default:
+			return NULL;
+	}
+}
+
+/* A row from before a column was added lacks it: what pgoutput says of that column differs from minor version to minor version. */
+static bool
+is_whole(const Table *table, HeapTuple tuple)
+{
+	return HeapTupleHeaderGetNatts(tuple->t_data) >= table->count;
+}
+
+/* Whether this change of the table is to be written here. */
 bool
 postern_row_is_plain(Relation relation, ReorderBufferChange *change)
 {
 	Table	   *table = find(RelationGetRelid(relation));
+	HeapTuple	old;
+	HeapTuple	new;
+	bool	   *plain;
 
-	return table && table->known && table->plain && table->count == RelationGetNumberOfAttributes(relation) &&
-		HeapTupleHeaderGetNatts(postern_new_tuple(change)->t_data) >= table->count;
+	if (table == NULL || !table->known || !table->plain || table->count != RelationGetNumberOfAttributes(relation))
+		return false;
+	plain = kind_of(table, change->action);
+	if (plain == NULL || !*plain)
+		return false;
+	old = postern_old_tuple(change);
+	new = postern_new_tuple(change);
+	/* Of a deleted row that has no identity pgoutput says nothing. */
+	if (change->action == REORDER_BUFFER_CHANGE_DELETE ? old == NULL : new == NULL)
+		return false;
+	return (old == NULL || is_whole(table, old)) && (new == NULL || is_whole(table, new));
 }
 
-/* pgoutput has just written an inserted row of the table. */
-void
-postern_row_learn(Relation relation)
+/* Looks at a table; `found` when it has been looked at before. */
+static void
+learn_table(Relation relation, Table *table, bool found)
 {
-	Oid			oid = RelationGetRelid(relation);
 	TupleDesc	description = RelationGetDescr(relation);
-	bool		found;
-	Table	   *table = hash_search(tables, &oid, HASH_ENTER, &found);
 
-	if (found && table->known)
-		return;
+	table->inserts = table->updates = table->deletes = false;
 	table->plain = false;
 	if (found && table->columns)
 	{
@@ -267,6 +299,22 @@ postern_row_learn(Relation relation)
 			fmgr_info_cxt(function, &column->function, tables_context);
 		}
 	}
+}
+
+/* pgoutput has just written a change of the table. */
+void
+postern_row_learn(Relation relation, ReorderBufferChangeType action)
+{
+	Oid			oid = RelationGetRelid(relation);
+	bool		found;
+	Table	   *table = hash_search(tables, &oid, HASH_ENTER, &found);
+	bool	   *plain;
+
+	if (!found || !table->known)
+		learn_table(relation, table, found);
+	plain = kind_of(table, action);
+	if (plain)
+		*plain = true;
 }
 
 /* Bytes that a number or a timestamp has at most, with its length before it. */
@@ -422,23 +470,15 @@ write_value(StringInfo out, Column *column, Form_pg_attribute attribute, Datum v
 	}
 }
 
-/* The message of an inserted row of a table that is plain, in place of what `out` has. */
-void
-postern_row_write(StringInfo out, Relation relation, ReorderBufferChange *change)
+/* logicalrep_write_tuple(). */
+static void
+write_tuple(StringInfo out, Table *table, TupleDesc description, HeapTuple tuple)
 {
-	Oid			oid = RelationGetRelid(relation);
-	Table	   *table = find(oid);
-	TupleDesc	description = RelationGetDescr(relation);
-	MemoryContext before = MemoryContextSwitchTo(row_context);
 	int			count = 0;
 
-	heap_deform_tuple(postern_new_tuple(change), description, table->values, table->nulls);
+	heap_deform_tuple(tuple, description, table->values, table->nulls);
 	for (int i = 0; i < table->count; i++)
 		count += table->columns[i].how != LEFT_OUT;
-	resetStringInfo(out);
-	pq_sendbyte(out, LOGICAL_REP_MSG_INSERT);
-	pq_sendint32(out, oid);
-	pq_sendbyte(out, 'N');
 	pq_sendint16(out, count);
 	for (int i = 0; i < table->count; i++)
 	{
@@ -457,6 +497,36 @@ postern_row_write(StringInfo out, Relation relation, ReorderBufferChange *change
 			pq_sendbyte(out, LOGICALREP_COLUMN_TEXT);
 			write_value(out, column, attribute, value);
 		}
+	}
+}
+
+/* The message of a change of a table that is plain, in place of what `out` has. */
+void
+postern_row_write(StringInfo out, Relation relation, ReorderBufferChange *change)
+{
+	static const char kinds[] = {
+		[REORDER_BUFFER_CHANGE_INSERT] = LOGICAL_REP_MSG_INSERT,
+		[REORDER_BUFFER_CHANGE_UPDATE] = LOGICAL_REP_MSG_UPDATE,
+		[REORDER_BUFFER_CHANGE_DELETE] = LOGICAL_REP_MSG_DELETE,
+	};
+	Oid			oid = RelationGetRelid(relation);
+	Table	   *table = find(oid);
+	TupleDesc	description = RelationGetDescr(relation);
+	HeapTuple	old = postern_old_tuple(change);
+	MemoryContext before = MemoryContextSwitchTo(row_context);
+
+	resetStringInfo(out);
+	pq_sendbyte(out, kinds[change->action]);
+	pq_sendint32(out, oid);
+	if (change->action != REORDER_BUFFER_CHANGE_INSERT && old)
+	{
+		pq_sendbyte(out, relation->rd_rel->relreplident == REPLICA_IDENTITY_FULL ? 'O' : 'K');
+		write_tuple(out, table, description, old);
+	}
+	if (change->action != REORDER_BUFFER_CHANGE_DELETE)
+	{
+		pq_sendbyte(out, 'N');
+		write_tuple(out, table, description, postern_new_tuple(change));
 	}
 	MemoryContextSwitchTo(before);
 	MemoryContextReset(row_context);
