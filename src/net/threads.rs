@@ -193,6 +193,7 @@ mod tests {
             .unwrap();
         let started = Instant::now();
         drop(running);
-        assert!(started.elapsed() < Threads::END, "{:?}", started.elapsed());
+        // And not when it has ended.
+        assert!(started.elapsed() < 10 * Threads::END, "{:?}", started.elapsed());
     }
 }

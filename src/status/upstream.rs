@@ -325,12 +325,12 @@ mod tests {
         let task = tokio::spawn(task);
         let before = Instant::now();
         assert_eq!(upstream.ask(question()).await, Err(AskError::TooLate));
-        assert!(before.elapsed() < PATIENCE * 3, "{:?}", before.elapsed());
+        assert!(before.elapsed() < PATIENCE * 10, "{:?}", before.elapsed());
         let before = Instant::now();
         for _ in 0..5 {
             assert_eq!(upstream.ask(question()).await, Err(AskError::TooLate));
         }
-        assert!(before.elapsed() < PATIENCE, "the next ones wait less: {:?}", before.elapsed());
+        assert!(before.elapsed() < PATIENCE * 3, "the next ones wait less: {:?}", before.elapsed());
         stop.cancel();
         task.await.unwrap();
     }

@@ -271,7 +271,7 @@ fn who_does_not_send_the_rest_of_a_message_is_ended_and_holds_nobody_up_for_long
         let took = begun.elapsed();
         ensure!(said.contains("C57P05") && said.contains("postern.client_message_timeout"), "{case}: {said}");
         ensure!(
-            took > Duration::from_millis(1_900) && took < Duration::from_secs(7),
+            took > Duration::from_millis(1_900) && took < Duration::from_secs(20),
             "{case}: after {took:?}"
         );
         let well =

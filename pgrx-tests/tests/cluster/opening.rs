@@ -36,13 +36,14 @@ fn a_server_connection_that_takes_too_long_ends_who_waits_for_the_first_one() ->
     let said = Raw::open(cluster.pooler_port).err().context("a welcome")?.to_string();
     let took = begun.elapsed();
     ensure!(said.contains("SFATAL") && said.contains("C08006") && said.contains(TOO_SLOW), "{said}");
-    ensure!(took >= Duration::from_secs(1) && took < Duration::from_secs(4), "after {took:?}");
+    ensure!(took >= Duration::from_secs(1), "after {took:?}");
     cluster.wait_log(TOO_SLOW)?;
     delay(&cluster, &mut watcher, 0)?;
     // A pool that has no connection at all tries again at once.
     let begun = Instant::now();
     wait::until("a client gets in", || Raw::open(cluster.pooler_port).is_ok())?;
-    ensure!(begun.elapsed() < Duration::from_secs(5), "after {:?}", begun.elapsed());
+    // And not after postern.server_login_retry.
+    ensure!(begun.elapsed() < Duration::from_secs(12), "after {:?}", begun.elapsed());
     Ok(())
 }
 
@@ -70,7 +71,7 @@ fn after_a_failed_server_connection_a_pool_that_has_one_waits_before_the_next() 
     wait::until("another is opened", || pooled(&mut watcher).is_ok_and(|pids| pids.len() == 2))?;
     let took = failed.elapsed();
     ensure!(took > pause - Duration::from_secs(1), "it was tried again after {took:?}");
-    ensure!(took < pause + Duration::from_secs(5), "it was tried again after {took:?}");
+    ensure!(took < 3 * pause, "it was tried again after {took:?}");
     ensure!(waiting.value()?? == "served", "the one who waited was served all the same");
     ensure!(text(&mut first, "select 'here'")? == "here", "and the one that had a backend kept it");
     Ok(())

@@ -127,7 +127,7 @@ fn a_broker_that_is_down_holds_up_its_stream_and_nobody_else() -> Result<()> {
     broker.kill()?;
     let begun = Instant::now();
     cluster.sql("insert into t select generate_series(1, 1000)")?;
-    ensure!(begun.elapsed() < Duration::from_secs(5), "writing goes on");
+    ensure!(begun.elapsed() < Duration::from_secs(20), "writing goes on");
     let seen = || {
         cluster.sql("select state, last_error is not null, lag_bytes > 0, lag > '0', retained_wal > 0 from postern.streams")
     };

@@ -87,17 +87,17 @@ fn events_are_lines_and_delivered_when_they_are_synced() {
 #[test]
 fn a_poll_waits_for_the_sync_and_no_longer_than_it_may() {
     let place = Place::new();
-    let mut sink = place.sink(json!({"sync": "1s"}));
+    let mut sink = place.sink(json!({"sync": "4s"}));
     give(&mut sink, 1, "{}").unwrap();
     let started = Instant::now();
     assert_eq!(sink.poll(Duration::from_millis(5)).unwrap().delivered, 0);
-    assert!(started.elapsed() < Duration::from_millis(900));
-    assert_eq!(sink.poll(Duration::from_secs(5)).unwrap().delivered, 1);
-    assert!(started.elapsed() < Duration::from_secs(5));
+    assert!(started.elapsed() < Duration::from_millis(3900));
+    assert_eq!(sink.poll(Duration::from_secs(60)).unwrap().delivered, 1);
+    assert!(started.elapsed() < Duration::from_secs(30));
     // Nothing is out: nothing to wait for.
     let started = Instant::now();
-    sink.poll(Duration::from_secs(5)).unwrap();
-    assert!(started.elapsed() < Duration::from_secs(5));
+    sink.poll(Duration::from_secs(60)).unwrap();
+    assert!(started.elapsed() < Duration::from_secs(30));
 }
 
 #[test]
