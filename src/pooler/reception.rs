@@ -21,7 +21,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::either::Either;
@@ -41,6 +40,9 @@ const CONSOLES: &[&str] = &[console::DATABASE, console::PGBOUNCER_DATABASE];
 
 /// Names that are looked up at once. Fewer than a thread has for what blocks: passwords are hashed there too.
 pub(super) const LOOK_UPS: usize = 4;
+
+/// The first byte of a TLS handshake (RFC 8446 section 5.1), which no startup packet begins with.
+const TLS_HANDSHAKE: u8 = 0x16;
 
 /// Clients that are logging in at once; the next one makes the one that has been at it longest go.
 const LOGINS: usize = 2000;
@@ -112,8 +114,9 @@ impl Front {
         };
         let direct = match &stream {
             Either::Left(tcp) if identity.is_some() => {
-                timeout_at(deadline, tcp.peek(&mut [0])).await.is_ok_and(|peeked| peeked.is_ok())
-                    && starts_with_tls(tcp)
+                let mut first = [0];
+                let peeked = timeout_at(deadline, tcp.peek(&mut first)).await;
+                peeked.is_ok_and(|peeked| peeked.is_ok_and(|length| length == 1)) && first[0] == TLS_HANDSHAKE
             }
             _ => false,
         };
@@ -296,13 +299,6 @@ impl Proof {
         }
         Self { authenticated, shown: shown.encode() }
     }
-}
-
-/// Whether what the client has sent first is a TLS handshake (RFC 8446 section 5.1) and no startup packet.
-fn starts_with_tls(stream: &TcpStream) -> bool {
-    let mut first = [0];
-    let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
-    rustix::net::recv(stream, &mut first, flags).is_ok_and(|(length, _)| length == 1) && first[0] == 0x16
 }
 
 /// A login under way, known to the front until its task has ended: whoever keeps a task's handle keeps its memory.

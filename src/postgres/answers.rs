@@ -305,7 +305,7 @@ impl Answers {
 
 /// The server refuses while it starts and stops; so do we, in its words.
 fn refuse_while_not_ready() -> Result<(), Report> {
-    match sample::snapshot().server {
+    match sample::server_state() {
         Server::Stopping => Err(Report::fatal("57P03", "the database system is shutting down")),
         Server::Starting => Err(Report::fatal("57P03", "the database system is starting up")),
         _ => Ok(()),

@@ -144,7 +144,7 @@ impl Main {
                 return 1;
             }
             if BackgroundWorker::sigterm_received() {
-                return i32::from(sample::snapshot().server != Server::Stopping);
+                return i32::from(sample::server_state() != Server::Stopping);
             }
             self.answer();
         }

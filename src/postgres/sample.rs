@@ -77,15 +77,30 @@ impl Sampler {
 /// What one look shows, for a process that does not keep looking. Whether a receiver streams takes two looks: it is
 /// left `false`, and the lag as a time is left out.
 pub(super) fn snapshot() -> Facts {
+    look(said())
+}
+
+/// What the server does, without the rest of what a look shows, which takes longer the more connections there may be.
+pub(super) fn server_state() -> ServerState {
+    unless_inconsistent(said())
+}
+
+/// What the postmaster says, to a process that does not keep looking.
+fn said() -> ServerState {
     /// Kept for when there are no more descriptors to be had.
     static FILE: Mutex<PidFile> = Mutex::new(PidFile { file: None, last: ServerState::Starting });
-    look(FILE.lock().state())
+    FILE.lock().state()
+}
+
+/// After a crash the postmaster does not take its "ready" back.
+fn unless_inconsistent(said: ServerState) -> ServerState {
+    // SAFETY: reads of shared memory.
+    let inconsistent = unsafe { pg_sys::RecoveryInProgress() && !pg_sys::HotStandbyActive() };
+    if said == ServerState::Ready && inconsistent { ServerState::Starting } else { said }
 }
 
 fn look(said: ServerState) -> Facts {
-    // SAFETY: reads of shared memory. After a crash the postmaster does not take its "ready" back.
-    let inconsistent = unsafe { pg_sys::RecoveryInProgress() && !pg_sys::HotStandbyActive() };
-    let server = if said == ServerState::Ready && inconsistent { ServerState::Starting } else { said };
+    let server = unless_inconsistent(said);
     // SAFETY: functions that read shared memory which exists from the postmaster's start on. Timeline and flushed
     // position of a primary may be asked only once recovery is over, which never reverts.
     let (in_recovery, timeline, written) = unsafe {
