@@ -10,6 +10,10 @@ use serde_json::{Map, Value};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Bytes of rejected messages that a source may have kept aside before it waits for somebody to look at them: without an end, whoever may
+/// write into a topic could fill the server's disk.
+const REJECTED_LIMIT: u64 = 1 << 30;
+
 /// What a source hands out: every one has a serial number, from 1, higher by one than that of the last, and all are acknowledged alike.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Received {
@@ -135,6 +139,18 @@ pub fn make(
     read(name, options, Some(setting))?.ok_or_else(|| OptionError::new("kind", "cannot be made"))
 }
 
+/// How many bytes of rejected messages a source with these options may have kept aside (`rejected_limit`).
+///
+/// # Errors
+/// Names the option, when it is wrong.
+pub fn rejected_limit(options: &Map<String, Value>) -> Result<u64, OptionError> {
+    read_rejected_limit(&mut Options::new(options))
+}
+
+fn read_rejected_limit(options: &mut Options) -> Result<u64, OptionError> {
+    options.bytes("rejected_limit", REJECTED_LIMIT)
+}
+
 fn read(
     name: &str,
     options: &Map<String, Value>,
@@ -146,6 +162,7 @@ fn read(
         OptionError::new("kind", format!("must be one of {}", names.join(", ")))
     })?;
     let mut options = Options::new(options);
+    read_rejected_limit(&mut options)?;
     let source = make(&mut options, setting)?;
     options.finish()?;
     Ok(source)

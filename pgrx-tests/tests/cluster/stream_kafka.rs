@@ -1,6 +1,6 @@
 //! Change streams to a real Kafka broker and from one: what arrives, by which key, and what a broker or a topic that is away does.
 
-use crate::stream::{delivered, file_sink, running, start};
+use crate::stream::{delivered, file_sink, running, source_is, start};
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::{Cluster, Stop};
 use pgrx_tests::kafka::{Broker, Options, Record, no_broker};
@@ -181,6 +181,61 @@ fn events_of_a_topic_go_on_to_sinks_and_what_is_no_event_is_kept_aside() -> Resu
     wait::until("the next one is passed on", || lines().lines().count() > 2)
         .with_context(|| cluster.log_tail())?;
     ensure!(lines().lines().count() == 3 && lines().ends_with(&format!("{}\n", event(3))), "{}", lines());
+    Ok(())
+}
+
+#[test]
+fn a_source_waits_where_as_much_is_kept_aside_as_may_be() -> Result<()> {
+    if no_broker() {
+        return Ok(());
+    }
+    let broker = Broker::start("stream-rejected")?;
+    broker.create_topic("in", 1)?;
+    let cluster = start("stream-rejected", &[])?;
+    let path = file_sink(&cluster, "lines", r#"{"sync":"50ms"}"#)?;
+    let made = |limit: &str| {
+        format!(
+            r#"{{"hosts":"{}","topics":["in"],"groupID":"g","rejected_limit":{limit}}}"#,
+            broker.address()
+        )
+    };
+    let wrong =
+        cluster.sql(&format!("select postern.create_source('broker', 'kafka', '{}')", made("\"much\"")));
+    ensure!(wrong.is_err_and(|error| format!("{error:?}").contains("rejected_limit")));
+    // A hundred bytes a message, and what it has.
+    cluster.sql(&format!(
+        "select postern.create_source('broker', 'kafka', '{}'); select postern.create_stream('broker to lines', 'broker', 'lines')",
+        made("250")
+    ))?;
+    running(&cluster, "broker to lines")?;
+    let event = |n: i64| format!(r#"{{"Table":"t","UUID":"u{n}"}}"#);
+    let lines = || std::fs::read_to_string(&path).unwrap_or_default();
+    let kept = || cluster.sql("select count(*) from postern.rejected_messages").unwrap_or_default();
+    broker.produce("in", Some("k"), "first")?;
+    broker.produce("in", Some("k"), "second")?;
+    wait::until("two are kept", || kept() == "2")?;
+    broker.produce("in", Some("k"), &event(1))?;
+    wait::until("what is an event passes", || lines().lines().count() == 1)?;
+    broker.produce("in", Some("k"), "third")?;
+    source_is(&cluster, "failed", "rejected_limit")?;
+    broker.produce("in", Some("k"), "fourth")?;
+    broker.produce("in", Some("k"), &event(2))?;
+    // It is tried again every five seconds.
+    let starts = || cluster.sql("select worker_starts from postern.sources").unwrap_or_default();
+    let before = starts();
+    wait::until("it has been tried again", || starts() != before)?;
+    source_is(&cluster, "failed", "rejected_limit")?;
+    ensure!(kept() == "3" && lines().lines().count() == 1, "{} {}", kept(), lines());
+    cluster.sql("delete from postern.rejected_messages")?;
+    wait::until("it goes on", || lines().lines().count() > 1).with_context(|| cluster.log_tail())?;
+    wait::until("the next one is kept", || kept() != "0")?;
+    let payloads = cluster
+        .sql("select string_agg(convert_from(payload, 'UTF8'), ' ') from postern.rejected_messages")?;
+    ensure!(
+        payloads == "fourth" && lines() == format!("{}\n{}\n", event(1), event(2)),
+        "{payloads}: {}",
+        lines()
+    );
     Ok(())
 }
 

@@ -36,6 +36,10 @@ pub(super) fn serve(
         at.set_state(SourceState::Stopped);
         return End::Told;
     }
+    // Before it comes to know of more.
+    if let Err(end) = has_room(definition) {
+        return end;
+    }
     let (line, lines) = lines(shared.header);
     let memory = Memory::new(definition);
     // The source and the sinks start threads of their own: every signal is blocked before.
@@ -81,6 +85,23 @@ pub(super) fn serve(
     }
 }
 
+/// Whether more may be kept aside of what is no event: else it waits until somebody has looked at what there is. What has been kept is
+/// acknowledged, so that nothing comes twice for it.
+fn has_room(definition: &SourceDefinition) -> Result<(), End> {
+    let limit =
+        source::rejected_limit(&definition.options).map_err(|error| End::Blocked(error.to_string()))?;
+    let kept = write(|| records::kept_aside(&definition.name));
+    let kept =
+        kept.map_err(|error| End::Failed(format!("could not read postern.rejected_messages: {error}")))?;
+    if kept < limit {
+        return Ok(());
+    }
+    Err(End::Failed(format!(
+        "postern.rejected_messages has {kept} bytes of it, and its option \"rejected_limit\" allows {limit}: delete from there what is no more \
+         needed, or allow more"
+    )))
+}
+
 /// Until it is over.
 fn look(at: &'static Source, definition: &SourceDefinition, consumers: &Consumers, lines: &Waiting) -> End {
     loop {
@@ -101,6 +122,9 @@ fn look(at: &'static Source, definition: &SourceDefinition, consumers: &Consumer
                 ));
             }
             consumers.keep(last);
+            if let Err(end) = has_room(definition) {
+                return end;
+            }
             continue;
         }
         if let Some(trouble) = consumers.trouble() {

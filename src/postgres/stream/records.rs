@@ -171,6 +171,19 @@ pub(super) fn keep_aside(source: &str, rejected: &Rejected) -> Result<(), SpiErr
     )
 }
 
+/// Bytes of messages that were no events and are kept of a source, as its rows have them.
+///
+/// # Errors
+/// As SPI's.
+pub(super) fn kept_aside(source: &str) -> Result<u64, SpiError> {
+    let bytes = Spi::get_one_with_args::<i64>(
+        "SELECT coalesce(sum(100 + coalesce(octet_length(key), 0) + coalesce(octet_length(payload), 0)), 0)::bigint
+         FROM postern.rejected_messages WHERE source = convert_from($1, 'UTF8')",
+        &[utf8(source)],
+    )?;
+    Ok(bytes.map_or(0, i64::cast_unsigned))
+}
+
 /// Writes down where a stream is, unless an operator has set its position meanwhile or it is gone.
 ///
 /// # Errors
