@@ -11,6 +11,7 @@
 //! - [`haproxy`]: a real haproxy in front
 //! - [`pgbouncer`]: a real PgBouncer in front, to compare with
 //! - [`kafka`]: a real Apache Kafka, and kcat to see what is in it
+//! - [`dice`]: chance, the same for the same seed
 //! - [`drivers`]: what applications connect with: psycopg, node-postgres
 //! - [`lacking`]: what was not tested because this machine lacks something
 //! - [`probe`]: what a checker does: banner, agent line, HTTP
@@ -35,6 +36,7 @@ pub mod clean_debian;
 pub mod cluster;
 pub mod debian_package;
 pub mod debian_source;
+pub mod dice;
 pub mod drivers;
 pub mod haproxy;
 pub mod in_server;

@@ -7,6 +7,7 @@ mod texts;
 use crate::pooling::{text, through, with_pool};
 use crate::woven::same_as_directly;
 use anyhow::{Context, Result, ensure};
+use pgrx_tests::dice::Dice;
 use std::time::{Duration, Instant};
 
 fn scripts() -> Vec<(&'static str, &'static str)> {
@@ -83,16 +84,6 @@ fn literals_are_read_by_the_settings_of_after_a_reload() -> Result<()> {
     Ok(())
 }
 
-/// Numbers that look random, the same on every run.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % sides
-    }
-}
-
 #[test]
 fn a_torture_of_forty_clients_has_no_wrong_answer() -> Result<()> {
     let cluster = with_pool("torture", 4, &[("max_connections", "60")])?;
@@ -110,14 +101,14 @@ fn a_torture_of_forty_clients_has_no_wrong_answer() -> Result<()> {
         .map(|number| {
             let config = through(&cluster);
             std::thread::spawn(move || -> Result<u64> {
-                let mut dice = Dice(number * 7919 + 1);
+                let mut dice = Dice::new(number);
                 let mut client = config.connect(postgres::NoTls)?;
                 // What each of the names stands for.
                 let mut names: [Option<usize>; 4] = [None; 4];
                 let mut done = 0;
                 while Instant::now() < deadline {
-                    let name = dice.roll(4) as usize;
-                    match dice.roll(20) {
+                    let name = dice.below(4) as usize;
+                    match dice.below(20) {
                         0 => {
                             client.batch_execute("deallocate all")?;
                             names = [None; 4];
@@ -141,7 +132,7 @@ fn a_torture_of_forty_clients_has_no_wrong_answer() -> Result<()> {
                                 ensure!(seen == answers[text_number], "{seen} for {}", answers[text_number]);
                             }
                             None => {
-                                let text_number = dice.roll(6) as usize;
+                                let text_number = dice.below(6) as usize;
                                 client.batch_execute(&format!(
                                     "prepare n{name} as select {}",
                                     texts[text_number]
@@ -151,8 +142,8 @@ fn a_torture_of_forty_clients_has_no_wrong_answer() -> Result<()> {
                         },
                     }
                     // By the protocol as well, in names of the driver's own that every client has.
-                    if dice.roll(3) == 0 {
-                        let text_number = dice.roll(6) as usize;
+                    if dice.below(3) == 0 {
+                        let text_number = dice.below(6) as usize;
                         let row = client.query_one(&format!("select {}", texts[text_number]), &[])?;
                         ensure!(row.get::<_, String>(0) == answers[text_number]);
                     }

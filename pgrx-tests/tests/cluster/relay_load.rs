@@ -9,6 +9,7 @@ use self::promises::check;
 use crate::tls::Secured;
 use anyhow::{Context, Result, bail, ensure};
 use pgrx_tests::cluster::Cluster;
+use pgrx_tests::dice::Dice;
 use pgrx_tests::lacking;
 use pgrx_tests::script::connection::{Connection, Received, Target};
 use pgrx_tests::script::frontend::Message;
@@ -24,22 +25,6 @@ const CHANNELS: u64 = 4;
 
 /// Who notifies, and the number of the transaction.
 type Stamp = (usize, u64);
-
-/// Numbers by chance, the same on every run.
-struct Dice(u64);
-
-impl Dice {
-    fn new(seed: usize) -> Self {
-        Self(0x9e37_79b9_7f4a_7c15 ^ (seed as u64 + 1).wrapping_mul(0xbf58_476d_1ce4_e5b9))
-    }
-
-    fn below(&mut self, most: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % most
-    }
-}
 
 /// A transaction that notifies one channel.
 struct Sent {
@@ -112,7 +97,7 @@ impl Stage<'_> {
 
 /// One listener after another until the end; all that each has heard.
 fn listener(stage: &Stage<'_>, number: usize) -> Result<Vec<Heard>> {
-    let mut dice = Dice::new(number);
+    let mut dice = Dice::new(number as u64);
     let database = number % DATABASES.len();
     // Some of each kind in each database; few enough in session mode that the pool has backends for the others.
     let target = &stage.targets[number / 3 % 3];
@@ -172,7 +157,7 @@ fn listener(stage: &Stage<'_>, number: usize) -> Result<Vec<Heard>> {
 
 /// Notifies until the end, directly or through the pooler.
 fn notifier(stage: &Stage<'_>, number: usize) -> Result<Vec<Sent>> {
-    let mut dice = Dice::new(1000 + number);
+    let mut dice = Dice::new(1000 + number as u64);
     let database = number % DATABASES.len();
     let direct = (number / DATABASES.len()).is_multiple_of(2);
     let connect = || {

@@ -4,40 +4,19 @@ use crate::stream::{delivered, start, worker};
 use crate::stream_kafka::{event, to_kafka};
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::{Cluster, Stop};
+use pgrx_tests::dice::{self, Dice};
 use pgrx_tests::kafka::{Broker, no_broker};
 use pgrx_tests::process::{self, signal_pid};
 use pgrx_tests::wait;
 use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 /// For how long things end at random. `POSTERN_TEST_CHAOS` gives more seconds.
 fn chaos() -> Duration {
     let seconds = std::env::var("POSTERN_TEST_CHAOS").ok().and_then(|seconds| seconds.parse().ok());
     Duration::from_secs(seconds.unwrap_or(25))
-}
-
-/// What decides what ends when. `POSTERN_TEST_SEED` gives that of a run that is to be repeated, as far as chance goes.
-fn seed() -> u64 {
-    let given = std::env::var("POSTERN_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
-    // Short, for whoever has to type it.
-    let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as u64);
-    given.unwrap_or_else(|| now() % 1_000_000)
-}
-
-/// Numbers by chance, the same for the same seed.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % sides
-    }
-
-    fn pick<T>(&mut self, from: &[T]) -> usize {
-        self.roll(from.len() as u64) as usize
-    }
 }
 
 /// What ends, by chance. The broker is last: while it is down, it is one of the others.
@@ -110,20 +89,20 @@ fn end_things(cluster: &Cluster, broker: &Broker) -> Result<()> {
         signal_pid(pid, signal)?;
         wait::until("that worker is gone", || !process::is_running(pid))
     };
-    let seed = seed();
+    let seed = dice::seed();
     eprintln!("POSTERN_TEST_SEED={seed}");
-    let mut dice = Dice(seed);
+    let mut dice = Dice::new(seed);
     // Each of them at least once.
     let mut first = ENDS.to_vec();
     let (mut round, mut broker_is_down) = (0, false);
     while !first.is_empty() || broker_is_down || begun.elapsed() < chaos() {
         // A moment in which something is delivered; how long differs.
-        std::thread::sleep(Duration::from_millis(300 + dice.roll(900)));
+        std::thread::sleep(Duration::from_millis(300 + dice.below(900)));
         let was_down = broker_is_down;
         let is_new = !first.is_empty();
         let end = match is_new {
-            true => first.swap_remove(dice.pick(&first)),
-            false => ENDS[dice.pick(&ENDS[..ENDS.len() - usize::from(was_down)])],
+            true => first.swap_remove(dice.place(&first)),
+            false => ENDS[dice.place(&ENDS[..ENDS.len() - usize::from(was_down)])],
         };
         eprintln!("{:?}: {end}", begun.elapsed());
         match end {
@@ -132,7 +111,7 @@ fn end_things(cluster: &Cluster, broker: &Broker) -> Result<()> {
             "kill -9 the broker" => {
                 broker.kill()?;
                 // Now and then until something else has ended too: the first time, and every second time.
-                broker_is_down = is_new || dice.roll(2) == 0;
+                broker_is_down = is_new || dice.below(2) == 0;
                 if !broker_is_down {
                     broker.start_again()?;
                 }

@@ -4,7 +4,9 @@
 use crate::stream::{another_to_file, delivered, events, start};
 use crate::stream_events::{HARD, columns, same};
 use anyhow::{Result, ensure};
+use pgrx_tests::dice::{self, Dice};
 use pgrx_tests::installation;
+use std::time::{Duration, Instant};
 
 /// Timestamps at the ends of what has a short way.
 const TIMES: &[&str] = &[
@@ -243,5 +245,122 @@ fn what_changes_amid_rows_counts_from_the_next_row_on() -> Result<()> {
         }
     }
     ensure!(open.is_none(), "a transaction without an end");
+    Ok(())
+}
+
+/// For how long tables are changed by chance.
+const CHANCE: Duration = Duration::from_secs(12);
+
+/// What may be done to table `t{n}`; `$` is its name, `%` a number. What the server refuses is not done.
+const CHANGES: &[&str] = &[
+    "insert into $ (id, a) values (%, 'a%')",
+    "insert into $ (id, apart) select i, repeat('apart%', 2000) from generate_series(%, % + 3) i",
+    "insert into $ (id) select generate_series(%, % + 20)",
+    "insert into $ values (%)",
+    "update $ set a = 'u%' where id < %",
+    "update $ set id = id + 1 where id = %",
+    "update $ set apart = repeat('other%', 3000) where id % 7 = 1",
+    "update $ set n = %, at = now(), kind = 'two', list = array[%, null], pair = row(%, 'p')",
+    "update $ set a = null, n = null where id > %",
+    "delete from $ where id = %",
+    "delete from $ where id > 60",
+    "truncate $",
+    "savepoint s; insert into $ (id) values (%); update $ set a = 's' where id = %; rollback to s",
+    "savepoint s; update $ set a = 'r%'; release s",
+    "alter table $ add c% text default 'c%'",
+    "alter table $ add d% int",
+    "alter table $ drop c%",
+    "alter table $ rename a to b",
+    "alter table $ rename b to a",
+    "alter table $ alter n type bigint using n::bigint",
+    "alter table $ alter n type numeric",
+    "alter table $ alter apart set storage external",
+    "alter table $ replica identity full",
+    "alter table $ replica identity default",
+    "alter table $ replica identity using index $_i",
+    "alter table $ replica identity nothing",
+    "alter table $ rename to $x; insert into $x (id) values (%), (%); alter table $x rename to $",
+    "alter type kind rename value 'two' to 'other'; alter type kind rename value 'other' to 'two'",
+    "alter publication plain drop table $; alter publication filtered drop table $",
+    "alter publication plain add table $; alter publication filtered add table $ where (true)",
+    "alter publication plain set (publish = 'insert, delete'); alter publication filtered set (publish = 'insert, delete')",
+    "alter publication plain set (publish = 'insert, update, delete'); alter publication filtered set (publish = 'insert, update, delete')",
+];
+
+/// Which of them are often done, the rows' own.
+const ROWS: u64 = 14;
+
+#[test]
+fn whatever_is_done_to_tables_rows_are_those_that_pgoutput_writes() -> Result<()> {
+    let seed = dice::seed();
+    eprintln!("POSTERN_TEST_SEED={seed}");
+    let cluster = start("stream-rows-chance", &[])?;
+    let tables = ["t0", "t1", "t2"];
+    cluster.sql("create type kind as enum ('one', 'two'); create type pair as (x int, y text)")?;
+    for table in tables {
+        cluster.sql(&format!(
+            "create table {table} (id int primary key, a text, n numeric, at timestamptz, apart text, kind kind default 'one', list int[], pair pair);
+             create unique index {table}_i on {table} (id)"
+        ))?;
+    }
+    cluster.sql(
+        "create publication plain for table t0, t1, t2 with (publish = 'insert, update, delete');
+         create publication filtered for table t0 where (true), t1 where (true), t2 where (true) with (publish = 'insert, update, delete')",
+    )?;
+    let options =
+        |publication: &str| format!(r#"{{"publication":"{publication}","old":true,"unchanged":"!"}}"#);
+    let plain = another_to_file(&cluster, "plain", &options("plain"))?;
+    let filtered = another_to_file(&cluster, "filtered", &options("filtered"))?;
+    let begun = Instant::now();
+    std::thread::scope(|scope| -> Result<()> {
+        let sessions: Vec<_> = (0..3)
+            .map(|number| {
+                let mut session = cluster.connect()?;
+                session.batch_execute("set lock_timeout = '100ms'")?;
+                Ok(scope.spawn(move || {
+                    let mut dice = Dice::new(seed * 3 + number);
+                    let mut done = 0;
+                    while begun.elapsed() < CHANCE {
+                        let table = tables[dice.place(&tables)];
+                        let mut change = String::new();
+                        for _ in 0..=dice.below(4) {
+                            let which = match dice.below(4) {
+                                0 => dice.place(CHANGES),
+                                _ => dice.below(ROWS) as usize,
+                            };
+                            change.push_str(
+                                &CHANGES[which].replace("id % 7", "mod(id, 7)").replace('$', table),
+                            );
+                            change.push(';');
+                        }
+                        while change.contains('%') {
+                            change = change.replacen('%', &dice.below(80).to_string(), 1);
+                        }
+                        let end = if dice.below(8) == 0 { "rollback" } else { "commit" };
+                        match session.batch_execute(&format!("begin; {change} {end}")) {
+                            Ok(()) => done += 1,
+                            // The server has said no, as it may.
+                            Err(_) => drop(session.batch_execute("rollback")),
+                        }
+                    }
+                    done
+                }))
+            })
+            .collect::<Result<_>>()?;
+        for session in sessions {
+            let done = session.join().map_err(|_| anyhow::anyhow!("a session has panicked"))?;
+            ensure!(done > 5, "only {done} transactions");
+        }
+        Ok(())
+    })?;
+    delivered(&cluster)?;
+    let (ours, theirs) = (events(&plain)?, events(&filtered)?);
+    for (number, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
+        for field in ["Table", "Action", "Columns", "Old"] {
+            let same = ours.get(field) == theirs.get(field);
+            ensure!(same, "{field} of event {number}: found  {ours:.2000}\nwanted {theirs:.2000}");
+        }
+    }
+    ensure!(ours.len() == theirs.len() && ours.len() > 200, "{} and {}", ours.len(), theirs.len());
     Ok(())
 }
