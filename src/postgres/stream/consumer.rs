@@ -37,9 +37,10 @@ pub(super) fn serve(
         return End::Told;
     }
     // Before it comes to know of more.
-    if let Err(end) = has_room(definition) {
-        return end;
-    }
+    let mut aside = match Aside::look(definition) {
+        Ok(aside) => aside,
+        Err(end) => return end,
+    };
     let (line, lines) = lines(shared.header);
     let memory = Memory::new(definition);
     // The source and the sinks start threads of their own: every signal is blocked before.
@@ -72,7 +73,7 @@ pub(super) fn serve(
         Err(end) => return end,
     };
     at.set_state(SourceState::Streaming);
-    let look = AssertUnwindSafe(|| look(at, definition, &consumers, &lines));
+    let look = AssertUnwindSafe(|| look(at, definition, &consumers, &lines, &mut aside));
     let ended = PgTryBuilder::new(look).catch_others(|error| End::Failed(said(&error))).execute();
     consumers.stop();
     // It says itself why it ended.
@@ -85,25 +86,48 @@ pub(super) fn serve(
     }
 }
 
-/// Whether more may be kept aside of what is no event: else it waits until somebody has looked at what there is. What has been kept is
-/// acknowledged, so that nothing comes twice for it.
-fn has_room(definition: &SourceDefinition) -> Result<(), End> {
-    let limit =
-        source::rejected_limit(&definition.options).map_err(|error| End::Blocked(error.to_string()))?;
-    let kept = write(|| records::kept_aside(&definition.name));
-    let kept =
-        kept.map_err(|error| End::Failed(format!("could not read postern.rejected_messages: {error}")))?;
-    if kept < limit {
-        return Ok(());
+/// What is kept aside of what is no event, and how much may be: beyond that the source waits until somebody has looked at it. What has been
+/// kept is acknowledged, so that nothing comes twice for it.
+struct Aside {
+    /// At most so many bytes; rows that somebody has deleted meanwhile count until they are counted anew.
+    kept: u64,
+    limit: u64,
+}
+
+impl Aside {
+    /// Counts what there is, which takes longer the more there is.
+    fn look(definition: &SourceDefinition) -> Result<Self, End> {
+        let limit = source::rejected_limit(&definition.options);
+        let limit = limit.map_err(|error| End::Blocked(error.to_string()))?;
+        let kept = write(|| records::kept_aside(&definition.name));
+        let kept =
+            kept.map_err(|error| End::Failed(format!("could not read postern.rejected_messages: {error}")))?;
+        if kept < limit {
+            return Ok(Self { kept, limit });
+        }
+        Err(End::Failed(format!(
+            "postern.rejected_messages has {kept} bytes of it, and its option \"rejected_limit\" allows {limit}: delete from there what is no \
+             more needed, or allow more"
+        )))
     }
-    Err(End::Failed(format!(
-        "postern.rejected_messages has {kept} bytes of it, and its option \"rejected_limit\" allows {limit}: delete from there what is no more \
-         needed, or allow more"
-    )))
+
+    fn add(&mut self, definition: &SourceDefinition, bytes: u64) -> Result<(), End> {
+        self.kept += bytes;
+        if self.kept >= self.limit {
+            *self = Self::look(definition)?;
+        }
+        Ok(())
+    }
 }
 
 /// Until it is over.
-fn look(at: &'static Source, definition: &SourceDefinition, consumers: &Consumers, lines: &Waiting) -> End {
+fn look(
+    at: &'static Source,
+    definition: &SourceDefinition,
+    consumers: &Consumers,
+    lines: &Waiting,
+    aside: &mut Aside,
+) -> End {
     loop {
         heed_signals();
         write_lines(lines, &definition.name);
@@ -122,7 +146,8 @@ fn look(at: &'static Source, definition: &SourceDefinition, consumers: &Consumer
                 ));
             }
             consumers.keep(last);
-            if let Err(end) = has_room(definition) {
+            let bytes = rejected.iter().map(|one| records::bytes_aside(one)).sum();
+            if let Err(end) = aside.add(definition, bytes) {
                 return end;
             }
             continue;

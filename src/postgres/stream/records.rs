@@ -171,15 +171,23 @@ pub(super) fn keep_aside(source: &str, rejected: &Rejected) -> Result<(), SpiErr
     )
 }
 
-/// Bytes of messages that were no events and are kept of a source, as its rows have them.
+/// Bytes of a row of a message that was no event, beside key and payload.
+const ROW: u64 = 100;
+
+/// Bytes that a message takes that is kept aside, roughly.
+pub(super) fn bytes_aside(rejected: &Rejected) -> u64 {
+    ROW + rejected.key.as_ref().map_or(0, Vec::len) as u64 + rejected.payload.len() as u64
+}
+
+/// [`bytes_aside`] of all that is kept of a source.
 ///
 /// # Errors
 /// As SPI's.
 pub(super) fn kept_aside(source: &str) -> Result<u64, SpiError> {
     let bytes = Spi::get_one_with_args::<i64>(
-        "SELECT coalesce(sum(100 + coalesce(octet_length(key), 0) + coalesce(octet_length(payload), 0)), 0)::bigint
+        "SELECT coalesce(sum($2 + coalesce(octet_length(key), 0) + coalesce(octet_length(payload), 0)), 0)::bigint
          FROM postern.rejected_messages WHERE source = convert_from($1, 'UTF8')",
-        &[utf8(source)],
+        &[utf8(source), (ROW as i64).into()],
     )?;
     Ok(bytes.map_or(0, i64::cast_unsigned))
 }
