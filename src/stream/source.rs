@@ -12,7 +12,7 @@ use std::time::Duration;
 
 /// Bytes of rejected messages that a source may have kept aside before it waits for somebody to look at them: without an end, whoever may
 /// write into a topic could fill the server's disk.
-const REJECTED_LIMIT: u64 = 1 << 30;
+const REJECTED_LIMIT: u64 = 100 << 20;
 
 /// What a source hands out: every one has a serial number, from 1, higher by one than that of the last, and all are acknowledged alike.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -148,7 +148,10 @@ pub fn rejected_limit(options: &Map<String, Value>) -> Result<u64, OptionError> 
 }
 
 fn read_rejected_limit(options: &mut Options) -> Result<u64, OptionError> {
-    options.bytes("rejected_limit", REJECTED_LIMIT)
+    match options.bytes("rejected_limit", REJECTED_LIMIT)? {
+        0 => Err(OptionError::new("rejected_limit", "must be more than 0")),
+        limit => Ok(limit),
+    }
 }
 
 fn read(

@@ -68,6 +68,7 @@ fn a_client_listens_without_a_server_connection() -> Result<()> {
     let refused = error(&mut a, "SELECT * FROM pg_class")?;
     let named = format!("127.0.0.1:{}", cluster.pooler_port);
     ensure!(refused.contains("0A000") && refused.contains(&named), "{refused}");
+    ensure!(servers(&cluster)?.parse::<u32>()? <= 2, "the pooled client's only");
     Ok(())
 }
 

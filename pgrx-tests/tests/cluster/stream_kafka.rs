@@ -221,9 +221,10 @@ fn a_source_waits_where_as_much_is_kept_aside_as_may_be() -> Result<()> {
     broker.produce("in", Some("k"), "fourth")?;
     broker.produce("in", Some("k"), &event(2))?;
     // It is tried again every five seconds.
-    let starts = || cluster.sql("select worker_starts from postern.sources").unwrap_or_default();
-    let before = starts();
-    wait::until("it has been tried again", || starts() != before)?;
+    let starts =
+        || cluster.sql("select worker_starts from postern.sources")?.parse::<u64>().context("no number");
+    let before = starts()?;
+    wait::until("it has been tried again", || starts().is_ok_and(|starts| starts > before))?;
     source_is(&cluster, "failed", "rejected_limit")?;
     ensure!(kept() == "3" && lines().lines().count() == 1, "{} {}", kept(), lines());
     cluster.sql("delete from postern.rejected_messages")?;
@@ -231,11 +232,9 @@ fn a_source_waits_where_as_much_is_kept_aside_as_may_be() -> Result<()> {
     wait::until("the next one is kept", || kept() != "0")?;
     let payloads = cluster
         .sql("select string_agg(convert_from(payload, 'UTF8'), ' ') from postern.rejected_messages")?;
-    ensure!(
-        payloads == "fourth" && lines() == format!("{}\n{}\n", event(1), event(2)),
-        "{payloads}: {}",
-        lines()
-    );
+    // What was kept last may come again when a machine stands still while its offset is committed.
+    ensure!(matches!(&payloads[..], "fourth" | "third fourth"), "{payloads}");
+    ensure!(lines() == format!("{}\n{}\n", event(1), event(2)), "{}", lines());
     Ok(())
 }
 

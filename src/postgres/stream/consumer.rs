@@ -86,8 +86,7 @@ pub(super) fn serve(
     }
 }
 
-/// What is kept aside of what is no event, and how much may be: beyond that the source waits until somebody has looked at it. What has been
-/// kept is acknowledged, so that nothing comes twice for it.
+/// What is kept aside of what is no event, and how much may be: beyond that the source waits until somebody has looked at it.
 struct Aside {
     /// At most so many bytes; rows that somebody has deleted meanwhile count until they are counted anew.
     kept: u64,
@@ -111,12 +110,10 @@ impl Aside {
         )))
     }
 
-    fn add(&mut self, definition: &SourceDefinition, bytes: u64) -> Result<(), End> {
+    /// Whether it seems to be too much now. What somebody has deleted meanwhile is seen when it is counted anew, at the next start.
+    fn is_full_with(&mut self, bytes: u64) -> bool {
         self.kept += bytes;
-        if self.kept >= self.limit {
-            *self = Self::look(definition)?;
-        }
-        Ok(())
+        self.kept >= self.limit
     }
 }
 
@@ -128,6 +125,7 @@ fn look(
     lines: &Waiting,
     aside: &mut Aside,
 ) -> End {
+    let mut full = false;
     loop {
         heed_signals();
         write_lines(lines, &definition.name);
@@ -147,10 +145,15 @@ fn look(
             }
             consumers.keep(last);
             let bytes = rejected.iter().map(|one| records::bytes_aside(one)).sum();
-            if let Err(end) = aside.add(definition, bytes) {
-                return end;
+            if aside.is_full_with(bytes) && !full {
+                // What has been taken already is still kept or passed on, so that it need not come again.
+                consumers.take_no_more();
+                full = true;
             }
             continue;
+        }
+        if full {
+            return End::Again;
         }
         if let Some(trouble) = consumers.trouble() {
             at.error.say(&trouble);

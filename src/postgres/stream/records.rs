@@ -184,11 +184,12 @@ pub(super) fn bytes_aside(rejected: &Rejected) -> u64 {
 /// # Errors
 /// As SPI's.
 pub(super) fn kept_aside(source: &str) -> Result<u64, SpiError> {
-    let bytes = Spi::get_one_with_args::<i64>(
-        "SELECT coalesce(sum($2 + coalesce(octet_length(key), 0) + coalesce(octet_length(payload), 0)), 0)::bigint
-         FROM postern.rejected_messages WHERE source = convert_from($1, 'UTF8')",
-        &[utf8(source), (ROW as i64).into()],
-    )?;
+    let sql = "SELECT coalesce(sum($2 + coalesce(octet_length(key), 0) + coalesce(octet_length(payload), 0)), 0)::bigint
+         FROM postern.rejected_messages WHERE source = convert_from($1, 'UTF8')";
+    // One that only reads takes no transaction ID.
+    let bytes = Spi::connect(|client| {
+        client.select(sql, None, &[utf8(source), (ROW as i64).into()])?.first().get_one::<i64>()
+    })?;
     Ok(bytes.map_or(0, i64::cast_unsigned))
 }
 

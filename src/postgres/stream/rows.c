@@ -270,12 +270,20 @@ learn_table(Relation relation, Table *table, bool found)
 	}
 	table->columns = NULL;
 	table->count = description->natts;
+	/* Before anything is asked, which may tell of a change. */
+	table->known = true;
+	/* Whether a generated column is published depends on the version and the publication. */
+	for (int i = 0; i < description->natts; i++)
+	{
+		if (TupleDescAttr(description, i)->attgenerated)
+			return;
+	}
+	if (!is_wanted_wholly(relation))
+		return;
+	table->plain = true;
 	table->columns = MemoryContextAllocZero(tables_context, Max(description->natts, 1) * sizeof(Column));
 	table->values = MemoryContextAllocZero(tables_context, Max(description->natts, 1) * sizeof(Datum));
 	table->nulls = MemoryContextAllocZero(tables_context, Max(description->natts, 1) * sizeof(bool));
-	/* Before anything is asked, which may tell of a change. */
-	table->known = true;
-	table->plain = is_wanted_wholly(relation);
 	for (int i = 0; i < description->natts; i++)
 	{
 		Form_pg_attribute attribute = TupleDescAttr(description, i);
@@ -286,9 +294,6 @@ learn_table(Relation relation, Table *table, bool found)
 			column->how = LEFT_OUT;
 			continue;
 		}
-		/* Whether it is published depends on the version and the publication. */
-		if (attribute->attgenerated)
-			table->plain = false;
 		column->how = how_of(attribute->atttypid);
 		if (column->how == BY_FUNCTION || column->how == AS_TIMESTAMP || column->how == AS_TIMESTAMPTZ)
 		{

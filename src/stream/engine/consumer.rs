@@ -27,6 +27,8 @@ pub struct Shared {
     kept: AtomicU64,
     trouble: Mutex<Option<String>>,
     outcome: Mutex<Option<Outcome>>,
+    /// Nothing more is taken.
+    full: AtomicBool,
     stop: AtomicBool,
     wake: Box<dyn Fn() + Send + Sync>,
 }
@@ -40,6 +42,7 @@ impl Shared {
             kept: AtomicU64::new(0),
             trouble: Mutex::default(),
             outcome: Mutex::default(),
+            full: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             wake: Box::new(wake),
         }
@@ -58,6 +61,11 @@ impl Shared {
         }
         drop(rejected);
         self.kept.store(serial, Release);
+    }
+
+    /// Main's: no more is to be taken; what has been taken is passed on.
+    pub fn take_no_more(&self) {
+        self.full.store(true, Release);
     }
 
     /// What the source is in trouble with while it goes on trying.
@@ -150,7 +158,7 @@ impl Consumer {
     /// Bytes that may be taken.
     fn room(&self) -> usize {
         // Nobody goes on without the others: a message is acknowledged for all of them.
-        if !self.feeds.iter().all(Feed::is_fed) {
+        if self.shared.full.load(Acquire) || !self.feeds.iter().all(Feed::is_fed) {
             return 0;
         }
         let kept = self.bytes + self.feeds.arrears.size() + self.shared.rejected_bytes.load(Relaxed);

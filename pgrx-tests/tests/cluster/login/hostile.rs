@@ -397,11 +397,14 @@ fn silent_slow_and_vanishing_clients_cost_nobody_else_anything() -> Result<()> {
 
     // Silent ones, more than may be logging in at once.
     let silent: Vec<_> = (0..2000).map(|_| Raw::tcp(&cluster, port)).collect::<Result<_>>()?;
+    let mut took = Vec::new();
     for _ in 0..5 {
         let begun = Instant::now();
         assert_eq!(said(&with_password(at(port, "asked", "postgres"), "x")), "in as asked to postgres");
-        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+        took.push(begun.elapsed());
     }
+    // The silent ones go after two seconds, and nobody waits for that.
+    assert!(took.iter().any(|took| *took < Duration::from_millis(1500)), "{took:?}");
     drop(silent);
 
     // Those that vanish, at every stage of a login.

@@ -11,6 +11,7 @@ use crate::stream::source::{Message, Place};
 struct Flow {
     messages: VecDeque<Received>,
     taken: usize,
+    polls: u64,
     acknowledged: u64,
     trouble: Option<String>,
 }
@@ -29,6 +30,7 @@ impl Source for HeldSource {
             taken.push(message);
         }
         hand.taken += taken.len();
+        hand.polls += 1;
         Ok(taken)
     }
 
@@ -201,6 +203,26 @@ fn rejected_messages_are_not_copied() {
     }
     assert_eq!((rig.shared.rejected().len(), rig.shared.rejected_bytes.load(Relaxed)), (0, 0));
     until("all are acknowledged", || rig.source.lock().acknowledged == 300);
+}
+
+#[test]
+fn what_has_been_taken_is_passed_on_when_no_more_is_to_be_taken() {
+    let sink = Arc::new(Mutex::new(Hand { full: true, ..Hand::default() }));
+    let rig = rig(&[&sink], vec![message(1), bad(2), message(3)]);
+    until("all are taken", || rig.source.lock().taken == 3);
+    rig.shared.take_no_more();
+    // One look may have been under way.
+    let polls = rig.source.lock().polls;
+    until("it has looked again", || rig.source.lock().polls > polls + 1);
+    rig.source.lock().messages.extend([bad(4), message(5)]);
+    sink.lock().full = false;
+    until("both are given", || sink.lock().serials() == [1, 3]);
+    until("what was no event waits", || rig.shared.rejected().len() == 1);
+    rig.shared.keep(2);
+    until("all of it is acknowledged", || rig.source.lock().acknowledged == 3);
+    let polls = rig.source.lock().polls;
+    until("it goes on looking", || rig.source.lock().polls > polls + 1);
+    assert_eq!(rig.source.lock().taken, 3);
 }
 
 #[test]
