@@ -100,7 +100,7 @@ fn a_sink_in_trouble_is_an_error_of_status_until_it_is_well_again() -> Result<()
     let (cluster, port) = with_port("stream-http-error")?;
     cluster.sql("create table t (id int primary key)")?;
     let directory = file(&cluster, "events");
-    cluster.sql(&format!("copy (select 1) to program 'mkdir {}'", directory.display()))?;
+    cluster.sql(&format!("copy (select 1) to program 'cat > /dev/null; mkdir {}'", directory.display()))?;
     cluster.sql(&format!(
         "select postern.create_source('shop', 'postgres', '{{\"retry\":\"1s\"}}');
          select postern.create_sink('lines', 'file', '{{\"path\":\"{}/events.jsonl\"}}');
@@ -109,8 +109,9 @@ fn a_sink_in_trouble_is_an_error_of_status_until_it_is_well_again() -> Result<()
     ))?;
     running(&cluster, "shop to lines")?;
     assert_eq!(probe::code(port, "/status"), 200);
-    let move_away =
-        |from: &str, to: &str| cluster.sql(&format!("copy (select 1) to program 'mv {from} {to}'"));
+    let move_away = |from: &str, to: &str| {
+        cluster.sql(&format!("copy (select 1) to program 'cat > /dev/null; mv {from} {to}'"))
+    };
     let (here, away) = (directory.display().to_string(), format!("{}-away", directory.display()));
     move_away(&here, &away)?;
     cluster.sql("insert into t values (1)")?;
