@@ -54,7 +54,14 @@ def cancel():
     with connect(autocommit=True) as victim, connect(autocommit=True) as other:
         # cancel_safe came with psycopg 3.2.
         for way in (way for way in ("cancel", "cancel_safe") if hasattr(victim, way)):
-            timer = threading.Timer(0.3, getattr(victim, way))
+            # Once it runs: a cancel that comes before it hits nothing.
+            def when_it_runs(cancels=getattr(victim, way)):
+                running = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)' AND state = 'active'"
+                while value(other, running) == 0:
+                    time.sleep(0.05)
+                cancels()
+
+            timer = threading.Thread(target=when_it_runs)
             timer.start()
             before = time.monotonic()
             error = fails("57014", way, lambda: victim.execute("SELECT pg_sleep(60)"))

@@ -1,7 +1,7 @@
 //! A server that starts, stops, or is killed, and when each is over. Runs in test programs.
 
 use super::{Cluster, Stop};
-use crate::{ports, process, wait};
+use crate::{ports, probe, process, wait};
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 use std::fs;
@@ -83,11 +83,31 @@ impl Cluster {
             let log = self.log();
             let since = log.rfind("starting PostgreSQL").unwrap_or_default();
             let log = log.get(since..).unwrap_or_default();
-            ["could not listen on", "no status answers", "no pooler"].iter().any(|line| log.contains(line))
-                || [self.http_port, self.pooler_port].into_iter().all(ports::is_listened_on)
+            if ["no status answers", "no pooler"].iter().any(|line| log.contains(line)) {
+                return true;
+            }
+            let settings = self.own_settings();
+            [("status", self.banner_port), ("http", self.http_port), ("agent", self.agent_port)]
+                .into_iter()
+                .chain([("pooler", self.pooler_port)])
+                .filter(|(name, port)| is_to_listen(&settings, name, *port))
+                .all(|(_, port)| {
+                    ports::is_listened_on(port)
+                        || log.contains(&format!("could not listen on 127.0.0.1:{port} "))
+                })
         };
         let _ = wait::until_within(Duration::from_secs(20), "the workers listen", heads);
+        // Until main has looked at the server once more, it starts for the one who asks.
+        if !self.own_settings().contains("postern.status_allow") && ports::is_listened_on(self.http_port) {
+            let _ = wait::until_within(Duration::from_secs(20), "the status worker has seen it", || {
+                probe::code(self.http_port, "/health") == 200
+            });
+        }
         Ok(())
+    }
+
+    fn own_settings(&self) -> String {
+        fs::read_to_string(self.data().join("postgresql.conf")).unwrap_or_default()
     }
 
     /// The postmaster's word in postmaster.pid: starting, ready, standby or stopping; empty when there is none, or it is of a server that
@@ -166,4 +186,11 @@ impl Cluster {
         self.stop(mode)?;
         self.start_again()
     }
+}
+
+/// Whether the last word of a setting `postern.…_listen` has our own port.
+fn is_to_listen(settings: &str, name: &str, port: u16) -> bool {
+    let setting = format!("postern.{name}_listen");
+    let last = settings.lines().rev().find(|line| line.starts_with(&setting));
+    last.is_some_and(|line| line.contains(&port.to_string()))
 }

@@ -15,8 +15,7 @@ fn a_primary_says_master_and_a_standby_says_standby_byte_for_byte() -> Result<()
     assert_eq!(probe::banner(primary.banner_port)?, "MASTER");
     assert_eq!(probe::banner(standby.banner_port)?, "STANDBY");
     standby.promote()?;
-    assert_eq!(probe::banner(standby.banner_port)?, "MASTER", "a promotion shows at once");
-    Ok(())
+    wait::until("a promotion shows", || probe::banner(standby.banner_port).is_ok_and(|text| text == "MASTER"))
 }
 
 #[test]
@@ -181,18 +180,28 @@ fn a_taken_port_is_logged_by_name_and_retried_and_harms_nobody() -> Result<()> {
 fn a_server_in_crash_recovery_says_standby_and_then_master() -> Result<()> {
     let primary = Cluster::new("crash")?.start()?;
     primary.sql("CREATE TABLE t AS SELECT g, repeat('x', 100) FROM generate_series(1, 1000000) g")?;
-    primary.kill()?;
-    primary.launch()?;
-    let mut said = Vec::new();
-    wait::until("the server is up", || {
-        let now = probe::banner(primary.banner_port).unwrap_or_default();
-        if said.last() != Some(&now) && !now.is_empty() {
-            said.push(now);
+    let mut seen = false;
+    // Who is slow to ask may miss a recovery.
+    for _ in 0..3 {
+        primary.kill()?;
+        primary.launch()?;
+        let mut said = Vec::new();
+        wait::until("the server is up", || {
+            let now = probe::banner(primary.banner_port).unwrap_or_default();
+            if said.last() != Some(&now) && !now.is_empty() {
+                said.push(now);
+            }
+            said.last().is_some_and(|text| text == "MASTER")
+        })?;
+        assert!(said == ["STANDBY", "MASTER"] || said == ["MASTER"], "{said:?}\n{}", primary.log_tail());
+        assert!(primary.log().contains("automatic recovery in progress"));
+        seen = said.len() == 2;
+        if seen {
+            break;
         }
-        said.last().is_some_and(|text| text == "MASTER")
-    })?;
-    assert_eq!(said, ["STANDBY", "MASTER"], "{}", primary.log_tail());
-    assert!(primary.log().contains("automatic recovery in progress"));
+        primary.sql("INSERT INTO t SELECT g, repeat('x', 100) FROM generate_series(1, 1000000) g")?;
+    }
+    assert!(seen, "nobody has heard STANDBY");
     Ok(())
 }
 
@@ -233,7 +242,11 @@ fn a_cold_standby_says_standby() -> Result<()> {
     standby.set("hot_standby", "off")?;
     standby.launch()?;
     wait::until("the standby is up", || {
-        standby.state() == "standby" && probe::banner(standby.banner_port).is_ok()
+        standby.state() == "standby"
+            && probe::banner(standby.banner_port).is_ok()
+            && probe::agent(standby.agent_port, "").is_ok_and(|line| line.contains("cold standby"))
+            && probe::get(standby.http_port, "/health")
+                .is_ok_and(|health| health.reason().contains("hot_standby"))
     })?;
     assert_eq!(probe::banner(standby.banner_port)?, "STANDBY");
     assert!(probe::agent(standby.agent_port, "")?.starts_with("down ready #cold standby"));

@@ -1,6 +1,6 @@
 //! A server that should get no traffic says so, and why. PARITY row S7.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use pgrx_tests::cluster::{Cluster, Stop};
 use pgrx_tests::{probe, process, wait};
 use rustix::process::Signal;
@@ -143,7 +143,7 @@ fn an_idle_primary_that_writes_once_is_no_lag_of_an_hour() -> Result<()> {
             (0..30).try_for_each(|_| primary.sql("SELECT pg_switch_wal(), pg_sleep(0.05)").map(drop))
         });
         while !writer.is_finished() {
-            let answer = probe::get(standby.http_port, "/replica?lag=5s")?;
+            let answer = probe::get(standby.http_port, "/replica?lag=30s")?;
             assert_eq!(answer.code, 200, "{answer:?}");
         }
         writer.join().unwrap()
@@ -153,7 +153,7 @@ fn an_idle_primary_that_writes_once_is_no_lag_of_an_hour() -> Result<()> {
 #[test]
 fn what_only_the_primary_knows_is_asked_there() -> Result<()> {
     let (primary, standby) = pair()?;
-    assert_eq!(probe::code(standby.http_port, "/async"), 200);
+    wait::until("the primary is asked", || probe::code(standby.http_port, "/async") == 200)?;
     primary.set("synchronous_standby_names", "standby")?;
     primary.reload()?;
     wait::until("it has become synchronous", || probe::code(standby.http_port, "/sync") == 200)?;
@@ -178,9 +178,13 @@ fn where_the_primary_lets_only_replication_in_the_reason_says_so() -> Result<()>
     standby.restart(Stop::Fast)?;
     standby.wait_streaming()?;
     wait::until("the standby is healthy", || probe::code(standby.http_port, "/replica?lag=16MB") == 200)?;
-    let answer = probe::get(standby.http_port, "/sync")?;
-    assert_eq!(answer.code, 503);
-    assert!(answer.reason().contains("pg_hba.conf there must let it into a database too"), "{answer:?}");
+    wait::until("it says what pg_hba.conf there must do", || {
+        probe::get(standby.http_port, "/sync").is_ok_and(|answer| {
+            answer.code == 503
+                && answer.reason().contains("pg_hba.conf there must let it into a database too")
+        })
+    })
+    .with_context(|| format!("{:?}", probe::get(standby.http_port, "/sync")))?;
     assert!(standby.log().contains("asking the primary: "), "the log has the primary's own words");
     assert!(standby.log().contains("no pg_hba.conf entry"), "{}", standby.log_tail());
     let leader = probe::get(standby.http_port, "/standby-leader")?;
@@ -266,7 +270,9 @@ fn a_new_worker_does_not_drain_a_standby_that_streams() -> Result<()> {
     let worker = standby.worker_pid()?;
     process::signal_pid(worker, Signal::TERM)?;
     wait::until("another worker answers", || {
-        standby.worker_pid().is_ok_and(|pid| pid != worker) && probe::banner(standby.banner_port).is_ok()
+        standby.worker_pid().is_ok_and(|pid| pid != worker)
+            && probe::banner(standby.banner_port).is_ok()
+            && probe::code(standby.http_port, "/liveness") == 200
     })?;
     let answer = probe::get(standby.http_port, "/replica")?;
     assert_eq!(answer.code, 200, "{answer:?}");
@@ -281,10 +287,15 @@ fn a_plain_replication_role_can_ask_and_is_told_what_it_lacks() -> Result<()> {
     standby.set("primary_conninfo", &upstream)?;
     standby.restart(Stop::Fast)?;
     wait::until("the standby is healthy", || probe::code(standby.http_port, "/replica?lag=16MB") == 200)?;
-    let leader = probe::get(standby.http_port, "/standby-leader")?;
-    assert!(leader.reason().contains("no standby follows it"), "it could ask: {leader:?}");
-    let answer = probe::get(standby.http_port, "/async")?;
-    assert!(answer.code == 503 && answer.reason().contains("needs pg_monitor"), "{answer:?}");
+    let says = |path: &str, reason: &str| {
+        wait::until(reason, || {
+            probe::get(standby.http_port, path)
+                .is_ok_and(|answer| answer.code == 503 && answer.reason().contains(reason))
+        })
+        .with_context(|| format!("{:?}", probe::get(standby.http_port, path)))
+    };
+    says("/standby-leader", "no standby follows it")?;
+    says("/async", "needs pg_monitor")?;
     primary.sql("GRANT pg_monitor TO rep")?;
     wait::until("it is told", || probe::code(standby.http_port, "/async") == 200)
 }

@@ -13,6 +13,7 @@ fn every_path_has_patronis_code_on_a_primary_and_on_a_standby() -> Result<()> {
     let standby = primary.standby("standby")?.start()?;
     standby.wait_streaming()?;
     wait::until("the standby is healthy", || probe::code(standby.http_port, "/replica") == 200)?;
+    wait::until("the primary has been asked", || probe::code(standby.http_port, "/async") == 200)?;
     for (path, on_primary, on_standby) in [
         ("/", 200, 503),
         ("/primary", 200, 503),

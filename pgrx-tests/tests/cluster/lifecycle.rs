@@ -86,6 +86,7 @@ fn a_panic_in_a_task_restarts_the_worker_and_not_the_server() -> Result<()> {
     let _ = probe::get(cluster.http_port, "/test/panic");
     new_worker(&cluster, worker)?;
     assert!(cluster.log().contains("status worker ends to be started again"), "{}", cluster.log_tail());
+    wait::until("its HTTP port is back", || probe::code(cluster.http_port, "/liveness") == 200)?;
     let worker = cluster.worker_pid()?;
     let _ = probe::get(cluster.http_port, "/test/fail");
     new_worker(&cluster, worker)?;

@@ -203,19 +203,19 @@ fn each_of_these_limits_lets_be_what_is_within_it() -> Result<()> {
     idle.batch_execute("select 1")?;
     let mut client = through(&cluster).connect(postgres::NoTls)?;
     // Many queries, each short, take longer than one may; and so does a pause between two.
-    limit(&cluster, "query_timeout", "1s")?;
+    limit(&cluster, "query_timeout", "6s")?;
     client.batch_execute("begin")?;
-    stays("short queries", Duration::from_secs(2), || client.batch_execute("select pg_sleep(0.2)").is_ok())?;
-    stays("a pause", Duration::from_secs(3), || idle.batch_execute("select 1").is_ok())?;
+    stays("short queries", Duration::from_secs(8), || client.batch_execute("select pg_sleep(0.2)").is_ok())?;
+    stays("a pause", Duration::from_secs(8), || idle.batch_execute("select 1").is_ok())?;
     client.batch_execute("select 1; commit").context("query_timeout")?;
     // Many transactions take longer than one may.
-    limit(&cluster, "transaction_timeout", "1s")?;
-    stays("short transactions", Duration::from_secs(3), || {
+    limit(&cluster, "transaction_timeout", "6s")?;
+    stays("short transactions", Duration::from_secs(8), || {
         client.batch_execute("begin; select pg_sleep(0.1); commit").is_ok()
     })?;
     // A long query is not a transaction that is idle.
-    limit(&cluster, "idle_transaction_timeout", "1s")?;
-    client.batch_execute("begin; select pg_sleep(4)")?;
+    limit(&cluster, "idle_transaction_timeout", "6s")?;
+    client.batch_execute("begin; select pg_sleep(8)")?;
     client.batch_execute("commit").context("idle_transaction_timeout")?;
     ensure!(text(&mut idle, "select 'well'")? == "well", "idle outside of a transaction");
     Ok(())
@@ -258,6 +258,7 @@ fn who_does_not_send_the_rest_of_a_message_is_ended_and_holds_nobody_up_for_long
     for (case, first, then) in cases {
         let mut client = Raw::open(cluster.pooler_port)?;
         client.query("select 1")?;
+        let begun = Instant::now();
         for bytes in first {
             client.send_and_hear(&bytes).context(case)?;
         }
@@ -266,7 +267,6 @@ fn who_does_not_send_the_rest_of_a_message_is_ended_and_holds_nobody_up_for_long
             ensure!(client.unasked(Duration::from_millis(300))?.is_empty(), "{case}");
         }
         client.send(&then);
-        let begun = Instant::now();
         let said = client.last_words().context(case)?;
         let took = begun.elapsed();
         ensure!(said.contains("C57P05") && said.contains("postern.client_message_timeout"), "{case}: {said}");
@@ -283,12 +283,12 @@ fn who_does_not_send_the_rest_of_a_message_is_ended_and_holds_nobody_up_for_long
 
 #[test]
 fn a_slow_message_and_one_that_waits_for_a_backend_are_not_taken_for_one_that_does_not_come() -> Result<()> {
-    let cluster = with_pool("slow", 1, &[("postern.client_message_timeout", "2s")])?;
+    let cluster = with_pool("slow", 1, &[("postern.client_message_timeout", "7s")])?;
     let mut other = through(&cluster).connect(postgres::NoTls)?;
     let mut client = Raw::open(cluster.pooler_port)?;
     client.query("select 1")?;
     // A hundred kilobytes a second.
-    let query = long_query(600_000);
+    let query = long_query(900_000);
     let (first, last) = query.split_at(query.len() - 1);
     for part in first.chunks(10_000) {
         client.send(part);
@@ -302,13 +302,13 @@ fn a_slow_message_and_one_that_waits_for_a_backend_are_not_taken_for_one_that_do
     stays("the part is looked at", Duration::from_millis(500), || other.batch_execute("select 1").is_ok())?;
     other.batch_execute("begin")?;
     client.send(&query[3..]);
-    stays("a transaction goes on", Duration::from_secs(5), || other.batch_execute("select 1").is_ok())?;
+    stays("a transaction goes on", Duration::from_secs(9), || other.batch_execute("select 1").is_ok())?;
     other.batch_execute("commit")?;
     let answer = client.send_and_hear(&[])?;
     ensure!(answer.iter().any(|(tag, _)| *tag == b'D'), "{answer:?}");
     // Many messages, each of which comes in two parts in time.
     let begun = Instant::now();
-    while begun.elapsed() < Duration::from_secs(4) {
+    while begun.elapsed() < Duration::from_secs(9) {
         client.send(&query[..3]);
         ensure!(client.unasked(Duration::from_millis(200))?.is_empty(), "an answer to a part");
         client.send_and_hear(&query[3..])?;
@@ -323,7 +323,7 @@ fn a_slow_message_over_tls_is_not_taken_for_one_that_does_not_come() -> Result<(
     }
     let secured = Secured::start("slow-tls")?;
     let cluster = &secured.cluster;
-    cluster.sql("alter system set postern.client_message_timeout = '2s'")?;
+    cluster.sql("alter system set postern.client_message_timeout = '7s'")?;
     cluster.set_hba("local all all trust\nhost all all all trust\n")?;
     cluster.reload()?;
     let port = format!("127.0.0.1:{}", cluster.pooler_port);
@@ -358,7 +358,7 @@ fn a_slow_message_over_tls_is_not_taken_for_one_that_does_not_come() -> Result<(
         .map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec()));
     to.write_all(&Message::startup((3, 0), &parameters).bytes)?;
     until_ready()?;
-    let query = long_query(500_000);
+    let query = long_query(900_000);
     let (first, last) = query.split_at(query.len() - 1);
     for part in first.chunks(10_000) {
         to.write_all(part)?;
@@ -371,7 +371,7 @@ fn a_slow_message_over_tls_is_not_taken_for_one_that_does_not_come() -> Result<(
     // And who sends nothing more is ended over TLS too.
     to.write_all(&query[..5_000])?;
     let mut said = Vec::new();
-    while let Ok(bytes) = heard.recv_timeout(Duration::from_secs(10)) {
+    while let Ok(bytes) = heard.recv_timeout(Duration::from_secs(20)) {
         said.extend(bytes);
     }
     let said = String::from_utf8_lossy(&said);
@@ -390,16 +390,16 @@ fn a_thousand_slow_senders_hold_nobody_up_and_are_ended() -> Result<()> {
     let workers: Vec<_> = (0..4)
         .map(|_| {
             let (config, done) = (through(&cluster), std::sync::Arc::clone(&done));
-            Doing::start(move || -> Result<(u64, Duration)> {
+            Doing::start(move || -> Result<(u64, u64)> {
                 let mut client = config.connect(postgres::NoTls)?;
-                let (mut count, mut longest) = (0, Duration::ZERO);
+                let (mut count, mut late) = (0, 0);
                 while !done.load(std::sync::atomic::Ordering::Relaxed) {
                     let asked = Instant::now();
                     client.batch_execute("select 1")?;
-                    longest = longest.max(asked.elapsed());
+                    late += u64::from(asked.elapsed() > Duration::from_secs(1));
                     count += 1;
                 }
-                Ok((count, longest))
+                Ok((count, late))
             })
         })
         .collect();
@@ -417,8 +417,9 @@ fn a_thousand_slow_senders_hold_nobody_up_and_are_ended() -> Result<()> {
     ensure!(begun.elapsed() < Duration::from_secs(30), "it took {:?}", begun.elapsed());
     done.store(true, std::sync::atomic::Ordering::Relaxed);
     for worker in workers {
-        let (count, longest) = worker.value()??;
-        ensure!(count > 100 && longest < Duration::from_secs(3), "{count} queries, the longest {longest:?}");
+        let (count, late) = worker.value()??;
+        // A machine that stands still makes one late, and not every one.
+        ensure!(count > 100 && late * 20 < count, "{count} queries, {late} of them late");
     }
     is_clean(&cluster, 0, 2)
 }

@@ -50,7 +50,7 @@ fn a_server_connection_that_takes_too_long_ends_who_waits_for_the_first_one() ->
 #[test]
 fn after_a_failed_server_connection_a_pool_that_has_one_waits_before_the_next() -> Result<()> {
     let pause = Duration::from_secs(8);
-    let settings = [("postern.server_connect_timeout", "1s"), ("postern.server_login_retry", "8s"), WARNINGS];
+    let settings = [("postern.server_connect_timeout", "5s"), ("postern.server_login_retry", "8s"), WARNINGS];
     let cluster = with_pool("retry", 2, &settings)?;
     let mut watcher = cluster.connect()?;
     let mut first = through(&cluster).connect(postgres::NoTls)?;
@@ -63,10 +63,10 @@ fn after_a_failed_server_connection_a_pool_that_has_one_waits_before_the_next() 
     })?;
     first.batch_execute("begin")?;
     ensure!(pooled(&mut watcher)?.len() == 1);
-    delay(&cluster, &mut watcher, 3)?;
+    delay(&cluster, &mut watcher, 9)?;
+    let asked = Instant::now();
     let waiting = Doing::start(move || text(&mut second, "select 'served'"));
     cluster.wait_log(TOO_SLOW)?;
-    let failed = Instant::now();
     delay(&cluster, &mut watcher, 0)?;
     // The backend of the connection that was given up may come to see that only now.
     let mut last = Vec::new();
@@ -75,9 +75,10 @@ fn after_a_failed_server_connection_a_pool_that_has_one_waits_before_the_next() 
         let before = std::mem::replace(&mut last, pooled(&mut watcher).unwrap_or_default());
         last.len() == 2 && last == before
     })?;
-    let took = failed.elapsed();
-    ensure!(took > pause - Duration::from_secs(1), "it was tried again after {took:?}");
-    ensure!(took < 3 * pause, "it was tried again after {took:?}");
+    let took = asked.elapsed();
+    // It takes five seconds to fail.
+    ensure!(took > pause + Duration::from_secs(5), "it was tried again after {took:?}");
+    ensure!(took < 4 * pause, "it was tried again after {took:?}");
     ensure!(waiting.value()?? == "served", "the one who waited was served all the same");
     ensure!(text(&mut first, "select 'here'")? == "here", "and the one that had a backend kept it");
     Ok(())
@@ -88,10 +89,10 @@ fn a_login_that_outlives_its_front_takes_nothing_from_the_next_one() -> Result<(
     let cluster = with_pool("late-login", 1, &[WARNINGS, ("autovacuum", "off")])?;
     let mut watcher = cluster.connect()?;
     // Before the startup packet is read, so that the token is shown late.
-    watcher.batch_execute("alter system set pre_auth_delay = 3")?;
+    watcher.batch_execute("alter system set pre_auth_delay = 8")?;
     watcher.batch_execute("select pg_reload_conf()")?;
     wait::until("the postmaster has read it", || {
-        text(&mut watcher, "show pre_auth_delay").is_ok_and(|shown| shown == "3s")
+        text(&mut watcher, "show pre_auth_delay").is_ok_and(|shown| shown == "8s")
     })?;
     let postmaster = cluster.pid()?;
     let children = || process::children(postmaster).into_iter().map(|(pid, _)| pid).collect::<Vec<_>>();
@@ -192,7 +193,7 @@ fn who_waits_for_a_backend_is_let_in_at_once() -> Result<()> {
         }
         Ok(())
     };
-    let patience = Duration::from_secs(5);
+    let patience = Duration::from_secs(20);
     let mut holder = through(&cluster).connect(NoTls)?;
     holder.batch_execute("begin")?;
     let mut client = newcomer(&cluster)?;
@@ -230,7 +231,7 @@ fn who_comes_too_late_for_the_last_backend_is_let_in_soon() -> Result<()> {
     })?;
     process::signal_pid(backend, Signal::CONT)?;
     for client in &mut both {
-        ensure!(is_let_in(client, Duration::from_secs(5))?);
+        ensure!(is_let_in(client, Duration::from_secs(20))?);
     }
     // One of them has the backend for as long as it stays, and the other is its next.
     let mut welcomed = None;
