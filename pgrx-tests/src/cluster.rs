@@ -17,7 +17,7 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -51,6 +51,8 @@ pub struct Cluster {
     installation: &'static Installation,
     directory: Directory,
     server: Mutex<Option<Process>>,
+    /// Bytes that the log had before the server was last started.
+    logged_before: AtomicUsize,
 }
 
 /// The ports of one cluster.
@@ -170,6 +172,7 @@ impl Cluster {
             installation,
             directory: Directory { path, sockets },
             server: Mutex::new(None),
+            logged_before: AtomicUsize::new(0),
         })
     }
 

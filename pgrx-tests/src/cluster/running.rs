@@ -7,6 +7,7 @@ use rustix::process::Signal;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 impl Cluster {
@@ -64,6 +65,7 @@ impl Cluster {
 
     fn launch_by(&self, mut command: Command, log: &Path) -> Result<()> {
         let log = fs::OpenOptions::new().create(true).append(true).open(log)?;
+        self.logged_before.store(self.log().len(), Relaxed);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         *self.server() = Some(process::start(command, Signal::QUIT)?);
         Ok(())
@@ -81,8 +83,7 @@ impl Cluster {
         }
         let heads = || {
             let log = self.log();
-            let since = log.rfind("starting PostgreSQL").unwrap_or_default();
-            let log = log.get(since..).unwrap_or_default();
+            let log = log.get(self.logged_before.load(Relaxed)..).unwrap_or_default();
             if ["no status answers", "no pooler"].iter().any(|line| log.contains(line)) {
                 return true;
             }

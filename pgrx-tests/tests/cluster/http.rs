@@ -148,6 +148,7 @@ fn promtool_accepts_the_metrics() -> Result<()> {
     let primary = Cluster::new("primary")?.start()?;
     let standby = primary.standby("standby")?.start()?;
     standby.wait_streaming()?;
+    wait::until("the standby is healthy", || probe::code(standby.http_port, "/replica") == 200)?;
     probe::banner(primary.banner_port)?;
     for cluster in [&primary, &standby] {
         let answer = probe::get(cluster.http_port, "/metrics")?;

@@ -100,6 +100,9 @@ fn a_login_that_outlives_its_front_takes_nothing_from_the_next_one() -> Result<(
         let new = || children().into_iter().find(|pid| !before.contains(pid)).context("no new process");
         wait::for_value("the front has asked for a backend", new)
     };
+    wait::until("nobody else comes", || {
+        process::children(postmaster).iter().all(|(_, line)| !line.contains("scout"))
+    })?;
     let before = children();
     let config = through(&cluster);
     let first = Doing::start(move || config.connect(postgres::NoTls).is_err());

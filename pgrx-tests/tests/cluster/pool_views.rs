@@ -5,7 +5,6 @@ use pgrx_tests::cluster::Cluster;
 use pgrx_tests::{lacking, probe, wait};
 use postgres::error::SqlState;
 use postgres::{Client, NoTls};
-use std::time::Duration;
 
 fn started(name: &str) -> Result<Cluster> {
     with_pool_size(name, 20)
@@ -280,9 +279,7 @@ fn a_pause_keeps_clients_waiting_until_resume() -> Result<()> {
     assert!(!waiting.is_finished() && !newcomer.is_finished());
     assert_eq!(cluster.sql("SELECT postern.resume('elsewhere')")?, "0");
     assert_eq!(cluster.sql("SELECT postern.resume()")?, "1");
-    wait::until_within(Duration::from_secs(10), "they are served", || {
-        waiting.is_finished() && newcomer.is_finished()
-    })?;
+    wait::until("they are served", || waiting.is_finished() && newcomer.is_finished())?;
     let after = waiting.join().map_err(|_| anyhow::anyhow!("the client panicked"))??;
     newcomer.join().map_err(|_| anyhow::anyhow!("the newcomer panicked"))??;
     assert_ne!(before, after, "the server connections were closed");
@@ -355,6 +352,7 @@ fn the_metrics_have_every_pool_and_promtool_accepts_them() -> Result<()> {
     let mut client = through(&cluster, "client")?;
     client.batch_execute("SELECT 1")?;
     client_shows(&cluster, "client", "transactions", "1")?;
+    shows(&cluster, "SELECT servers_idle FROM postern.pools WHERE role = 'postgres'", "1")?;
     let text = probe::get(cluster.http_port, "/metrics")?.body;
     crate::http::promtool_accepts(&text)?;
     let pool = "database=\"postgres\",role=\"postgres\"";

@@ -286,7 +286,7 @@ fn clients_that_vanish_amid_a_message_give_their_places_back() -> Result<()> {
 #[test]
 fn an_idle_client_is_ended_also_while_its_backend_stays_with_it() -> Result<()> {
     let cluster = Cluster::new("idle")?;
-    cluster.set("postern.client_idle_timeout", "2s")?;
+    cluster.set("postern.client_idle_timeout", "12s")?;
     let cluster = cluster.start()?;
     let mut idle = raw(&cluster)?;
     idle.write_all(&typed(b'Q', b"SELECT 1\0"))?;

@@ -10,7 +10,7 @@ use std::time::Duration;
 pub struct Raw(Connection);
 
 /// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Raw {
     pub fn open(port: u16) -> Result<Self> {

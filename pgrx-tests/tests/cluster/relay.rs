@@ -1,7 +1,7 @@
 //! LISTEN and NOTIFY through the pooler: the relay hears for everybody.
 
 use crate::pooling::with_pool;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::Cluster;
 use pgrx_tests::script::connection::{Connection, Received, Target};
 use pgrx_tests::script::frontend::Message;
@@ -158,9 +158,9 @@ fn the_views_and_the_metrics_show_who_listens_to_what() -> Result<()> {
     b.query("NOTIFY news")?;
     a.wait_for(1)?;
     let shows = |sql: &str, what: &str| -> Result<()> {
-        let found = cluster.sql(sql)?;
-        ensure!(found == what, "{sql}: {found}");
-        Ok(())
+        // The relay counts what it has sent when it has sent it.
+        wait::until(sql, || cluster.sql(sql).is_ok_and(|found| found == what))
+            .with_context(|| format!("{:?}", cluster.sql(sql)))
     };
     shows(
         "SELECT string_agg(concat_ws(' ', database, channel, listeners, delivered, since > now() - '1 min'::interval, \
@@ -203,7 +203,7 @@ fn the_views_and_the_metrics_show_who_listens_to_what() -> Result<()> {
     direct.query(
         "DO $$ BEGIN ASSERT (SELECT array_agg(c) = '{own}' FROM postern.listening_channels() c); END $$",
     )?;
-    let page = pgrx_tests::probe::get(cluster.http_port, "/metrics")?.body;
+    let page = || pgrx_tests::probe::get(cluster.http_port, "/metrics").map(|page| page.body);
     for line in [
         "postern_relay_channels 3",
         "postern_relay_listens 4",
@@ -213,7 +213,8 @@ fn the_views_and_the_metrics_show_who_listens_to_what() -> Result<()> {
         "postern_relay_notifications_total 2",
         "postern_relay_slow_clients_total 0",
     ] {
-        ensure!(page.lines().any(|found| found == line), "{line}: {page}");
+        wait::until(line, || page().is_ok_and(|page| page.lines().any(|found| found == line)))
+            .with_context(|| format!("{:?}", page()))?;
     }
     drop((a, b, somebody));
     wait::until("nobody listens", || {

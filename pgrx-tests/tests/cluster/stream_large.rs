@@ -21,7 +21,7 @@ fn a_transaction_of_300000_rows_passes_in_little_memory() -> Result<()> {
     let before = most_memory(&cluster)?;
     cluster.sql("insert into t select i, repeat('x', 200) from generate_series(1, 300000) i")?;
     // It is about memory: with a library that is not optimized it took 32 s beside other tests.
-    delivered_within(&cluster, 3 * wait::LIMIT)?;
+    delivered_within(&cluster, 6 * wait::LIMIT)?;
     let after = most_memory(&cluster)?;
     let mut lines = 0_u64;
     let mut files = vec![path.clone()];
@@ -75,7 +75,7 @@ fn while_a_sink_is_down_little_is_in_memory_and_nothing_more_is_confirmed() -> R
     ensure!(after - before < 16 * 1024, "from {before} to {after} kB");
     let confirmed = cluster.sql("select confirmed_flush_lsn from pg_replication_slots")?;
     std::fs::remove_dir(&path)?;
-    delivered_within(&cluster, 3 * wait::LIMIT)?;
+    delivered_within(&cluster, 6 * wait::LIMIT)?;
     ensure!(worker(&cluster)? == pid, "it began anew");
     let most = number("select buffered_most from postern.sources")?;
     ensure!(most <= 1 << 20, "{most} bytes");

@@ -361,7 +361,7 @@ fn whatever_is_done_to_tables_rows_are_those_that_pgoutput_writes() -> Result<()
         }
         Ok(())
     })?;
-    delivered_within(&cluster, 3 * wait::LIMIT)?;
+    delivered_within(&cluster, 6 * wait::LIMIT)?;
     let (ours, theirs) = (events(&plain)?, events(&filtered)?);
     for (number, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
         for field in ["Table", "Action", "Columns", "Old"] {

@@ -6,6 +6,7 @@ use crate::stream::{
 use anyhow::{Context, Result, ensure};
 use pgrx_tests::cluster::Cluster;
 use pgrx_tests::wait;
+use rustix::fs::{CWD, RenameFlags};
 use std::path::{Path, PathBuf};
 
 /// A source `shop` that feeds two files, `one` and `two`.
@@ -37,8 +38,9 @@ fn spoil(cluster: &Cluster, path: &Path, id: i64) -> Result<PathBuf> {
 
 /// The file grows again where it ended.
 fn mend(path: &Path, aside: &Path) -> Result<()> {
-    std::fs::remove_dir(path)?;
-    Ok(std::fs::rename(aside, path)?)
+    // At once: a sink that found neither would make a new one.
+    rustix::fs::renameat_with(CWD, aside, CWD, path, RenameFlags::EXCHANGE)?;
+    Ok(std::fs::remove_dir(aside)?)
 }
 
 fn stream_is(cluster: &Cluster, name: &str, beginning: &str) -> Result<()> {

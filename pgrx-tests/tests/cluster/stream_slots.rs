@@ -94,7 +94,8 @@ fn too_few_slots_are_said_and_one_more_mends_it() -> Result<()> {
     cluster.sql("select pg_create_physical_replication_slot('other')")?;
     let path = define(&cluster, QUICK, "{}")?;
     source_is(&cluster, "failed", "all replication slots are in use")?;
-    ensure!(cluster.sql("select last_error from postern.sources")?.contains("max_replication_slots"));
+    // Now and then the last word is that it waits for transactions that are running.
+    source_is(&cluster, "failed", "max_replication_slots")?;
     cluster.sql("select pg_drop_replication_slot('other')")?;
     works(&cluster, &path)
 }

@@ -106,11 +106,11 @@ fn a_snapshot_that_is_interrupted_goes_on_with_the_next_table() -> Result<()> {
     let stop = AtomicBool::new(false);
     let path = std::thread::scope(|scope| {
         scope.spawn(|| write(&cluster, &stop));
-        let path = define(&cluster, r#"{"snapshot":true,"retry":"100ms"}"#, SINK);
+        let path = define(&cluster, r#"{"snapshot":true,"retry":"100ms"}"#, r#"{"sync":"5s"}"#);
         let ended = (|| {
             // Amid the second table: what it has of it waits for the next sync, and the worker is held in the meantime.
+            let pid = wait::for_value("the worker", || worker(&cluster))?;
             cluster.wait_log("snapshot of table \"public\".\"b\"")?;
-            let pid = worker(&cluster)?;
             signal_pid(pid, Signal::STOP)?;
             let done = cluster.sql(
                 "select snapshot_done, (select count(*) from postern.snapshot_tables where delivered) from postern.source_states",

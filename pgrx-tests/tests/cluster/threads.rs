@@ -100,7 +100,11 @@ fn clients_are_spread_and_everything_works_on_each_thread() -> Result<()> {
         let error = error.context("it has slept")?;
         ensure!(error.code() == Some(&postgres::error::SqlState::QUERY_CANCELED), "{error}");
     }
-    ensure!(cluster.sql("SELECT count(*) FROM postern.clients")? == clients.len().to_string());
+    wait::until("there are no others", || {
+        cluster
+            .sql("SELECT count(*) FROM postern.clients")
+            .is_ok_and(|count| count == clients.len().to_string())
+    })?;
     cluster.sql("SELECT postern.kill(pid) FROM postern.clients")?;
     for client in &mut clients {
         wait::until("the client is ended", || client.batch_execute("SELECT 1").is_err())?;

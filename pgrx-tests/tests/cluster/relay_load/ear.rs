@@ -172,7 +172,7 @@ impl<'a> Ear<'a> {
     }
 
     /// Everything that was promised has come when what is notified now has.
-    pub(super) fn end(mut self, notifier: &mut postgres::Client, number: usize) -> Result<Heard, Ended> {
+    pub(super) fn end(&mut self, notifier: &mut postgres::Client, number: usize) -> Result<(), Ended> {
         if let Some(error) = self.query("SELECT 1")? {
             return Err(Ended(format!("wrong: {error}")));
         }
@@ -189,6 +189,6 @@ impl<'a> Ear<'a> {
             }
         }
         self.heard.got.pop();
-        Ok(self.heard)
+        Ok(())
     }
 }

@@ -17,7 +17,7 @@ fn what_stands_over_a_default_outlives_a_reload() -> Result<()> {
     }
     cluster.connect()?.batch_execute("alter system set transform_null_equals = on")?;
     cluster.connect()?.batch_execute("select pg_reload_conf()")?;
-    let limit = Instant::now() + Duration::from_secs(5);
+    let limit = Instant::now() + wait::LIMIT;
     while text(&mut clients[0], "show transform_null_equals")? != "on" {
         ensure!(Instant::now() < limit, "the reload does not come");
     }

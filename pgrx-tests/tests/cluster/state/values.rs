@@ -233,15 +233,15 @@ pub const SCRIPTS: [(&str, &str); 10] = [
         "time-outs of one's own",
         r#"
         errors 57014 57014
-        > Query "set statement_timeout = '40ms'"
+        > Query "set statement_timeout = '500ms'"
         ~
         > Query "select pg_sleep(10)"
-        Z> Query "select pg_sleep(0.1)"
-        Y> Query "select pg_sleep(0.1)"
+        Z> Query "select pg_sleep(0.7)"
+        Y> Query "select pg_sleep(0.7)"
         ~
         > Query "select pg_sleep(10)"
         ~
-        > Query "reset statement_timeout; select pg_sleep(0.1)"
+        > Query "reset statement_timeout; select pg_sleep(0.7)"
         ~
         > Query "set lock_timeout = '10ms'; set idle_in_transaction_session_timeout = '10s'"
         ~
