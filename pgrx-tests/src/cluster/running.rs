@@ -143,7 +143,10 @@ impl Cluster {
     /// When it does not end in time.
     pub fn wait_end(&self) -> Result<()> {
         if let Some(mut server) = self.server().take() {
-            server.wait(Duration::from_secs(60)).with_context(|| self.log_tail())?;
+            let pid = server.pid();
+            server
+                .wait(Duration::from_secs(60))
+                .with_context(|| format!("{:?} are left\n{}", process::children(pid), self.log_tail()))?;
         }
         Ok(())
     }

@@ -92,9 +92,17 @@ fn end_things(cluster: &Cluster, broker: &Broker) -> Result<()> {
     let end_worker = |signal: Signal| -> Result<()> {
         let pid = wait::for_value("the source has a worker", || worker(cluster))
             .with_context(|| cluster.log_tail())?;
+        let crashes = || cluster.log().matches("all server processes terminated; reinitializing").count();
+        let before = crashes();
         // It may have ended by itself, when its stream was started again.
-        let _ = signal_pid(pid, signal);
-        wait::until("that worker is gone", || !process::is_running(pid))
+        let killed = signal_pid(pid, signal).is_ok() && signal == Signal::KILL;
+        wait::until("that worker is gone", || !process::is_running(pid))?;
+        if killed {
+            // A server of 18 that is told to stop while it recovers waits for its checkpointer, minutes long.
+            let _ = wait::until_within(Duration::from_secs(5), "the server knows", || crashes() > before);
+            wait::until("it has recovered", || cluster.sql("select 1").is_ok())?;
+        }
+        Ok(())
     };
     let seed = dice::seed();
     eprintln!("POSTERN_TEST_SEED={seed}");

@@ -1,13 +1,16 @@
 //! Replication slots of change streams: whose they are, and what becomes of a stream whose slot is taken, moved, dropped or invalidated.
 
+use crate::pooling::text;
 use crate::stream::{
-    QUICK, define, delivered, ids, running, shows, source_is, start, stopped, to_file, worker, works,
-    write_wal,
+    QUICK, define, delivered, ids, running, shows, source_is, start, stopped, terminate_worker, to_file,
+    worker, works, write_wal,
 };
 use anyhow::{Result, ensure};
 use pgrx_tests::cluster::Cluster;
 use pgrx_tests::{process, wait};
 use rustix::process::Signal;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 /// Makes a slot of pgoutput; the last argument is two_phase.
 fn make_slot(cluster: &Cluster, name: &str, two_phase: bool) -> Result<()> {
@@ -267,4 +270,47 @@ fn a_slot_of_two_phases_is_refused() -> Result<()> {
            select postern.create_stream('s', 'shop', 'd')"#,
     )?;
     source_is(&cluster, "blocked", "replication slot \"prepared\" was made with two_phase")
+}
+
+/// A process that decodes does not show as one that runs a transaction, unless it takes care: then whoever reads what it has written and not
+/// yet committed takes that for what a crash has left, and says so in the row, for good.
+#[test]
+fn what_a_worker_writes_down_stays_whoever_reads_it_meanwhile() -> Result<()> {
+    // A commit takes a moment.
+    let cluster = start("stream-read-meanwhile", &[("fsync", "on")])?;
+    cluster.sql("create table t (id bigserial primary key)")?;
+    to_file(&cluster, QUICK)?;
+    let over = AtomicBool::new(false);
+    let write = || -> Result<()> {
+        let mut client = cluster.connect()?;
+        while !over.load(Relaxed) {
+            client.batch_execute("insert into t default values")?;
+        }
+        Ok(())
+    };
+    let read = || -> Result<()> {
+        let mut client = cluster.connect()?;
+        while !over.load(Relaxed) {
+            let slot = text(&mut client, "select confirmed_flush_lsn::text from pg_replication_slots")?;
+            let behind =
+                format!("select confirmed::text from postern.source_states where confirmed < '{slot}'");
+            let behind = client.query_opt(&behind, &[])?.map(|row| row.get::<_, String>(0));
+            ensure!(behind.is_none(), "{behind:?} is written down when the slot has confirmed {slot}");
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| -> Result<()> {
+        let threads: Vec<_> =
+            (0..2).map(|_| scope.spawn(write)).chain((0..3).map(|_| scope.spawn(read))).collect();
+        let begun = Instant::now();
+        let mut ended = Ok(());
+        while ended.is_ok() && begun.elapsed() < Duration::from_secs(12) {
+            ended = terminate_worker(&cluster);
+        }
+        over.store(true, Relaxed);
+        for thread in threads {
+            thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+        }
+        ended
+    })
 }

@@ -25,6 +25,8 @@
 #include "replication/output_plugin.h"
 #include "replication/reorderbuffer.h"
 #include "replication/slot.h"
+#include "storage/lwlock.h"
+#include "storage/proc.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/inval.h"
@@ -419,6 +421,21 @@ on_filter_by_origin(LogicalDecodingContext *ctx, RepOriginId origin)
 	return plugin.filter_by_origin_cb != NULL && plugin.filter_by_origin_cb(ctx, origin);
 }
 
+/*
+ * This process writes down where its streams are, in transactions of its own. While it is marked as one that decodes, no snapshot has its
+ * transactions among those that run (GetSnapshotData() in procarray.c): who reads what one of them has written and not yet committed takes
+ * it for what a crash has left, and says so in the row, for good. The mark only keeps such a process from holding VACUUM up; without it
+ * this one is as a session that calls pg_logical_slot_get_changes().
+ */
+static void
+show_own_transactions(void)
+{
+	LWLockAcquire(ProcArrayLock, LW_EXCLUSIVE);
+	MyProc->statusFlags &= ~PROC_IN_LOGICAL_DECODING;
+	ProcGlobal->statusFlags[MyProc->pgxactoff] = MyProc->statusFlags;
+	LWLockRelease(ProcArrayLock);
+}
+
 /* Begins to decode what the slot has not confirmed. Outside a transaction; the slot is held until the process ends. */
 void
 postern_decoding_begin(const char *slot, const char *publication_name, bool messages)
@@ -443,6 +460,7 @@ postern_decoding_begin(const char *slot, const char *publication_name, bool mess
 												.segment_open = wal_segment_open,
 												.segment_close = wal_segment_close),
 									 prepare_write, do_write, update_progress);
+	show_own_transactions();
 	plugin = decoding->callbacks;
 	decoding->callbacks.begin_cb = on_begin;
 	decoding->callbacks.commit_cb = on_commit;
