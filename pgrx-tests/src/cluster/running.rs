@@ -88,9 +88,10 @@ impl Cluster {
                 return true;
             }
             let settings = self.own_settings();
-            [("status", self.banner_port), ("http", self.http_port), ("agent", self.agent_port)]
+            let ports = [self.banner_port, self.http_port, self.agent_port, self.pooler_port];
+            ["status", "http", "agent", "pooler"]
                 .into_iter()
-                .chain([("pooler", self.pooler_port)])
+                .zip(ports)
                 .filter(|(name, port)| is_to_listen(&settings, name, *port))
                 .all(|(_, port)| {
                     ports::is_listened_on(port)

@@ -17,15 +17,11 @@ fn a_pause_lets_transactions_end_and_keeps_clients_until_the_resume() -> Result<
         let mut pausing = self::console(&cluster)?;
         let paused = Doing::start(move || pausing.simple_query(command).map(drop));
         assert!(paused.not_yet(), "{command} ends while a transaction runs");
-        wait::until("the pause has begun", || {
-            let shown = if command == "PAUSE" {
-                ("key", "paused", "value", "yes")
-            } else {
-                ("name", "postgres", "paused", "1")
-            };
-            let view = if command == "PAUSE" { "SHOW STATE" } else { "SHOW DATABASES" };
-            row(&mut console, view, &[(shown.0, shown.1), (shown.2, shown.3)]).is_ok()
-        })?;
+        let (view, shown) = match command {
+            "PAUSE" => ("SHOW STATE", [("key", "paused"), ("value", "yes")]),
+            _ => ("SHOW DATABASES", [("name", "postgres"), ("paused", "1")]),
+        };
+        wait::until("the pause has begun", || row(&mut console, view, &shown).is_ok())?;
         let other = Doing::start(move || other.simple_query("SELECT 2").map(|_| other));
         assert!(other.not_yet(), "a client is served in spite of {command}");
         working.simple_query("SELECT 3; COMMIT")?;

@@ -138,14 +138,25 @@ fn lag_is_counted_from_the_primary_even_when_nothing_arrives() -> Result<()> {
 fn an_idle_primary_that_writes_once_is_no_lag_of_an_hour() -> Result<()> {
     let (primary, standby) = pair()?;
     standby.wait_caught_up(&primary)?;
+    // By the age of the last commit it is late from here on, and by that alone it would be for good.
+    primary.sql("CREATE TABLE t ()")?;
+    standby.wait_caught_up(&primary)?;
+    wait::until("the last commit is long ago", || {
+        standby
+            .sql("SELECT now() - pg_last_xact_replay_timestamp() > '6 seconds'")
+            .is_ok_and(|is_long_ago| is_long_ago == "t")
+    })?;
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| {
             (0..30).try_for_each(|_| primary.sql("SELECT pg_switch_wal(), pg_sleep(0.05)").map(drop))
         });
+        let mut answers = Vec::new();
         while !writer.is_finished() {
-            let answer = probe::get(standby.http_port, "/replica?lag=30s")?;
-            assert_eq!(answer.code, 200, "{answer:?}");
+            answers.push(probe::get(standby.http_port, "/replica?lag=5s")?);
         }
+        // A receiver that stands still for so long is that late.
+        let late: Vec<_> = answers.iter().filter(|answer| answer.code != 200).collect();
+        assert!(late.len() * 10 <= answers.len(), "of {} answers: {late:?}", answers.len());
         writer.join().unwrap()
     })
 }

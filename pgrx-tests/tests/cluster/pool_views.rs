@@ -5,6 +5,7 @@ use pgrx_tests::cluster::Cluster;
 use pgrx_tests::{lacking, probe, wait};
 use postgres::error::SqlState;
 use postgres::{Client, NoTls};
+use std::time::Duration;
 
 fn started(name: &str) -> Result<Cluster> {
     with_pool_size(name, 20)
@@ -279,7 +280,9 @@ fn a_pause_keeps_clients_waiting_until_resume() -> Result<()> {
     assert!(!waiting.is_finished() && !newcomer.is_finished());
     assert_eq!(cluster.sql("SELECT postern.resume('elsewhere')")?, "0");
     assert_eq!(cluster.sql("SELECT postern.resume()")?, "1");
-    wait::until("they are served", || waiting.is_finished() && newcomer.is_finished())?;
+    wait::until_within(Duration::from_secs(10), "they are served", || {
+        waiting.is_finished() && newcomer.is_finished()
+    })?;
     let after = waiting.join().map_err(|_| anyhow::anyhow!("the client panicked"))??;
     newcomer.join().map_err(|_| anyhow::anyhow!("the newcomer panicked"))??;
     assert_ne!(before, after, "the server connections were closed");

@@ -273,6 +273,11 @@ fn who_waits_too_long_hears_so_also_where_every_new_connection_fails() -> Result
     Ok(())
 }
 
+/// Whether forty clients have not done enough yet: eight seconds, and a thousand things together, of which each has its part.
+pub fn goes_on(begun: Instant, done: u64) -> bool {
+    begun.elapsed() < Duration::from_secs(8) || (done <= 1_000 && begun.elapsed() < wait::LIMIT)
+}
+
 /// What an idle client hears at last, while another one is served again and again.
 pub fn last_of(idle: &mut Raw, busy: &mut postgres::Client) -> Result<Vec<(u8, Vec<u8>)>> {
     let begun = Instant::now();
@@ -404,10 +409,10 @@ fn a_storm_of_cancels_hits_only_its_own_client() -> Result<()> {
         }
     }
     for other in others {
-        ensure!(other.value()?? > 10);
+        ensure!(other.value()?? > 20);
     }
     let sent = storm.value()?;
-    ensure!(hit > 2, "{hit} hit, {spared} spared of {sent} sent: no storm");
+    ensure!(hit > 5, "{hit} hit, {spared} spared of {sent} sent: no storm");
     Ok(())
 }
 
@@ -431,7 +436,7 @@ fn a_flush_behind_a_sync_holds_no_backend() -> Result<()> {
         ensure!(text(&mut other, &format!("select {number}"))? == number.to_string());
         one.send_and_hear(&Message::flush().then(query()).bytes)?;
     }
-    ensure!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
+    ensure!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     Ok(())
 }
 
@@ -451,6 +456,6 @@ fn a_flush_after_another_clients_settings_holds_no_backend() -> Result<()> {
     ensure!(
         text(&mut other, "show application_name")? == "other" && text(&mut other, "execute s")? == "other"
     );
-    ensure!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
+    ensure!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     one.query("select 1").map(drop)
 }

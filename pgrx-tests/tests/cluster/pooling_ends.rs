@@ -84,7 +84,7 @@ fn a_fast_shutdown_tells_every_client() -> Result<()> {
     let mut busy = busy(&cluster, &mut cluster.connect()?)?;
     let begun = Instant::now();
     cluster.stop(Stop::Fast)?;
-    ensure!(begun.elapsed() < Duration::from_secs(25), "it took {:?}", begun.elapsed());
+    ensure!(begun.elapsed() < Duration::from_secs(10), "it took {:?}", begun.elapsed());
     let said = busy.last_words()?;
     ensure!(said.contains("C57P01"), "busy: {said}");
     for (name, client) in [("idle", &mut idle), ("in a block", &mut block)] {
@@ -117,7 +117,7 @@ fn a_smart_shutdown_ends_when_the_sessions_have_ended() -> Result<()> {
     drop(idle);
     let begun = Instant::now();
     cluster.wait_end()?;
-    ensure!(begun.elapsed() < Duration::from_secs(25), "it took {:?}", begun.elapsed());
+    ensure!(begun.elapsed() < Duration::from_secs(15), "it took {:?}", begun.elapsed());
     Ok(())
 }
 
@@ -138,7 +138,7 @@ fn a_pooler_that_is_told_to_end_comes_back_within_a_moment() -> Result<()> {
     // A second until it is started, and what it takes to end and to begin.
     const MOMENT: Duration = Duration::from_secs(3);
     // What no round may take, whatever the machine does.
-    const MOST: Duration = Duration::from_secs(25);
+    const MOST: Duration = Duration::from_secs(10);
     const ROUNDS: usize = 4;
     let cluster = with_pool("back", 2, &[])?;
     let mut watcher = cluster.connect()?;
@@ -164,8 +164,8 @@ fn a_pooler_that_is_told_to_end_comes_back_within_a_moment() -> Result<()> {
         }
     }
     // A loaded machine adds to some of them what is not the pooler's.
-    let quick = took.iter().any(|took| *took < MOMENT);
-    ensure!(quick && took.iter().all(|took| *took < MOST), "it took {took:?}");
+    let quick = took.iter().filter(|took| **took < MOMENT).count();
+    ensure!(quick * 2 >= ROUNDS && took.iter().all(|took| *took < MOST), "it took {took:?}");
     // The server has not restarted, and no backend of before is left.
     ensure!(text(&mut watcher, "select 1")? == "1");
     wait::until("only backends of the new one are left", || {
@@ -179,7 +179,7 @@ fn a_connection_that_its_backend_does_not_know_as_pooled_is_closed_and_opened_an
     let begun = Instant::now();
     let mut client = through(&cluster).application_name("test token").connect(postgres::NoTls)?;
     ensure!(text(&mut client, "select 1")? == "1");
-    ensure!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
+    ensure!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     cluster.wait_log("the server took the pooler's connection for a client's")?;
     let mut watcher = cluster.connect()?;
     wait::until("the other one has gone", || {
